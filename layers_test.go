@@ -13,7 +13,7 @@ import (
 // above its own, and those of its own folder.
 var layers = []string{
 	".",
-	"queue ledger store staging image scratch device/cdi device/require",
+	"queue ledger store staging image scratch logfile device/cdi device/require",
 	"runner",
 	"device device/nvidia device/amd device/intel",
 	"engine/enginetest engine/oci engine/docker engine/swarm engine/kubernetes engine/slurm",

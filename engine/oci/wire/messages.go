@@ -1,0 +1,104 @@
+package wire
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/berth-project/berth"
+)
+
+// Op names what a request asks for.
+type Op string
+
+// The operations. Each takes the fields of Request named beside it.
+const (
+	OpHello   Op = "hello"   //
+	OpOpen    Op = "open"    // Spec; a bound sandbox ends with this connection
+	OpBind    Op = "bind"    // Sandbox; as OpOpen of a bound sandbox, after the monitor was started anew
+	OpAttach  Op = "attach"  // Sandbox
+	OpVolume  Op = "volume"  // Sandbox, Path; answers with the directory
+	OpStart   Op = "start"   // Sandbox, Start
+	OpFind    Op = "find"    // Sandbox, Container
+	OpWait    Op = "wait"    // Sandbox, Container; answers when it has ended
+	OpStop    Op = "stop"    // Sandbox, Container, Grace; answers when it has ended
+	OpSignal  Op = "signal"  // Sandbox, Container, Signal
+	OpRemove  Op = "remove"  // Sandbox, Container
+	OpStats   Op = "stats"   // Sandbox, Container
+	OpStdin   Op = "stdin"   // Sandbox, Container; answers with the write end
+	OpConsole Op = "console" // Sandbox, Container; answers with the terminal's master
+	OpRoot    Op = "root"    // Sandbox, Container; answers with the root directory
+	OpExec    Op = "exec"    // Sandbox, Container, Exec, and its streams; answers twice: started, ended
+	OpFollow  Op = "follow"  // Sandbox, Container, Stream; answers with Progress until the end
+	OpClose   Op = "close"   // Sandbox
+	OpList    Op = "list"    //
+)
+
+// Request is what the engine asks.
+type Request struct {
+	Op        Op                 `json:"op"`
+	Sandbox   string             `json:"sandbox,omitempty"`
+	Container string             `json:"container,omitempty"`
+	Spec      *berth.SandboxSpec `json:"spec,omitempty"`
+	Start     *Start             `json:"start,omitempty"`
+	Exec      *Exec              `json:"exec,omitempty"`
+	Path      string             `json:"path,omitempty"`
+	Signal    int                `json:"signal,omitempty"`
+	Grace     time.Duration      `json:"grace,omitempty"`
+	Stream    string             `json:"stream,omitempty"` // "stdout" or "stderr"
+	Ack       int64              `json:"ack,omitempty"`    // after OpFollow: the reader has come this far
+}
+
+// Start is a step that is ready to be started.
+type Start struct {
+	Step    berth.StepSpec  `json:"step"`
+	Spec    json.RawMessage `json:"oci"`     // the OCI runtime spec
+	Layers  []string        `json:"layers"`  // directories, the topmost first
+	Runtime string          `json:"runtime"` // "direct", "auto", or the path of an OCI runtime
+}
+
+// Exec is a further process in a running container.
+type Exec struct {
+	Process json.RawMessage `json:"process"` // OCI
+	TTY     bool            `json:"tty,omitempty"`
+}
+
+// Answer is what the monitor answers.
+type Answer struct {
+	Err         *Error                `json:"err,omitempty"`
+	Version     int                   `json:"version,omitempty"`
+	Pid         int                   `json:"pid,omitempty"`
+	Enforcement berth.DiskEnforcement `json:"enforcement,omitempty"`
+	Sandbox     *Sandbox              `json:"sandbox,omitempty"`
+	Container   *Container            `json:"container,omitempty"`
+	Exit        *berth.Exit           `json:"exit,omitempty"`
+	Usage       *berth.Usage          `json:"usage,omitempty"`
+	List        []berth.Status        `json:"list,omitempty"`
+	Progress    *Progress             `json:"progress,omitempty"`
+}
+
+// Sandbox is what the engine needs to know of an open sandbox.
+type Sandbox struct {
+	Spec        berth.SandboxSpec     `json:"spec"`
+	Enforcement berth.DiskEnforcement `json:"enforcement"`
+	Volumes     map[string]string     `json:"volumes,omitempty"` // container path: directory, as the monitor sees it
+	Files       string                `json:"files,omitempty"`   // directory of hosts, hostname and resolv.conf
+	Address     string                `json:"address,omitempty"`
+	CgroupPath  string                `json:"cgroup,omitempty"` // below which its containers' cgroups are
+}
+
+// Container is what the engine needs to know of a container.
+type Container struct {
+	Step    berth.StepSpec       `json:"step"`
+	State   berth.ContainerState `json:"state"`
+	Pid     int                  `json:"pid,omitempty"`
+	LogDir  string               `json:"log_dir"`
+	Runtime string               `json:"runtime,omitempty"`
+	Notes   []string             `json:"notes,omitempty"` // what was clamped or adapted at the start
+}
+
+// Progress tells how far a log has come.
+type Progress struct {
+	End     int64 `json:"end"`     // bytes written so far
+	Dropped int64 `json:"dropped"` // bytes from the start that are gone
+	Done    bool  `json:"done,omitempty"`
+}

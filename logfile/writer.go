@@ -1,0 +1,451 @@
+package logfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options choose how a Writer writes. The zero value is a log without a bound.
+type Options struct {
+	// Limit bounds the file, in bytes: beyond it the head is freed. 0 is no bound.
+	Limit int64
+	// Copy, where not nil, gets every byte too, beyond all bounds. The Writer closes it.
+	Copy *os.File
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Writer fills the log of one stream. Its methods may be called concurrently, Pump once.
+type Writer struct {
+	opts     Options
+	file     *os.File
+	index    *os.File
+	idxPath  string
+	idxPos   int64
+	markAt   int64 // time of the record at idxPos; 0 where none is open
+	spliceOK bool
+	copyLost bool
+	lost     bool
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	end     int64
+	dropped int64
+	done    bool
+	err     error
+	subs    map[*Follower]struct{}
+}
+
+// Create makes the log of a stream in dir. A log that is there already is an error: it is somebody's.
+func Create(dir, stream string, opts Options) (*Writer, error) {
+	f, err := os.OpenFile(filepath.Join(dir, stream), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log %s: %w", stream, err)
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	w := &Writer{opts: opts, file: f, idxPath: filepath.Join(dir, stream+indexExt), spliceOK: true}
+	w.changed = sync.NewCond(&w.mu)
+	return w, nil
+}
+
+// Pump moves everything that comes out of r into the log until its end, and closes r and the log. r is the
+// read end of a pipe, or a terminal's master. What the disk has no room for is read and dropped, so that
+// the writer is never held up by a full disk; the error then says from which byte on.
+func (w *Writer) Pump(r *os.File) error {
+	defer w.finish()
+	defer func() { _ = r.Close() }()
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var tee *teePipe
+	if w.opts.Copy != nil {
+		defer func() { _ = w.opts.Copy.Close() }()
+		if tee, err = newTeePipe(); err != nil {
+			return err
+		}
+		defer tee.close()
+	}
+	for {
+		w.waitForReaders()
+		var n int64
+		var moveErr error
+		err := raw.Read(func(fd uintptr) bool {
+			n, moveErr = w.move(int(fd), tee)
+			return !errors.Is(moveErr, unix.EAGAIN)
+		})
+		if err == nil {
+			err = moveErr
+		}
+		if errors.Is(err, unix.EIO) { // a terminal whose last holder has gone
+			return w.failure()
+		}
+		if err != nil {
+			return w.setErr(fmt.Errorf("log %s: %w", w.file.Name(), err))
+		}
+		if n == 0 {
+			return w.failure()
+		}
+	}
+}
+
+const chunk = 1 << 20 // bytes moved by one call at most
+
+// move moves what lies in fd, at most a chunk, into the log and the copy. 0 is the end.
+func (w *Writer) move(fd int, tee *teePipe) (int64, error) {
+	want := chunk
+	if tee != nil && !tee.broken {
+		n, err := tee.fill(fd)
+		if errors.Is(err, unix.EINVAL) { // no pipe: take the slow way for both
+			tee.broken, w.spliceOK = true, false
+			return w.move(fd, tee)
+		}
+		if n <= 0 || err != nil {
+			return 0, err
+		}
+		if err := tee.drain(w.opts.Copy, n); err != nil {
+			tee.broken, w.copyLost = true, true
+			_ = w.setErr(fmt.Errorf("copy of the output: %w", err))
+		}
+		want = int(n)
+	}
+	for left := want; left > 0; {
+		n, err := w.moveOnce(fd, left)
+		if n <= 0 || err != nil {
+			return 0, err
+		}
+		if tee == nil || tee.broken {
+			return n, nil
+		}
+		left -= int(n) // what was copied must be moved before more is copied
+	}
+	return int64(want), nil
+}
+
+func (w *Writer) moveOnce(fd, want int) (int64, error) {
+	if w.lost {
+		return discard(fd, want)
+	}
+	n, err := w.splice(fd, want)
+	if errors.Is(err, errDropped) {
+		return n, nil
+	}
+	if isFull(err) {
+		w.lose(err)
+		return discard(fd, want)
+	}
+	if n > 0 && err == nil {
+		w.advance(n)
+	}
+	return n, err
+}
+
+func isFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+}
+
+func (w *Writer) splice(fd, want int) (int64, error) {
+	for w.spliceOK {
+		off := w.end
+		n, err := unix.Splice(fd, nil, int(w.file.Fd()), &off, want, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.EINVAL) {
+			w.spliceOK = false // not a pipe, or a file system that cannot
+			break
+		}
+		return n, err
+	}
+	buf := make([]byte, min(want, 32<<10))
+	n, err := readFD(fd, buf)
+	if n <= 0 || err != nil {
+		return 0, err
+	}
+	if w.opts.Copy != nil && !w.copyLost {
+		if _, err := w.opts.Copy.Write(buf[:n]); err != nil {
+			w.copyLost = true
+			_ = w.setErr(fmt.Errorf("copy of the output: %w", err))
+		}
+	}
+	if _, err := w.file.WriteAt(buf[:n], w.end); err != nil {
+		w.lose(err)
+		return int64(n), errDropped
+	}
+	return int64(n), nil
+}
+
+// errDropped: bytes were read, and could not be written.
+var errDropped = fmt.Errorf("dropped: %w", unix.ENOSPC)
+
+func readFD(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, buf)
+		if !errors.Is(err, unix.EINTR) {
+			return max(n, 0), err
+		}
+	}
+}
+
+// discard reads what the log has no room for.
+func discard(fd, want int) (int64, error) {
+	n, err := readFD(fd, make([]byte, min(want, 64<<10)))
+	return int64(n), err
+}
+
+// advance records that n more bytes are in the file.
+func (w *Writer) advance(n int64) {
+	w.mu.Lock()
+	w.end += n
+	end := w.end
+	drop := int64(0)
+	if over := end - w.dropped - w.opts.Limit; w.opts.Limit > 0 && over >= max(w.opts.Limit/8, 4096) {
+		drop = (w.dropped + over) &^ 4095
+	}
+	w.mu.Unlock()
+	w.stamp(end)
+	if drop > 0 {
+		w.dropHead(drop)
+	}
+	w.mu.Lock()
+	w.notify()
+	w.mu.Unlock()
+}
+
+func (w *Writer) notify() {
+	for s := range w.subs {
+		select {
+		case s.c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// stamp records when the bytes before end arrived: in the open record while it is young, else in a new one.
+func (w *Writer) stamp(end int64) {
+	now := w.opts.Now().UnixNano()
+	if w.index == nil {
+		f, err := os.OpenFile(w.idxPath, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			return // the bytes are kept all the same; only their times are unknown
+		}
+		w.index = f
+	}
+	if w.markAt != 0 && now-w.markAt > int64(indexStep) {
+		w.idxPos += recordSize
+		w.markAt = 0
+	}
+	if w.markAt == 0 {
+		w.markAt = now
+	}
+	w.writeRecord(w.markAt, end)
+}
+
+func (w *Writer) writeRecord(at, end int64) {
+	var b [recordSize]byte
+	putRecord(&b, at, end)
+	_, _ = w.index.WriteAt(b[:], w.idxPos)
+}
+
+// special writes a record that is no time, after the open one.
+func (w *Writer) special(kind, value int64) {
+	if w.index == nil {
+		w.stamp(w.end)
+	}
+	if w.index == nil {
+		return
+	}
+	if w.markAt != 0 {
+		w.idxPos += recordSize
+		w.markAt = 0
+	}
+	w.writeRecord(kind, value)
+	w.idxPos += recordSize
+}
+
+// dropHead frees the file's blocks before offset. Recorded first: a reader must never take a hole for bytes.
+func (w *Writer) dropHead(offset int64) {
+	w.special(dropMark, offset)
+	w.mu.Lock()
+	w.dropped = offset
+	w.mu.Unlock()
+	// A file system without holes keeps the bytes; they are marked as dropped all the same.
+	_ = unix.Fallocate(int(w.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, offset)
+}
+
+func (w *Writer) lose(cause error) {
+	w.lost = true
+	w.special(lostMark, w.end)
+	_ = w.setErr(fmt.Errorf("log %s: output from byte %d on was dropped: %w", filepath.Base(w.file.Name()), w.end, cause))
+}
+
+func (w *Writer) setErr(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+	return w.err
+}
+
+func (w *Writer) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+func (w *Writer) finish() {
+	_ = w.file.Close()
+	if w.index != nil {
+		_ = w.index.Close()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.done = true
+	w.notify()
+	w.changed.Broadcast()
+}
+
+// State says how far the log has come.
+func (w *Writer) State() (end, dropped int64, done bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.end, w.dropped, w.done
+}
+
+// Wait blocks until Pump has ended, and says what it answered.
+func (w *Writer) Wait() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for !w.done {
+		w.changed.Wait()
+	}
+	return w.err
+}
+
+// Follower is told of new bytes.
+type Follower struct {
+	w    *Writer
+	c    chan struct{}
+	hold bool
+	ack  int64
+}
+
+// Follow registers a follower. Where hold is true it has read up to ack, and bytes beyond it are not
+// dropped: the container waits in its write once it is Options.Limit ahead.
+func (w *Writer) Follow(hold bool, ack int64) *Follower {
+	f := &Follower{w: w, c: make(chan struct{}, 1), hold: hold, ack: ack}
+	f.c <- struct{}{}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.subs == nil {
+		w.subs = map[*Follower]struct{}{}
+	}
+	w.subs[f] = struct{}{}
+	return f
+}
+
+// C gets a value when the log has come further or has ended since the last one.
+func (f *Follower) C() <-chan struct{} { return f.c }
+
+// Ack says that the follower has read up to offset.
+func (f *Follower) Ack(offset int64) {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	f.ack = max(f.ack, offset)
+	f.w.changed.Broadcast()
+}
+
+// Close ends the following.
+func (f *Follower) Close() {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	delete(f.w.subs, f)
+	f.w.changed.Broadcast()
+}
+
+// waitForReaders blocks while a holding follower is so far behind that going on would drop what it has
+// not read.
+func (w *Writer) waitForReaders() {
+	if w.opts.Limit <= 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.heldUp() {
+		w.changed.Wait()
+	}
+}
+
+func (w *Writer) heldUp() bool {
+	for f := range w.subs {
+		if f.hold && w.end-f.ack >= w.opts.Limit {
+			return true
+		}
+	}
+	return false
+}
+
+// teePipe doubles what is in a pipe.
+type teePipe struct {
+	r, w   int
+	broken bool
+}
+
+func newTeePipe() (*teePipe, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("pipe: %w", err)
+	}
+	_, _ = unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, chunk)
+	return &teePipe{r: p[0], w: p[1]}, nil
+}
+
+func (t *teePipe) close() {
+	_ = unix.Close(t.r)
+	_ = unix.Close(t.w)
+}
+
+// fill copies what lies in fd, and leaves it there.
+func (t *teePipe) fill(fd int) (int64, error) {
+	if t.broken {
+		return chunk, nil
+	}
+	for {
+		n, err := unix.Tee(fd, t.w, chunk, unix.SPLICE_F_NONBLOCK)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return n, err
+	}
+}
+
+// drain moves n bytes into the file, at its own offset.
+func (t *teePipe) drain(f *os.File, n int64) error {
+	if t.broken {
+		return nil
+	}
+	for n > 0 {
+		m, err := unix.Splice(t.r, nil, int(f.Fd()), nil, int(n), unix.SPLICE_F_MOVE)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if m == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		n -= m
+	}
+	return nil
+}
