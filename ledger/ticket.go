@@ -1,0 +1,165 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+)
+
+// ticket is a request on its way to a lease.
+type ticket struct {
+	ledger  *Ledger
+	req     *Request
+	entry   Entry    // as last written
+	file    *os.File // nil until the ticket is in the ledger
+	why     string   // what it waits for
+	before  int      // how many are before it
+	fitting map[string]time.Time
+}
+
+func (t *ticket) published() bool { return t.file != nil }
+
+// claim looks at the ledger under its lock and takes what is asked for where it is free. Where it is not,
+// the ticket takes its place in line, and the lease is nil.
+func (t *ticket) claim(ctx context.Context) (*Lease, error) {
+	l := t.ledger
+	if l.cfg.Dirs.PerUser == "" { // the directory is the lock
+		if _, err := l.ownDir(); err != nil {
+			return nil, err
+		}
+	}
+	unlock, err := l.lock(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("lend to %s: %w", t.req.Task, err)
+	}
+	defer unlock()
+	v := l.look()
+	v.sweep()
+	d, err := t.judge(&v, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("lend to %s: %w", t.req.Task, err)
+	}
+	t.why, t.before = d.why, d.before
+	if !d.ok && t.req.NoWait {
+		return nil, fmt.Errorf("lend to %s: %w: %s", t.req.Task, berth.ErrUnavailable, d.why)
+	}
+	if d.ok {
+		return t.take(&v, d.devices)
+	}
+	return nil, t.publish(&v)
+}
+
+// take turns the ticket into a lease. The ledger is locked.
+func (t *ticket) take(v *view, devices []Device) (*Lease, error) {
+	t.entry.Lent, t.entry.Chooses, t.entry.Devices = true, false, devices
+	if t.published() {
+		if err := appendEntry(t.file, &t.entry); err != nil {
+			t.entry.Lent = false
+			return nil, err
+		}
+	} else if err := t.create(v); err != nil {
+		return nil, err
+	}
+	return &Lease{ledger: t.ledger, file: t.file, entry: t.entry}, nil
+}
+
+// publish puts the ticket at the end of the line, unless it stands in it. The ledger is locked.
+func (t *ticket) publish(v *view) error {
+	if t.published() {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(t.file.Fd()), &st); err == nil && st.Nlink > 0 {
+			return nil
+		}
+		// Something has removed the file (logind does, of users who log out): it keeps its place.
+		_ = t.file.Close()
+		f, err := t.ledger.create(filepath.Dir(t.entry.path), &t.entry)
+		if err != nil {
+			return err
+		}
+		t.file = f
+		return nil
+	}
+	t.entry.Devices, t.entry.Chooses = t.req.Devices, t.req.Choose != nil
+	return t.create(v)
+}
+
+// create writes the entry as the last in order of arrival.
+func (t *ticket) create(v *view) error {
+	l, r := t.ledger, t.req
+	dir, err := l.ownDir()
+	if err != nil {
+		return err
+	}
+	e := &t.entry
+	e.ID, e.Task, e.Owner, e.Instance = newName(r.Task), r.Task, l.id.hostUID, l.cfg.Instance
+	e.Boot, e.PID, e.Seq, e.Arrived = l.id.boot, l.id.pid, v.lastSeq()+1, time.Now()
+	e.CPU, e.Memory, e.Disk = r.CPU, r.Memory, r.Disk
+	e.Pool, e.DiskOf = l.cfg.Capacity.Pool, l.cfg.Capacity.DiskOf
+	t.file, err = l.create(dir, e)
+	return err
+}
+
+// wait waits in line until the ticket has become a lease.
+func (t *ticket) wait(ctx context.Context) (*Lease, error) {
+	bell := newBell(ctx)
+	defer bell.close()
+	told := ""
+	for {
+		if t.req.Waiting != nil && t.why != told {
+			told = t.why
+			t.req.Waiting(told)
+		}
+		dirs, _ := t.ledger.dirs()
+		bell.watch(dirs)
+		// The further back, the less often: nearly every change rings.
+		if err := bell.wait(t.ledger.cfg.Poll * time.Duration(min(1+t.before, 4))); err != nil {
+			return nil, err
+		}
+		if t.before > 0 { // one look for several rings
+			time.Sleep(time.Duration(min(t.before, 20)) * time.Millisecond)
+		}
+		lease, err := t.look(ctx)
+		if lease != nil || err != nil {
+			return lease, err
+		}
+	}
+}
+
+// look gives a sign of life and claims what has become free. Most looks find nothing, and take no lock.
+func (t *ticket) look(ctx context.Context) (*Lease, error) {
+	var st unix.Stat_t
+	fd := int(t.file.Fd())
+	_ = unix.Futimes(fd, nil)
+	gone := unix.Fstat(fd, &st) == nil && st.Nlink == 0
+	v := t.ledger.look()
+	d, err := t.judge(&v, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("lend to %s: %w", t.req.Task, err)
+	}
+	t.why, t.before = d.why, d.before
+	if !d.ok && !gone {
+		return nil, nil
+	}
+	lease, err := t.claim(ctx)
+	if errors.Is(err, berth.ErrUnavailable) && ctx.Err() == nil {
+		// Somebody sits on the lock. The place in line is worth more than an error.
+		t.why = err.Error()
+		return nil, nil
+	}
+	return lease, err
+}
+
+// drop takes the ticket out of the line.
+func (t *ticket) drop() {
+	if t.file != nil {
+		_ = os.Remove(t.entry.path)
+		_ = t.file.Close()
+	}
+}
