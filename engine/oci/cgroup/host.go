@@ -1,0 +1,191 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+)
+
+// controller is a resource controller, by what it does; blkio and io are the same one.
+type controller int
+
+const (
+	cpu controller = iota
+	cpuacct
+	memory
+	pids
+	blkio
+	devices
+	freezer
+	controllers // how many there are
+)
+
+var v1Names = [controllers]string{"cpu", "cpuacct", "memory", "pids", "blkio", "devices", "freezer"}
+
+// v2Names are the controllers that v2 has to enable; cpuacct, devices and freezer are always there.
+var v2Names = [controllers]string{cpu: "cpu", memory: "memory", pids: "pids", blkio: "io"}
+
+// Options say how a host is to be used. The zero value is usable.
+type Options struct {
+	// Base is the cgroup below which all others are made; "" is "berth".
+	Base string
+	// Adopt lets Find change the place of this process, which v2 may demand: a cgroup either has processes
+	// or gives controllers to its children. A process that is to stay, such as berth's monitor, sets it:
+	// then it is moved into a leaf of its own cgroup, or into a scope that the user's systemd is asked for.
+	// Without it Find only looks whether that would be possible.
+	Adopt bool
+	// Scope names the systemd scope that may be asked for; "" is "berth-PID.scope".
+	Scope string
+}
+
+// Host is where this process may make cgroups, and with which controllers. It may be used concurrently.
+type Host struct {
+	version Version
+	v1      [controllers]*tree // nil: not there, or not usable
+	v2      *tree              // of a v2 or hybrid host; nil: not there, or not usable
+	v2has   [controllers]bool  // enabled below v2
+	killer  bool               // cgroup.kill is there
+	counts  bool               // cpu.stat of v2 counts without its controller
+	ruled   bool               // device rules can be set on v2
+	lacks   []berth.Lack
+	release func() error // leaves what Find entered
+
+	mu      sync.Mutex
+	parents map[string]bool // directories known to be there, with their controllers enabled
+	rules   map[string]bool // device cgroups whose rules are set
+}
+
+// tree is a hierarchy, and where in it berth's cgroups are.
+type tree struct {
+	hierarchy
+	base string // path below mount: "/berth"
+}
+
+// Find finds out what the host offers to this process. What is lacking is no error: see Lacks.
+func Find(ctx context.Context, opts Options) (*Host, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("find cgroups: %w", err)
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("find cgroups: %w", err)
+	}
+	if opts.Base == "" {
+		opts.Base = "berth"
+	}
+	if opts.Scope == "" {
+		opts.Scope = fmt.Sprintf("berth-%d.scope", os.Getpid())
+	}
+	h := &Host{version: None, parents: map[string]bool{}, rules: map[string]bool{}, release: func() error { return nil }}
+	found := parseMounts(mounts, own)
+	h.version = versionOf(found)
+	h.ruled = h.version == V2 && ruleable()
+	for i := range found {
+		if !found[i].v2 {
+			h.findV1(&found[i], opts.Base)
+		}
+	}
+	for i := range found {
+		if found[i].v2 {
+			if err := h.findV2(ctx, &found[i], opts); err != nil {
+				return nil, err
+			}
+		}
+	}
+	h.lacks = append(h.lacks, h.lacking()...)
+	return h, nil
+}
+
+// Version is the layout of the host's cgroups.
+func (h *Host) Version() Version { return h.version }
+
+// Lacks says what cannot be limited or read on this host, each with its remedy.
+func (h *Host) Lacks() []berth.Lack { return h.lacks }
+
+// Controllers names what is limited or counted here, of cpu, memory, pids, io and devices.
+func (h *Host) Controllers() []string {
+	var names []string
+	for c, name := range map[controller]string{cpu: "cpu", memory: "memory", pids: "pids", blkio: "io", devices: "devices"} {
+		if h.can(c) {
+			names = append(names, name)
+		}
+	}
+	return sorted(names)
+}
+
+// Close leaves what Find entered with Adopt. Groups stay as they are.
+func (h *Host) Close() error { return h.release() }
+
+// can reports whether a controller is usable.
+func (h *Host) can(c controller) bool {
+	if c == devices {
+		return h.v1[c] != nil || h.version == V2 && h.v2 != nil && h.ruled
+	}
+	return h.v1[c] != nil || h.v2 != nil && h.v2has[c]
+}
+
+func versionOf(found []hierarchy) Version {
+	one, two := false, false
+	for _, h := range found {
+		if h.v2 {
+			two = true
+		} else if len(h.controllers) > 0 && !strings.HasPrefix(h.controllers[0], "name=") {
+			one = true
+		}
+	}
+	switch {
+	case one && two:
+		return Hybrid
+	case one:
+		return V1
+	case two:
+		return V2
+	}
+	return None
+}
+
+// findV1 takes a v1 hierarchy into use, if it has a controller that berth wants and can be written.
+func (h *Host) findV1(found *hierarchy, base string) {
+	var t *tree
+	for c := range controllers {
+		if !found.has(v1Names[c]) {
+			continue
+		}
+		if t == nil {
+			if t = writable(found, base); t == nil {
+				return
+			}
+			if found.has("memory") {
+				// Before Linux 5.11 a v1 memory cgroup counts what is below it only where this is set.
+				if n, err := readInt(t.mount + t.base + "/memory.use_hierarchy"); err == nil && n == 0 {
+					_ = write(t.mount+t.base+"/memory.use_hierarchy", "1")
+				}
+			}
+		}
+		h.v1[c] = t
+	}
+}
+
+// writable finds a place for base in the hierarchy: at its root or, in a container, below our own cgroup.
+func writable(found *hierarchy, base string) *tree {
+	for _, at := range []string{"/", found.own} {
+		p := path.Join(at, base)
+		if err := os.Mkdir(found.mount+p, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if unix.Access(found.mount+p, unix.W_OK|unix.X_OK) == nil {
+			return &tree{hierarchy: *found, base: p}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,86 @@
+package cgroup
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/berth-project/berth"
+)
+
+const (
+	remedyV1 = "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1 on the kernel command line), which can be delegated to users, or run berth as root"
+
+	remedyDelegate = "log in through systemd with a user session (loginctl enable-linger USER), and let it delegate all controllers: " +
+		"in /etc/systemd/system/user@.service.d/delegate.conf write [Service] and Delegate=cpu cpuset io memory pids, then systemctl daemon-reload; or run berth as root"
+
+	remedyBusy = "start berth in a cgroup of its own, or make it the first process of its container"
+
+	remedySwap = "boot with swapaccount=1 on the kernel command line, or swapoff -a"
+
+	remedyMount = "mount cgroups: mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+)
+
+// lacking lists what h cannot do.
+func (h *Host) lacking() []berth.Lack {
+	var lacks []berth.Lack
+	for c, what := range map[controller]string{cpu: "CPU limits", memory: "memory limits", pids: "pids limits", blkio: "I/O figures"} {
+		if !h.can(c) {
+			why, remedy := h.why(c)
+			lacks = append(lacks, berth.Lack{What: what, Why: why, Remedy: remedy})
+		}
+	}
+	if !h.can(devices) && h.version != None && os.Geteuid() == 0 && ownsHost() {
+		why, remedy := h.why(devices)
+		lacks = append(lacks, berth.Lack{What: "device rules", Why: why, Remedy: remedy})
+	}
+	if t := h.v1[memory]; t != nil && !exists(t.mount+t.base+"/memory.memsw.limit_in_bytes") && swaps() {
+		lacks = append(lacks, berth.Lack{
+			What: "memory limits that count swap", Why: "the kernel does not account swap to cgroups; a container is only kept from swapping by a swappiness of 0",
+			Remedy: remedySwap,
+		})
+	}
+	return lacks
+}
+
+// why says why a controller cannot be used, and what to do.
+func (h *Host) why(c controller) (why, remedy string) {
+	name := v1Names[c]
+	if h.version == V2 {
+		name = v2Names[c]
+	}
+	switch {
+	case h.version == None:
+		return "no cgroups are mounted", remedyMount
+	case h.version == V2 && c == devices:
+		return "this process may not load eBPF programs", "run berth as root, with CAP_BPF or CAP_SYS_ADMIN"
+	case h.version == V2 && h.v2 == nil:
+		return "no cgroup here can be written by this user", remedyDelegate
+	case h.version == V2 && os.Geteuid() == 0 && ownsHost():
+		return fmt.Sprintf("the %s controller cannot be given to new cgroups: other processes are in the cgroup of this one", name), remedyBusy
+	case h.version == V2:
+		return fmt.Sprintf("the %s controller is not delegated to this user", name), remedyDelegate
+	case os.Geteuid() != 0 || !ownsHost():
+		return fmt.Sprintf("cgroup v1 can be written by root only, and the %s controller is on v1", name), remedyV1
+	}
+	return fmt.Sprintf("the %s hierarchy is not mounted, or cannot be written", name),
+		fmt.Sprintf("mount -t cgroup -o %s cgroup /sys/fs/cgroup/%s, and look for cgroup_disable= on the kernel command line", name, name)
+}
+
+// supports refuses a limit that this host cannot keep.
+func (h *Host) supports(l Limits) error {
+	for _, asked := range []struct {
+		what string
+		yes  bool
+		c    controller
+	}{
+		{"CPU limit", l.CPU > 0, cpu},
+		{"memory limit", l.Memory > 0, memory},
+		{"pids limit", l.PIDs > 0, pids},
+	} {
+		if asked.yes && !h.can(asked.c) {
+			why, remedy := h.why(asked.c)
+			return fmt.Errorf("%s: %w: %s; %s", asked.what, berth.ErrUnsupported, why, remedy)
+		}
+	}
+	return nil
+}

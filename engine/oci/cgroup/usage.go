@@ -1,0 +1,220 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/berth-project/berth"
+)
+
+// Usage is what the group's processes, and those that have ended, used up to now. What the host does not
+// count is nil. Memory includes the page cache of files that they read and wrote, as the limit does.
+func (g *Group) Usage() (berth.Usage, error) {
+	if len(g.dirs()) == 0 {
+		return berth.Usage{}, nil
+	}
+	var u berth.Usage
+	var errs []error
+	take := func(to **int64, n int64, ok bool, err error) {
+		switch {
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, err)
+		case err == nil && ok:
+			*to = &n
+		}
+	}
+	if s, ok, err := g.cpuSeconds(); err != nil {
+		errs = append(errs, err)
+	} else if ok {
+		u.CPUSeconds = &s
+	}
+	if dir, v2 := g.dir(memory); dir != "" {
+		now, peak := "/memory.usage_in_bytes", "/memory.max_usage_in_bytes"
+		if v2 {
+			now, peak = "/memory.current", "/memory.peak"
+		}
+		n, err := readInt(dir + now)
+		take(&u.Memory, n, true, err)
+		n, err = readInt(dir + peak)
+		take(&u.PeakMemory, n, true, err)
+	}
+	if dir, _ := g.dir(pids); dir != "" {
+		n, err := readInt(dir + "/pids.current")
+		take(&u.PIDs, n, true, err)
+		n, err = readInt(dir + "/pids.peak")
+		take(&u.PeakPIDs, n, true, err)
+	}
+	if r, w, ok, err := g.ioBytes(); err != nil {
+		errs = append(errs, err)
+	} else if ok {
+		u.BytesRead, u.BytesWritten = &r, &w
+	}
+	return u, kind("usage of cgroup "+g.path, errors.Join(errs...))
+}
+
+// Final is Usage without what only a running group has.
+func (g *Group) Final() (berth.Usage, error) {
+	u, err := g.Usage()
+	u.Memory, u.PIDs = nil, nil
+	return u, err
+}
+
+func (g *Group) cpuSeconds() (s float64, ok bool, err error) {
+	if dir := g.v1[cpuacct]; dir != "" {
+		ns, err := readInt(dir + "/cpuacct.usage")
+		return float64(ns) / 1e9, err == nil, err
+	}
+	if g.v2 == "" {
+		return 0, false, nil
+	}
+	us, ok, err := readKey(g.v2+"/cpu.stat", "usage_usec")
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
+	return float64(us) / 1e6, ok, err
+}
+
+// ioBytes are the bytes that the group moved from and to disks, children included.
+func (g *Group) ioBytes() (read1, written int64, ok bool, err error) {
+	dir, v2 := g.dir(blkio)
+	if dir == "" {
+		return 0, 0, false, nil
+	}
+	file, parse := dir+"/blkio.throttle.io_service_bytes_recursive", parseBlkio
+	if v2 {
+		file, parse = dir+"/io.stat", parseIOStat
+	}
+	b, err := read(file)
+	if errors.Is(err, fs.ErrNotExist) && !v2 {
+		b, err = read(dir + "/blkio.throttle.io_service_bytes")
+	}
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return 0, 0, false, err
+	}
+	for dev, n := range parse(b) {
+		if !stacked(dev) {
+			read1, written = read1+n.read, written+n.written
+		}
+	}
+	return read1, written, true, nil
+}
+
+type moved struct{ read, written int64 } // bytes
+
+// parseBlkio reads lines "8:0 Read 4096" of v1.
+func parseBlkio(b []byte) map[string]moved {
+	devs := map[string]moved{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			continue
+		}
+		n, err := strconv.ParseInt(f[2], 10, 64)
+		if err != nil {
+			continue
+		}
+		m := devs[f[0]]
+		switch f[1] {
+		case "Read":
+			m.read += n
+		case "Write":
+			m.written += n
+		default:
+			continue
+		}
+		devs[f[0]] = m
+	}
+	return devs
+}
+
+// parseIOStat reads lines "8:0 rbytes=4096 wbytes=0 rios=…" of v2.
+func parseIOStat(b []byte) map[string]moved {
+	devs := map[string]moved{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		var m moved
+		for i := 1; i < len(f); i++ {
+			k, v, _ := strings.Cut(f[i], "=")
+			n, err := strconv.ParseInt(v, 10, 64)
+			if err != nil {
+				continue
+			}
+			switch k {
+			case "rbytes":
+				m.read = n
+			case "wbytes":
+				m.written = n
+			}
+		}
+		if m != (moved{}) {
+			devs[f[0]] = m
+		}
+	}
+	return devs
+}
+
+// stacked reports whether what a block device ("254:0") moves is counted again at the devices that it is
+// made of: device mapper, md.
+func stacked(dev string) bool {
+	slaves, err := os.ReadDir("/sys/dev/block/" + filepath.Base(dev) + "/slaves")
+	return err == nil && len(slaves) > 0
+}
+
+// OOMKills is how many of the group's processes the kernel killed for want of memory.
+func (g *Group) OOMKills() (int64, error) {
+	dir, v2 := g.dir(memory)
+	if dir == "" {
+		return 0, nil
+	}
+	if v2 { // counts children too
+		n, _, err := readKey(dir+"/memory.events", "oom_kill")
+		return n, kind("kills in cgroup "+g.path, err)
+	}
+	total := int64(0)
+	err := walk(dir, func(d string) error {
+		n, _, err := readKey(d+"/memory.oom_control", "oom_kill")
+		total += n
+		return err
+	})
+	return total, kind("kills in cgroup "+g.path, err)
+}
+
+// OOMDetail says in one line why the kernel killed the group's processes.
+func (g *Group) OOMDetail() string {
+	dir, v2 := g.dir(memory)
+	if dir == "" {
+		return ""
+	}
+	kills, _ := g.OOMKills()
+	u, _ := g.Usage()
+	hit, limitFile := int64(0), "/memory.limit_in_bytes"
+	if v2 {
+		limitFile = "/memory.max"
+		hit, _, _ = readKey(dir+"/memory.events", "max")
+	} else {
+		// With equal limits it is memory with swap that is found full.
+		hit, _ = readInt(dir + "/memory.failcnt")
+		swap, _ := readInt(dir + "/memory.memsw.failcnt")
+		hit += swap
+	}
+	limit, err := readInt(dir + limitFile)
+	var b strings.Builder
+	if err == nil && limit < 1<<60 && hit > 0 {
+		fmt.Fprintf(&b, "the memory limit of %d bytes was reached", limit)
+	} else {
+		b.WriteString("the host, or a cgroup around berth's, was out of memory")
+	}
+	if u.PeakMemory != nil {
+		fmt.Fprintf(&b, "; the peak was %d bytes", *u.PeakMemory)
+	}
+	fmt.Fprintf(&b, "; the kernel killed %d of its processes", kills)
+	return b.String()
+}
