@@ -195,19 +195,13 @@ func (g *Group) OOMDetail() string {
 	}
 	kills, _ := g.OOMKills()
 	u, _ := g.Usage()
-	hit, limitFile := int64(0), "/memory.limit_in_bytes"
+	limitFile := "/memory.limit_in_bytes"
 	if v2 {
 		limitFile = "/memory.max"
-		hit, _, _ = readKey(dir+"/memory.events", "max")
-	} else {
-		// With equal limits it is memory with swap that is found full.
-		hit, _ = readInt(dir + "/memory.failcnt")
-		swap, _ := readInt(dir + "/memory.memsw.failcnt")
-		hit += swap
 	}
 	limit, err := readInt(dir + limitFile)
 	var b strings.Builder
-	if err == nil && limit < 1<<60 && hit > 0 {
+	if err == nil && u.PeakMemory != nil && *u.PeakMemory > limit-1<<20 || reached(dir, v2) {
 		fmt.Fprintf(&b, "the memory limit of %d bytes was reached", limit)
 	} else {
 		b.WriteString("the host, or a cgroup around berth's, was out of memory")
@@ -217,4 +211,15 @@ func (g *Group) OOMDetail() string {
 	}
 	fmt.Fprintf(&b, "; the kernel killed %d of its processes", kills)
 	return b.String()
+}
+
+// reached reports whether the kernel counted that the limit was in the way. Some v1 kernels never do.
+func reached(dir string, v2 bool) bool {
+	if v2 {
+		n, _, _ := readKey(dir+"/memory.events", "max")
+		return n > 0
+	}
+	n, _ := readInt(dir + "/memory.failcnt")
+	swap, _ := readInt(dir + "/memory.memsw.failcnt")
+	return n+swap > 0
 }
