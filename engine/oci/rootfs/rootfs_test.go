@@ -134,11 +134,8 @@ func TestAttach(t *testing.T) {
 		if err := Attach(m, place); err != nil {
 			t.Fatal(err)
 		}
-		got, err := os.ReadFile(filepath.Join(place, "shared"))
-		if uerr := unix.Unmount(place, unix.MNT_DETACH); uerr != nil {
-			t.Error(uerr)
-		}
-		if err != nil || string(got) != "0" {
+		defer func() { _ = unix.Unmount(place, unix.MNT_DETACH) }()
+		if got, err := os.ReadFile(filepath.Join(place, "shared")); err != nil || string(got) != "0" {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
