@@ -1,0 +1,293 @@
+// Package scratch lends disk space to one task: a directory for its writable layers and directories for its
+// volumes, with limits that hold.
+//
+// It is not where images or logs live, and it does not choose limits.
+package scratch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+)
+
+// Config says how much space is lent, and for what. The zero value is space without a limit.
+type Config struct {
+	// Limit bounds everything in the area together, in bytes. 0 is no limit.
+	Limit int64
+	// Volumes are the directories besides the one for writable layers.
+	Volumes []Volume
+	// Prefer are the ways to keep the limits that may be used, the best first: berth.DiskQuota,
+	// berth.DiskLoop, berth.DiskSampled. nil is all three, in this order. Where none works, Open fails.
+	Prefer []berth.DiskEnforcement
+	// Logger is told why a way was not used; nil is silent.
+	Logger *slog.Logger
+}
+
+// Volume is a directory in an area.
+type Volume struct {
+	Name string // one path element of a-z, A-Z, 0-9, "-", "_" and "."
+	Size int64  // bytes; 0 is bounded only by Config.Limit
+}
+
+// Area is the space of one task. Its methods may be called concurrently.
+type Area struct {
+	dir string
+	log *slog.Logger
+	rec record
+
+	mu     sync.Mutex
+	closed bool
+	seen   map[string]time.Time // when a part was last seen full, by Sample
+}
+
+// The names in an area's directory.
+const (
+	mainName     = "main"
+	volumePrefix = "volume-"
+	imageSuffix  = ".img"
+)
+
+// Open makes an area at dir, which must not be there yet and whose parent must. It fails with ErrConflict
+// if dir is there, ErrExhausted if the file system cannot hold so much, ErrInvalid for a bad Config, and
+// ErrUnsupported if no way in Config.Prefer works here. After an error nothing is left.
+//
+// Mounts are made in the caller's mount namespace; they vanish with it.
+func Open(ctx context.Context, dir string, cfg Config) (*Area, error) {
+	if err := cfg.check(dir); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open scratch space: %w", kindOf(err))
+	}
+	a := &Area{dir: dir, log: logger(cfg.Logger), seen: map[string]time.Time{}}
+	if err := a.open(ctx, cfg); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// Reopen finds the area that Open made at dir, in this process or an earlier one. What was mounted and is
+// no longer is mounted again, unless the host was started anew since then: file systems of areas do not
+// survive that, and Volume fails. ErrNotFound if there is none.
+func Reopen(ctx context.Context, dir string, log *slog.Logger) (*Area, error) {
+	if _, err := os.Lstat(dir); err != nil {
+		return nil, fmt.Errorf("reopen scratch space: %w", kindOf(err))
+	}
+	a := &Area{dir: dir, log: logger(log), seen: map[string]time.Time{}}
+	var err error
+	if a.rec, err = readRecord(dir); err != nil {
+		return nil, err
+	}
+	for _, p := range a.rec.Parts {
+		if p.Way != berth.DiskLoop {
+			continue
+		}
+		if err := remountLoop(ctx, dir, p, a.rec.Boot); err != nil {
+			a.log.Warn("scratch space cannot be mounted again", "dir", dir, "part", p.Name, "err", err)
+		}
+	}
+	return a, nil
+}
+
+// Dir is the directory for writable layers.
+func (a *Area) Dir() string {
+	if len(a.rec.Parts) == 0 {
+		return a.dir
+	}
+	return filepath.Join(a.dir, mainName)
+}
+
+// Volume is the directory of a volume that was named in Config. ErrNotFound if there is none.
+func (a *Area) Volume(name string) (string, error) {
+	if !validName(name) {
+		return "", fmt.Errorf("volume %q: %w", name, berth.ErrNotFound)
+	}
+	p, ok := a.rec.part(name)
+	dir := filepath.Join(a.Dir(), volumePrefix+name)
+	if ok {
+		dir = p.dir(a.dir)
+		if p.Way == berth.DiskLoop && !isMountPoint(dir) {
+			return "", fmt.Errorf("volume %s: %w: its file system is no longer mounted", name, berth.ErrNotFound)
+		}
+	}
+	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+		return "", fmt.Errorf("volume %s: %w", name, berth.ErrNotFound)
+	}
+	return dir, nil
+}
+
+// Enforcement says how the limits are kept; where they are kept in several ways, the weakest.
+func (a *Area) Enforcement() berth.DiskEnforcement {
+	weakest := berth.DiskNone
+	for _, p := range a.rec.Parts {
+		weakest = weaker(weakest, p.Way)
+	}
+	if a.rec.SampleTotal {
+		weakest = berth.DiskSampled
+	}
+	return weakest
+}
+
+// Close removes everything of the area: files, mounts, loop devices, quotas. No error if it is gone.
+// Nothing may be using the area any more.
+func (a *Area) Close() error {
+	if err := a.release(); err != nil {
+		return err
+	}
+	return Remove(a.dir)
+}
+
+// Discard takes the area away at once and leaves the slow part of it, removing the files, to the function
+// it returns. The directory trash, on the same file system, holds them until then; see Sweep.
+func (a *Area) Discard(trash string) (remove func() error, err error) {
+	if err := a.release(); err != nil {
+		return nil, err
+	}
+	return Discard(a.dir, trash)
+}
+
+func (a *Area) open(ctx context.Context, cfg Config) error {
+	if err := a.lend(ctx, cfg); err != nil {
+		return err
+	}
+	for _, v := range cfg.Volumes {
+		if _, own := a.rec.part(v.Name); own {
+			continue
+		}
+		if err := os.Mkdir(filepath.Join(a.Dir(), volumePrefix+v.Name), 0o755); err != nil {
+			return fmt.Errorf("open scratch space: %w", kindOf(err))
+		}
+	}
+	return nil
+}
+
+// lend makes the parts of the area, each in the best way that works for all of them.
+func (a *Area) lend(ctx context.Context, cfg Config) error {
+	parts, sampleTotal := cfg.split()
+	if len(parts) == 0 {
+		return nil
+	}
+	if err := checkRoom(a.dir, cfg); err != nil {
+		return err
+	}
+	ways := cfg.Prefer
+	if ways == nil {
+		ways = []berth.DiskEnforcement{berth.DiskQuota, berth.DiskLoop, berth.DiskSampled}
+	}
+	var whys []error
+	for _, way := range ways {
+		err := a.lendBy(ctx, way, cfg, parts, sampleTotal)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, berth.ErrExhausted) || ctx.Err() != nil {
+			return err
+		}
+		a.log.Info("disk limits are kept another way", "dir", a.dir, "not by", string(way), "because", err)
+		whys = append(whys, fmt.Errorf("%s: %w", way, err))
+	}
+	return &fault{
+		text: "scratch space at " + a.dir + ": its limits cannot be kept here: " + oneLine(whys),
+		kind: berth.ErrUnsupported,
+	}
+}
+
+// lendBy makes all parts in one way, or none.
+func (a *Area) lendBy(ctx context.Context, way berth.DiskEnforcement, cfg Config, parts []part, sampleTotal bool) error {
+	a.rec = record{Version: recordVersion, Boot: bootID(), Limit: cfg.Limit, SampleTotal: sampleTotal}
+	for _, p := range parts {
+		if p.Way = way; p.Size == 0 || p.Name == mainName && sampleTotal {
+			p.Way = berth.DiskNone
+		}
+		a.rec.Parts = append(a.rec.Parts, p)
+	}
+	var q *quotas
+	if way == berth.DiskQuota {
+		var err error
+		if q, err = openQuotas(a.dir); err != nil {
+			return err
+		}
+		defer q.close()
+	}
+	if err := a.lendParts(ctx, way, q); err != nil {
+		return errors.Join(err, a.unlend())
+	}
+	return nil
+}
+
+func (a *Area) lendParts(ctx context.Context, way berth.DiskEnforcement, q *quotas) error {
+	if way == berth.DiskQuota {
+		// The ids are written down before they have limits, so that a crash leaves none behind.
+		unlock, err := q.choose(a.rec.Parts)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	if err := writeRecord(a.dir, a.rec); err != nil {
+		return err
+	}
+	for _, p := range a.rec.Parts {
+		dir := p.dir(a.dir)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return kindOf(err)
+		}
+		var err error
+		switch p.Way {
+		case berth.DiskQuota:
+			err = q.set(dir, p.Project, p.Size)
+		case berth.DiskLoop:
+			err = makeLoop(ctx, a.dir, p)
+		case berth.DiskSampled, berth.DiskNone:
+		default:
+			err = fmt.Errorf("%w: no way to keep a disk limit is called %q", berth.ErrInvalid, p.Way)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlend undoes lendParts, however far it came.
+func (a *Area) unlend() error {
+	err := a.release()
+	a.mu.Lock()
+	a.closed = false
+	a.mu.Unlock()
+	for _, p := range a.rec.Parts {
+		err = errors.Join(err, Remove(p.dir(a.dir)), Remove(p.image(a.dir)))
+	}
+	err = errors.Join(err, Remove(filepath.Join(a.dir, recordName)))
+	a.rec = record{}
+	return err
+}
+
+// release gives back what of the area is not a file: mounts, loop devices, quotas.
+func (a *Area) release() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil
+	}
+	var errs []error
+	for _, p := range a.rec.Parts {
+		switch p.Way {
+		case berth.DiskLoop:
+			errs = append(errs, dropLoop(p.dir(a.dir)))
+		case berth.DiskQuota:
+			errs = append(errs, dropQuota(a.dir, p.Project))
+		case berth.DiskNone, berth.DiskSampled:
+		}
+	}
+	err := errors.Join(errs...)
+	a.closed = err == nil
+	return err
+}
