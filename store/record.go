@@ -1,0 +1,251 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth"
+)
+
+// Record is a task as its events have made it.
+type Record struct {
+	ID       string      `json:"id"`
+	Name     string      `json:"name,omitempty"`
+	State    berth.State `json:"state"`
+	Created  time.Time   `json:"created"`
+	Updated  time.Time   `json:"updated"`
+	UID      int         `json:"uid"`
+	Detached bool        `json:"detached,omitempty"`
+	// Open: something is left to do: the task is not final, or its sandbox is still there.
+	Open    bool            `json:"open,omitempty"`
+	Sandbox string          `json:"sandbox,omitempty"` // its ID; "" when nothing is left of it
+	Driver  Driver          `json:"driver,omitzero"`   // who brings it forward, or did
+	Work    json.RawMessage `json:"work,omitempty"`    // what a driver needs to go on; the runner's
+	Task    berth.Task      `json:"task"`
+	Result  *berth.Result   `json:"result,omitempty"` // nil until it has ended
+
+	n int64
+}
+
+const pageSize = 200
+
+// Token returns the page token that continues a List after this record.
+func (r Record) Token() string { return strconv.FormatInt(r.n, 36) }
+
+// Get finds a task by its whole ID. berth.ErrNotFound if there is none.
+func (s *Store) Get(ctx context.Context, id string) (Record, error) {
+	rs, err := s.records(ctx, "WHERE id = ?", id)
+	if err == nil && len(rs) == 0 {
+		err = fmt.Errorf("%w: there is no such task", berth.ErrNotFound)
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("task %s: %w", id, err)
+	}
+	return rs[0], nil
+}
+
+// Find finds a task as a user names it: by its ID, else by its name (the newest of several), else by the
+// beginning of its ID. berth.ErrNotFound if there is none, berth.ErrConflict where several IDs begin so.
+func (s *Store) Find(ctx context.Context, ref string) (Record, error) {
+	r, err := s.Get(ctx, ref)
+	if !errors.Is(err, berth.ErrNotFound) || ref == "" {
+		return r, err
+	}
+	rs, err := s.records(ctx, "WHERE name = ? AND name <> '' ORDER BY n DESC LIMIT 1", ref)
+	if err == nil && len(rs) == 0 {
+		rs, err = s.records(ctx, "WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", ref, after(ref))
+	}
+	if err == nil && len(rs) == 0 {
+		err = fmt.Errorf("%w: there is no such task", berth.ErrNotFound)
+	}
+	if err == nil && len(rs) > 1 {
+		err = fmt.Errorf("%w: several ids begin so: %s, %s, …", berth.ErrConflict, rs[0].ID, rs[1].ID)
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("task %q: %w", ref, err)
+	}
+	return rs[0], nil
+}
+
+// after is the least string that is greater than all that begin with prefix.
+func after(prefix string) string { return prefix + "\U0010ffff" }
+
+// Filter chooses among tasks. What it leaves zero chooses all.
+type Filter struct {
+	States     []berth.State
+	Labels     map[string]string // an empty value matches any
+	NamePrefix string
+	Since      time.Time // created then or later
+	UID        *int      // submitted by
+	Open       bool      // only those that are open
+	Limit      int       // 0 is no limit
+	Token      string    // Record.Token of the last of the page before
+}
+
+// List yields tasks, the newest first. No lock is held between two of them: the body may call the store.
+// berth.ErrInvalid for a token that is none.
+func (s *Store) List(ctx context.Context, f Filter) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		where, args, err := f.where()
+		if err != nil {
+			yield(Record{}, fmt.Errorf("list tasks: %w", err))
+			return
+		}
+		last := f.Token
+		for left := f.Limit; ; {
+			size := pageSize
+			if f.Limit > 0 {
+				size = min(size, left)
+			}
+			q, a := where, args
+			if last != "" {
+				n, err := strconv.ParseInt(last, 36, 64)
+				if err != nil || n <= 0 {
+					yield(Record{}, fmt.Errorf("list tasks: %w: page token %q", berth.ErrInvalid, last))
+					return
+				}
+				q, a = q+" AND n < ?", append(slices.Clone(a), n)
+			}
+			page, err := s.records(ctx, q+" ORDER BY n DESC LIMIT ?", append(slices.Clone(a), size)...)
+			if err != nil {
+				yield(Record{}, fmt.Errorf("list tasks: %w", err))
+				return
+			}
+			for _, r := range page {
+				if !yield(r, nil) {
+					return
+				}
+				last = r.Token()
+			}
+			left -= len(page)
+			if len(page) < size || f.Limit > 0 && left <= 0 {
+				return
+			}
+		}
+	}
+}
+
+func (f *Filter) where() (where string, args []any, err error) {
+	conds := []string{"1"}
+	add := func(cond string, a ...any) {
+		conds = append(conds, cond)
+		args = append(args, a...)
+	}
+	if len(f.States) > 0 {
+		marks := strings.TrimSuffix(strings.Repeat("?, ", len(f.States)), ", ")
+		var states []any
+		for _, st := range f.States {
+			states = append(states, string(st))
+		}
+		add("state IN ("+marks+")", states...)
+	}
+	keys := make([]string, 0, len(f.Labels))
+	for k := range f.Labels {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		if v := f.Labels[k]; v == "" {
+			add("EXISTS (SELECT 1 FROM labels l WHERE l.n = tasks.n AND l.key = ?)", k)
+		} else {
+			add("n IN (SELECT l.n FROM labels l WHERE l.key = ? AND l.value = ?)", k, v)
+		}
+	}
+	if f.NamePrefix != "" {
+		add("name <> '' AND name >= ? AND name < ?", f.NamePrefix, after(f.NamePrefix))
+	}
+	if !f.Since.IsZero() {
+		add("created >= ?", f.Since.UnixNano())
+	}
+	if f.UID != nil {
+		add("uid = ?", *f.UID)
+	}
+	if f.Open {
+		add("open = 1")
+	}
+	return "WHERE " + strings.Join(conds, " AND "), args, nil
+}
+
+// records runs a query over tasks to its end.
+func (s *Store) records(ctx context.Context, where string, args ...any) ([]Record, error) {
+	st, err := s.stmt(ctx, `SELECT n, id, name, state, created, updated, uid, detached, open, sandbox, driver_pid,
+		driver_start, driver_boot, result, work, doc FROM tasks `+where)
+	if err != nil {
+		return nil, kinded(err)
+	}
+	rows, err := st.QueryContext(ctx, args...)
+	if err != nil {
+		return nil, kinded(err)
+	}
+	defer rows.Close()
+	var rs []Record
+	for rows.Next() {
+		r, err := scan(rows)
+		if err != nil {
+			return nil, kinded(err)
+		}
+		rs = append(rs, r)
+	}
+	return rs, kinded(rows.Err())
+}
+
+func scan(rows *sql.Rows) (Record, error) {
+	var r Record
+	var created, updated int64
+	var result, work, doc sql.RawBytes
+	err := rows.Scan(&r.n, &r.ID, &r.Name, &r.State, &created, &updated, &r.UID, &r.Detached, &r.Open, &r.Sandbox,
+		&r.Driver.PID, &r.Driver.Start, &r.Driver.Boot, &result, &work, &doc)
+	if err != nil {
+		return r, err
+	}
+	r.Created, r.Updated = time.Unix(0, created), time.Unix(0, updated)
+	if work != nil {
+		r.Work = slices.Clone(json.RawMessage(work))
+	}
+	if result != nil {
+		if err := json.Unmarshal(result, &r.Result); err != nil {
+			return r, fmt.Errorf("task %s: result: %w: %w", r.ID, berth.ErrInvalid, err)
+		}
+	}
+	if err := json.Unmarshal(doc, &r.Task); err != nil {
+		return r, fmt.Errorf("task %s: document: %w: %w", r.ID, berth.ErrInvalid, err)
+	}
+	return r, nil
+}
+
+// Delete removes a task and its events, and leaves one event that says so. berth.ErrConflict while it is
+// open, berth.ErrNotFound if there is none.
+func (s *Store) Delete(ctx context.Context, id string) error {
+	err := s.write(ctx, func(tx *sql.Tx) error {
+		var n int64
+		var open bool
+		if err := s.row(ctx, tx, "SELECT n, open FROM tasks WHERE id = ?", id).Scan(&n, &open); err != nil {
+			return noRows(err)
+		}
+		if open {
+			return fmt.Errorf("%w: it has not ended, or its sandbox is still there", berth.ErrConflict)
+		}
+		for _, q := range []string{"DELETE FROM labels WHERE n = ?", "DELETE FROM tasks WHERE n = ?"} {
+			if err := s.exec(ctx, tx, q, n); err != nil {
+				return err
+			}
+		}
+		if err := s.exec(ctx, tx, "DELETE FROM events WHERE task = ?", id); err != nil {
+			return err
+		}
+		_, err := s.insertEvent(ctx, tx, &Event{Task: id, Kind: Removed, Time: time.Now()})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove task %s: %w", id, err)
+	}
+	return nil
+}
