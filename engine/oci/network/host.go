@@ -1,0 +1,123 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+
+	"github.com/berth-project/berth"
+)
+
+// Options say how the host is used. The zero value is usable.
+type Options struct {
+	// Pool is how many empty namespaces are made in advance: 0 is 4, negative none.
+	Pool int
+	// Subnet is where sandboxes of mode bridge get their addresses: at least a /29 of IPv4. The zero value
+	// chooses one that nothing on the host has a route to.
+	Subnet netip.Prefix
+	// Dir is where what all berths of this host share is locked and remembered until the next boot; "" is
+	// /run/berth/network.
+	Dir string
+	// Log says what is changed on the host: forwarding, rules. nil is silent.
+	Log *slog.Logger
+	// Etc is where the host's resolv.conf, hosts and hostname are; "" is /etc.
+	Etc string
+	// Run is where the host's daemons keep their state; "" is /run.
+	Run string
+}
+
+// Host makes the networks of sandboxes on this host. It may be used concurrently.
+type Host struct {
+	opts Options
+	pool *pool
+}
+
+// New makes a Host. Close it.
+func New(opts Options) *Host {
+	if opts.Pool == 0 {
+		opts.Pool = 4
+	}
+	if opts.Dir == "" {
+		opts.Dir = "/run/berth/network"
+	}
+	if opts.Etc == "" {
+		opts.Etc = "/etc"
+	}
+	if opts.Run == "" {
+		opts.Run = "/run"
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Host{opts: opts, pool: newPool(max(opts.Pool, 0))}
+}
+
+// Close frees the namespaces that were made in advance. Networks stay as they are.
+func (h *Host) Close() error {
+	h.pool.close()
+	return nil
+}
+
+// Spec describes the network of a sandbox.
+type Spec struct {
+	Instance string // whose it is: see Recover
+	ID       string // of the sandbox
+	Hostname string // "" is ID
+	berth.Network
+}
+
+// Net is the network of one sandbox.
+type Net struct {
+	Mode berth.NetworkMode
+	// NS is the namespace to join; nil is the host's own. Close closes it.
+	NS *os.File
+	// Address is the sandbox's address as the host reaches it; the zero value where it has none.
+	Address netip.Addr
+	// ResolvConf, Hosts and Hostname are what belongs in the files of these names in /etc.
+	ResolvConf, Hosts, Hostname []byte
+
+	close func() error
+}
+
+// Setup makes a network. ErrUnsupported: this host cannot, the error names the remedy; ErrInvalid: an entry
+// of Hosts, or a mode that is not known; ErrExhausted: every address is in use. Nothing is left after an
+// error.
+func (h *Host) Setup(ctx context.Context, spec Spec) (*Net, error) {
+	if spec.Hostname == "" {
+		spec.Hostname = spec.ID
+	}
+	if len(spec.Ports) > 0 {
+		return nil, fmt.Errorf("network of %s: published ports: %w: this engine publishes none; the container's own address can be reached from this host", spec.ID, berth.ErrUnsupported)
+	}
+	n := &Net{Mode: spec.Mode, close: func() error { return nil }}
+	var gateway netip.Addr
+	switch spec.Mode {
+	case berth.NetworkNone, "":
+		ns, err := h.pool.get()
+		if err != nil {
+			return nil, fmt.Errorf("network of %s: %w", spec.ID, err)
+		}
+		n.Mode, n.NS = berth.NetworkNone, ns
+	case berth.NetworkHost:
+	default:
+		return nil, fmt.Errorf("network of %s: mode %q: %w: the modes are none, bridge and host", spec.ID, spec.Mode, berth.ErrInvalid)
+	}
+	if err := h.files(n, spec, gateway); err != nil {
+		_ = n.Close()
+		return nil, fmt.Errorf("network of %s: %w", spec.ID, err)
+	}
+	return n, nil
+}
+
+// Close removes the network. What is still in its namespace stays there, without any way out.
+func (n *Net) Close() error {
+	err := n.close()
+	if n.NS != nil {
+		if err2 := n.NS.Close(); err == nil {
+			err = err2
+		}
+	}
+	return err
+}
