@@ -20,6 +20,20 @@ func Nearest(word string, candidates []string) string {
 	return best
 }
 
+// Within returns the candidate that the fewest changes, and at most most, make of word; "" if there is none.
+func Within(word string, candidates []string, most int) string {
+	best := ""
+	for _, c := range candidates {
+		if max(len(word)-len(c), len(c)-len(word)) > most {
+			continue
+		}
+		if d := distance(word, c); d <= most {
+			best, most = c, d-1
+		}
+	}
+	return best
+}
+
 // DidYouMean writes the suggestion that follows an error about word: ` (did you mean "x"?)`, or nothing.
 func DidYouMean(word string, candidates []string) string {
 	if near := Nearest(word, candidates); near != "" {

@@ -1,0 +1,217 @@
+// Package cli is berth's command line: its commands, streams, exit codes and configuration. It is the only
+// package that knows all others, and wires them by hand (see wire.go). A command is one file: an options
+// struct, its flags, and a function that runs it. Results go to standard output, all else to standard error.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/tes/document"
+)
+
+// app is what commands have of their process.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	env      []string // "K=V"
+	dir      string   // the working directory
+	global   globalOptions
+	settings settings
+}
+
+// globalOptions are the flags that every command has.
+type globalOptions struct {
+	dataDir string
+	config  string
+	engine  string
+	debug   bool
+}
+
+// Main runs berth with the arguments, streams and environment of this process, and returns its exit code.
+func Main() int {
+	dir, err := os.Getwd()
+	if err != nil {
+		dir = "" // relative paths are refused where they are met
+	}
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Environ(), dir: dir}
+	return a.run(context.Background(), os.Args[1:])
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	if end, ok := errors.AsType[exitError](err); ok {
+		return int(end)
+	}
+	_, _ = fmt.Fprintf(a.err, "berth: %s\n", oneLine(err))
+	return exitCode(cmd, err)
+}
+
+// oneLine keeps errors of others, which may have several lines, to the one line that users are promised.
+func oneLine(err error) string {
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	for i, l := range lines {
+		lines[i] = strings.TrimSpace(l)
+	}
+	return strings.Join(lines, "; ")
+}
+
+// lookupEnv finds an environment variable.
+func (a *app) lookupEnv(name string) (string, bool) {
+	for i := len(a.env) - 1; i >= 0; i-- {
+		if v, ok := strings.CutPrefix(a.env[i], name+"="); ok {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+func (a *app) getenv(name string) string {
+	v, _ := a.lookupEnv(name)
+	return v
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "berth",
+		Short: "Run container tasks on this machine, with no daemon",
+		Long: `berth runs container tasks on this machine, with no daemon: limits that hold, ends that are named,
+outputs that are yours, and nothing left behind.`,
+		Args:              noArgs,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		},
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.configure(cmd)
+		},
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(flagError)
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.global.dataDir, "data-dir", "", "directory of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
+	flags.StringVar(&a.global.config, "config", "", "configuration file to read in place of the user's")
+	flags.StringVar(&a.global.engine, "engine", "oci", "what runs the containers: oci (this host)")
+	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
+	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images and this host:"})
+	group := func(id string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	group("tasks", a.runCommand())
+	group("host", a.completionCommand())
+	root.SetHelpCommand(a.helpCommand())
+	return root
+}
+
+// noArgs refuses arguments; of a command with subcommands, it names the nearest.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if !cmd.HasSubCommands() {
+		return usageError(cmd, "it takes no arguments, and was given %q", args[0])
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		if !c.Hidden {
+			names = append(names, c.Name())
+		}
+	}
+	return usageError(cmd, "there is no command %q%s", args[0], document.DidYouMean(args[0], names))
+}
+
+// argCount accepts from least to most arguments; most -1 is any number.
+func argCount(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return usageError(cmd, "an argument is missing: %s", cmd.UseLine())
+		case most >= 0 && len(args) > most:
+			return usageError(cmd, "%q is an argument too many: %s", args[most], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// usageError is a fault in how berth was called.
+func usageError(cmd *cobra.Command, format string, args ...any) error {
+	name := strings.TrimPrefix(strings.TrimPrefix(cmd.CommandPath(), "berth"), " ")
+	if name != "" {
+		name += ": "
+	}
+	return invalid("%s%s", name, fmt.Errorf(format, args...))
+}
+
+// quiet wraps an error kind without its text: faults of usage speak for themselves.
+type quietError struct {
+	text string
+	kind error
+}
+
+func (e *quietError) Error() string { return e.text }
+func (e *quietError) Unwrap() error { return e.kind }
+
+func invalid(format string, args ...any) error {
+	return &quietError{fmt.Sprintf(format, args...), berth.ErrInvalid}
+}
+
+func unsupported(format string, args ...any) error {
+	return &quietError{fmt.Sprintf(format, args...), berth.ErrUnsupported}
+}
+
+// hints say what to do in place of flags that users know from elsewhere.
+var hints = map[string]string{
+	"--rm":         "berth always removes its containers; leave it out",
+	"--gpus":       "GPUs are for a later version of berth",
+	"--privileged": "berth has no such mode; see --cap-add and --device",
+	"--publish":    "ports are not published; see --network host",
+	"-p":           "ports are not published; see --network host",
+	"-v":           "write --mount HOST:CONTAINER, or --volume CONTAINER for scratch",
+	"-m":           "write --memory",
+	"-h":           "write --hostname",
+	"-u":           "write --user",
+	"-d":           "write --detach",
+}
+
+// flagError names the nearest flag beside an unknown one.
+func flagError(cmd *cobra.Command, err error) error {
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return usageError(cmd, "%w", valueError("--"+bad.GetFlag().Name, bad.GetValue(), bad.Unwrap()))
+	}
+	if missing, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
+		return usageError(cmd, "--%s has no value: write --%s %s", missing.GetFlag().Name, missing.GetFlag().Name, missing.GetFlag().Value.Type())
+	}
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok {
+		return usageError(cmd, "%v", err)
+	}
+	name := "--" + unknown.GetSpecifiedName()
+	if unknown.GetSpecifiedShortnames() != "" {
+		name = "-" + unknown.GetSpecifiedName()[:1]
+	}
+	if hint := hints[name]; hint != "" {
+		return usageError(cmd, "there is no flag %s: %s", name, hint)
+	}
+	return usageError(cmd, "there is no flag %s%s", name, document.DidYouMean(name, flagNames(cmd)))
+}
