@@ -1,0 +1,304 @@
+package image
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/berth-project/berth"
+)
+
+const (
+	manifestMax = 8 << 20  // bytes of a manifest or index
+	configMax   = 16 << 20 // bytes of an image's configuration
+	userAgent   = "berth"
+)
+
+// manifestTypes are the manifests that are asked for.
+var manifestTypes = strings.Join([]string{
+	string(types.OCIImageIndex), string(types.DockerManifestList),
+	string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
+}, ", ")
+
+// newTransport is an HTTP transport for registries. Layers are compressed already, and large reads go past
+// its buffers.
+func newTransport() http.RoundTripper {
+	t := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // the standard library's own
+	t.DisableCompression = true
+	t.MaxIdleConnsPerHost = 8
+	return t
+}
+
+// registry is one repository of a registry, logged in.
+type registry struct {
+	store  *Store
+	ref    Ref
+	base   string // "https://host/v2/repository"
+	client *http.Client
+	login  error // why no credentials were found where some should be
+}
+
+// connect logs in to the registry of ref.
+func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry, error) {
+	host := ref.Registry
+	if host == defaultRegistry {
+		host = name.DefaultRegistry
+	}
+	opts := []name.Option{}
+	if insecure || ref.loopback() {
+		opts = append(opts, name.Insecure)
+	}
+	reg, err := name.NewRegistry(host, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", berth.ErrInvalid, err)
+	}
+	repo := reg.Repo(ref.Repository)
+	r := &registry{store: s, ref: ref}
+	auth, err := authn.Resolve(ctx, s.opts.Keychain, repo)
+	if err != nil {
+		s.log.Warn("no credentials for the registry; going on without", "registry", ref.Registry, "error", err)
+		auth, r.login = authn.Anonymous, err
+	}
+	inner := s.transport(insecure)
+	err = s.try(ctx, func(ctx context.Context) error {
+		t, err := transport.NewWithContext(ctx, reg, auth, inner, []string{repo.Scope(transport.PullScope)})
+		if err != nil {
+			return err
+		}
+		r.client = &http.Client{Transport: t}
+		return nil
+	})
+	if err != nil {
+		return nil, r.kind(err)
+	}
+	// The login has found out whether the registry speaks https; its transport sets the scheme that serves.
+	r.base = "https://" + reg.RegistryStr() + "/v2/" + ref.Repository
+	return r, nil
+}
+
+// transport is the transport below the login: no http but where it is safe or asked for.
+func (s *Store) transport(insecure bool) http.RoundTripper {
+	inner := s.opts.Transport
+	if t, ok := inner.(*http.Transport); ok && insecure {
+		t = t.Clone()
+		if t.TLSClientConfig == nil {
+			t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		t.TLSClientConfig.InsecureSkipVerify = true //nolint:gosec // the user asks for it by name
+		inner = t
+	}
+	return guard{transport.NewUserAgent(inner, userAgent), insecure}
+}
+
+// guard lets no request go out unencrypted, redirected and token requests neither, except to this machine.
+type guard struct {
+	inner    http.RoundTripper
+	insecure bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Scheme != "https" && !g.insecure && !isLoopback(req.URL.Host) {
+		return nil, fmt.Errorf("%w: %s is asked for over http, which is not allowed beyond this machine", berth.ErrDenied, req.URL.Host)
+	}
+	return g.inner.RoundTrip(req)
+}
+
+func (r *registry) url(kind, what string) string { return r.base + "/" + kind + "/" + what }
+
+// get reads a small thing whole, tries again included.
+func (r *registry) get(ctx context.Context, url, accept string, limit int64) (body []byte, header http.Header, err error) {
+	err = r.store.try(ctx, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		if accept != "" {
+			req.Header.Set("Accept", accept)
+		}
+		resp, err := r.client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if err := transport.CheckError(resp, http.StatusOK); err != nil {
+			return withRetryAfter(err, resp)
+		}
+		header = resp.Header
+		body, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
+		if err == nil && int64(len(body)) > limit {
+			return fmt.Errorf("%w: the answer has more than %d bytes", berth.ErrInvalid, limit)
+		}
+		return err
+	})
+	return body, header, err
+}
+
+// try does something until it succeeds, fails for good or has been tried often enough. Each try is ended
+// when it takes as long as a transfer may stall.
+func (s *Store) try(ctx context.Context, do func(context.Context) error) error {
+	for n := 1; ; n++ {
+		watch := newWatchdog(ctx, s.opts.Stall)
+		err := watch.cause(nil)
+		if err = do(watch.ctx); err != nil {
+			err = watch.cause(err)
+		}
+		watch.stop()
+		if err == nil {
+			return nil
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		wait, retry := s.retry(n, err)
+		if !retry {
+			return err
+		}
+		s.log.Debug("trying again", "error", err, "wait", wait)
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// retryAfter is an error with the time that the registry asks to wait.
+type retryAfter struct {
+	error
+	wait time.Duration
+}
+
+func (r *retryAfter) Unwrap() error { return r.error }
+
+func withRetryAfter(err error, resp *http.Response) error {
+	s := resp.Header.Get("Retry-After")
+	if s == "" {
+		return err
+	}
+	if sec, perr := strconv.Atoi(s); perr == nil && sec >= 0 {
+		return &retryAfter{err, min(time.Duration(sec)*time.Second, retryAfterMax)}
+	}
+	if at, perr := http.ParseTime(s); perr == nil {
+		return &retryAfter{err, min(max(time.Until(at), 0), retryAfterMax)}
+	}
+	return err
+}
+
+// retry says whether an error may pass by itself after the n-th failure in a row, and how long to wait.
+func (s *Store) retry(n int, err error) (wait time.Duration, again bool) {
+	if n > s.opts.Retries || !temporary(err) {
+		return 0, false
+	}
+	if isRefused(err) && n > 2 {
+		return 0, false // nobody listens: that rarely changes within seconds
+	}
+	wait = min(s.opts.Backoff<<min(n-1, 16), backoffMax)
+	var after *retryAfter
+	if errors.As(err, &after) {
+		wait = max(after.wait, wait)
+	}
+	return wait, true
+}
+
+func isRefused(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+// temporary reports whether trying again can help.
+func temporary(err error) bool {
+	var status *transport.Error
+	var dns *net.DNSError
+	var cert *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	var u *url.Error
+	switch {
+	case errors.As(err, &status):
+		return status.StatusCode == http.StatusRequestTimeout || status.StatusCode == http.StatusTooManyRequests || status.StatusCode >= 500
+	case errors.Is(err, berth.ErrDenied), errors.Is(err, berth.ErrInvalid):
+		return false
+	case errors.As(err, &dns):
+		return dns.IsTemporary || dns.IsTimeout
+	case errors.As(err, &cert), errors.As(err, &record), isPlainHTTP(err):
+		return false
+	case errors.Is(err, errStalled), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return true
+	}
+	return errors.As(err, &u) || isNet(err)
+}
+
+func isNet(err error) bool {
+	var n net.Error
+	return errors.As(err, &n)
+}
+
+// isPlainHTTP reports whether a server answered https with http.
+func isPlainHTTP(err error) bool {
+	return strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
+}
+
+// kind gives an error of the registry its kind, and one line that says what it means.
+func (r *registry) kind(err error) error {
+	var status *transport.Error
+	var dns *net.DNSError
+	switch {
+	case err == nil || hasKind(err) || isContext(err):
+		return err
+	case errors.As(err, &status):
+		return r.statusKind(status)
+	case errors.As(err, &dns):
+		return fmt.Errorf("%w: registry %s is not reachable: no such host: %s", berth.ErrUnavailable, r.ref.Registry, dns.Name)
+	case isPlainHTTP(err):
+		return fmt.Errorf("%w: registry %s speaks http, which is used beyond this machine only on explicit request", berth.ErrUnavailable, r.ref.Registry)
+	case errors.Is(err, errStalled):
+		return fmt.Errorf("%w: registry %s stalled: %w", berth.ErrUnavailable, r.ref.Registry, err)
+	}
+	return fmt.Errorf("%w: registry %s is not reachable: %w", berth.ErrUnavailable, r.ref.Registry, shorten(err))
+}
+
+// shorten takes the request's method and address off a client's error.
+func shorten(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+func (r *registry) statusKind(e *transport.Error) error {
+	switch e.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		if r.login != nil {
+			return fmt.Errorf("%w: no access to %s, or there is none: its credentials cannot be read: %w", berth.ErrDenied, r.ref.Name(), r.login)
+		}
+		return fmt.Errorf("%w: no access to %s, or there is no such image; log in with `docker login %s`", berth.ErrDenied, r.ref.Name(), r.ref.Registry)
+	case http.StatusNotFound:
+		return fmt.Errorf("%w: registry %s has not what was asked for: %s", berth.ErrNotFound, r.ref.Registry, statusText(e))
+	case http.StatusTooManyRequests:
+		return fmt.Errorf("%w: registry %s answers 429 Too Many Requests; log in or try again later", berth.ErrUnavailable, r.ref.Registry)
+	}
+	return fmt.Errorf("%w: registry %s answers %s", berth.ErrUnavailable, r.ref.Registry, statusText(e))
+}
+
+func statusText(e *transport.Error) string {
+	s := fmt.Sprintf("%d %s", e.StatusCode, http.StatusText(e.StatusCode))
+	if len(e.Errors) > 0 {
+		s += ": " + e.Errors[0].String()
+	}
+	if len(s) > 300 {
+		s = s[:300] + "…"
+	}
+	return strings.Join(strings.Fields(s), " ")
+}
