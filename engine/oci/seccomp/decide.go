@@ -159,11 +159,11 @@ type table struct {
 	arch    arch
 	calls   map[uint32]*verdict
 	largest uint32 // the highest number that the profile names; above it calls are too new for the profile to know
-	newer   uint32 // the answer to those
+	noSys   bool   // and are answered as a kernel does that does not have them
 }
 
 func tableOf(a arch, entries []entry, otherwise uint32) *table {
-	t := &table{arch: a, calls: map[uint32]*verdict{}, newer: otherwise}
+	t := &table{arch: a, calls: map[uint32]*verdict{}}
 	for _, e := range entries {
 		through, selector, multiplexed := a.multiplexed(e.name)
 		nr, ok := a.number(e.name)
@@ -190,9 +190,7 @@ func tableOf(a arch, entries []entry, otherwise uint32) *table {
 			}
 		}
 	}
-	if t.largest != 0 && !permissive(otherwise) {
-		t.newer = retNoSys
-	}
+	t.noSys = t.largest != 0 && !permissive(otherwise)
 	for _, v := range t.calls {
 		if v.rules != nil {
 			slices.SortStableFunc(*v.rules, func(a, b rule) int { return precedence(a.answer) - precedence(b.answer) })
@@ -253,7 +251,7 @@ func verdictOn(nr uint32, tables []*table, otherwise uint32) verdict {
 		}
 	}
 	switch v := t.calls[nr]; {
-	case nr > t.largest && t.newer == retNoSys: // even where a multiplexed call has rules: so runc does
+	case t.noSys && nr > t.largest: // even where a multiplexed call has rules: so runc does
 		return verdict{answer: retNoSys}
 	case v != nil:
 		return *v

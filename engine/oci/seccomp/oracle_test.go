@@ -173,6 +173,21 @@ func (j judge) unknown() []string {
 	return names
 }
 
+// broken reports whether libseccomp (2.5.4 does, with some profiles of several architectures) forgot to load the
+// system call number before it compares it.
+func (j judge) broken() bool {
+	for pc, i := range j.program {
+		if i.Code != unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K || i.K != unix.AUDIT_ARCH_X86_64 && i.K != unix.AUDIT_ARCH_I386 && i.K != unix.AUDIT_ARCH_AARCH64 && i.K != unix.AUDIT_ARCH_ARM {
+			continue
+		}
+		next := j.program[pc+1+int(i.Jt)]
+		if next.Code != unix.BPF_LD|unix.BPF_W|unix.BPF_ABS && next.Code != unix.BPF_RET|unix.BPF_K {
+			return true
+		}
+	}
+	return false
+}
+
 func archOf(name string) specs.Arch {
 	for a, n := range archNames {
 		if n == name {
