@@ -1,0 +1,147 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/ledger"
+)
+
+// fits refuses what this machine could never lend.
+func (r *Runner) fits(t *berth.Task) error {
+	return r.cfg.Ledger.Check(request(t))
+}
+
+func request(t *berth.Task) ledger.Request {
+	return ledger.Request{
+		Task:   t.ID,
+		CPU:    t.Resources.CPU,
+		Memory: t.Resources.Memory,
+		Disk:   t.Resources.Disk,
+		NoWait: t.NoWait,
+	}
+}
+
+// adopt takes over what was lent to the task while another process drove it, if anything still is.
+func (d *drive) adopt(sandbox berth.Sandbox) error {
+	a := d.rec.Admitted
+	if d.lease != nil || a == nil || a.Lease == "" {
+		return nil
+	}
+	lease, err := d.r.cfg.Ledger.Adopt(d.alive, a.Lease)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil // nothing runs that kept it
+	} else if err != nil {
+		return d.leaving(fmt.Errorf("lease: %w", err))
+	}
+	d.lease = lease
+	if sandbox == nil {
+		return nil
+	}
+	return d.takeOver(sandbox)
+}
+
+// admit waits until what the task asks for is lent to it.
+func (d *drive) admit() error {
+	if err := d.adopt(nil); d.lease != nil || err != nil {
+		return err
+	}
+	if a := d.rec.Admitted; a != nil && a.Lease == "" {
+		return nil // it asks for nothing
+	}
+	d.at("admit")
+	req := request(&d.rec.Task)
+	if d.rec.Admitted != nil {
+		req.NoWait = false // it has begun
+	}
+	waits := false
+	req.Waiting = func(why string) {
+		waits = waits || why != ""
+		d.waiting(why)
+	}
+	err := d.retry(d.stop, func() (err error) {
+		d.lease, err = d.r.cfg.Ledger.Acquire(d.stop, req)
+		if req.NoWait && errors.Is(err, berth.ErrUnavailable) {
+			err = fmt.Errorf("the machine has no room now: %s", err.Error()) // no kind: it is not tried again
+		}
+		return err
+	})
+	if err != nil {
+		return d.failed(err)
+	}
+	if waits {
+		d.waiting("")
+	}
+	state := berth.State("")
+	if d.rec.State == berth.Queued {
+		state = berth.Initializing
+	}
+	if err := d.record(KindAdmitted, state, "", Admitted{Lease: d.lease.ID()}); err != nil {
+		return err
+	}
+	d.at("admitted")
+	return nil
+}
+
+func (d *drive) lent() bool { return d.lease != nil && d.lease.ID() != "" }
+
+func (d *drive) waiting(why string) {
+	if why != "" {
+		if err := d.record(KindWaiting, "", why, nil); err != nil {
+			d.r.cfg.Logger.Error("event not recorded", "task", d.rec.Task.ID, "text", why, "err", err)
+		}
+	}
+	if d.hooks.Waiting != nil {
+		d.hooks.Waiting(why)
+	}
+}
+
+// keep makes what the sandbox runs a holder of the lease, so that a berth that is killed does not free what
+// its containers still use.
+func (d *drive) keep(sandbox berth.Sandbox) error {
+	k, ok := sandbox.(Keeper)
+	if !ok || !d.lent() || k.Cgroup() == "" {
+		return nil
+	}
+	h, err := ledger.Cgroup(k.Cgroup())
+	if err == nil {
+		err = d.lease.AddHolder(d.alive, h)
+	}
+	return d.leaving(err)
+}
+
+// handOver leaves the lease to the process that keeps the sandbox's containers. It answers false where
+// there is none.
+func (d *drive) handOver(ctx context.Context, sandbox berth.Sandbox) (bool, error) {
+	if !d.lent() {
+		return true, nil
+	}
+	h, ok, err := monitorOf(sandbox)
+	if !ok || err != nil {
+		return false, err
+	}
+	return true, d.lease.Handover(ctx, h)
+}
+
+// takeOver undoes handOver: from here on the lease ends with this process and with what runs.
+func (d *drive) takeOver(sandbox berth.Sandbox) error {
+	if !d.lent() {
+		return nil
+	}
+	h, ok, err := monitorOf(sandbox)
+	if !ok {
+		return err
+	}
+	return d.leaving(d.lease.RemoveHolder(d.alive, h))
+}
+
+func monitorOf(sandbox berth.Sandbox) (ledger.Holder, bool, error) {
+	k, ok := sandbox.(Keeper)
+	if !ok || k.Monitor() == 0 {
+		return ledger.Holder{}, false, nil
+	}
+	h, err := ledger.Process(k.Monitor())
+	return h, err == nil, err
+}

@@ -1,0 +1,225 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"github.com/berth-project/berth"
+)
+
+// collected is what became of the outputs. An output that is missing after a failed step is a warning; after
+// success it is the task's failure.
+type collected struct {
+	files []berth.OutputFile
+	err   error
+}
+
+// tidyStep saves what must outlive the container of an ended step, and removes it. It may be called again.
+func (d *drive) tidyStep(sandbox berth.Sandbox, i int) error {
+	id := d.rec.Steps[i].Spec.ID
+	last := i == len(d.rec.Task.Steps)-1
+	if d.rec.Outcome != nil || len(d.lay.rooted) == 0 && len(d.lay.streams) == 0 && (last || d.rec.Task.Keep) {
+		return nil // the end of the sandbox removes it
+	}
+	var c berth.Container
+	err := d.retry(d.alive, func() (err error) {
+		c, err = sandbox.Container(d.alive, id)
+		return err
+	})
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return d.leaving(fmt.Errorf("step %d: %w", i+1, err))
+	}
+	d.saveStreams(i)
+	d.saveRooted(c)
+	d.at("step saved")
+	if last || d.rec.Task.Keep {
+		return nil
+	}
+	if err := d.retry(d.alive, func() error { return c.Remove(d.alive) }); err != nil {
+		return d.leaving(fmt.Errorf("remove container of step %d: %w", i+1, err))
+	}
+	d.at("step removed")
+	return nil
+}
+
+// saveStreams puts what a step wrote to where its stdout and stderr files are expected, for those that lie
+// in no volume.
+func (d *drive) saveStreams(i int) {
+	for _, rs := range d.lay.streams {
+		if rs.step != i {
+			continue
+		}
+		name := "stdout"
+		if rs.stderr {
+			name = "stderr"
+		}
+		to := filepath.Join(d.dir.rooted(), rs.path)
+		err := os.MkdirAll(filepath.Dir(to), 0o700)
+		if err == nil {
+			err = copyFile(filepath.Join(d.dir.logs(i), name), to)
+		}
+		if err != nil {
+			d.warn(fmt.Sprintf("step %d: %s was not saved: %v", i+1, rs.path, err))
+		}
+	}
+}
+
+// saveRooted reads the outputs that lie in no mount out of a container's root. What is not there is not
+// missing yet: another step may leave it.
+func (d *drive) saveRooted(c berth.Container) {
+	if len(d.lay.rooted) == 0 {
+		return
+	}
+	archiver, ok := c.(berth.Archiver)
+	for _, k := range d.lay.rooted {
+		o := d.rec.Task.Outputs[k]
+		err := fmt.Errorf("%w: this engine reads nothing out of a container's root", berth.ErrUnsupported)
+		if ok {
+			err = d.extract(archiver, path.Clean(o.Path))
+		}
+		if err != nil && !errors.Is(err, berth.ErrNotFound) {
+			d.warn(fmt.Sprintf("output %s was not read: %v", o.Path, err))
+		}
+	}
+}
+
+func (d *drive) extract(a berth.Archiver, p string) error {
+	r, err := a.Archive(d.alive, p)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	to := filepath.Join(d.dir.rooted(), path.Dir(p))
+	if err := os.MkdirAll(to, 0o700); err != nil {
+		return kind(err)
+	}
+	if err := os.RemoveAll(filepath.Join(to, path.Base(p))); err != nil { // of an earlier step
+		return kind(err)
+	}
+	root, err := os.OpenRoot(to)
+	if err != nil {
+		return kind(err)
+	}
+	defer func() { _ = root.Close() }()
+	return untar(r, root)
+}
+
+// collect collects every output that is there.
+func (d *drive) collect(sandbox berth.Sandbox) collected {
+	var got collected
+	if len(d.rec.Task.Outputs) == 0 {
+		return got
+	}
+	if d.now.Err() != nil {
+		if err := d.ended(); left(err) {
+			return collected{err: err}
+		}
+		d.warn("outputs were not collected: the task was ended at once")
+		return got
+	}
+	d.at("collecting")
+	trees, closeAll, err := d.trees(sandbox)
+	defer closeAll()
+	if err != nil {
+		return collected{err: d.leaving(fmt.Errorf("outputs: %w", err))}
+	}
+	failed := d.failedStep() >= 0 || len(d.rec.exits()) < len(d.rec.Task.Steps)
+	var errs []error
+	for _, o := range d.rec.Task.Outputs {
+		files, err := d.r.cfg.Staging.Out(d.now, o, trees)
+		got.files = append(got.files, files...)
+		switch {
+		case err == nil, o.Optional && errors.Is(err, berth.ErrNotFound):
+		case d.alive.Err() != nil:
+			return collected{err: errLeft{context.Cause(d.alive)}}
+		case failed:
+			d.warn(fmt.Sprintf("output %s was not collected: %v", o.Path, err))
+		default:
+			errs = append(errs, err)
+		}
+	}
+	got.err = errors.Join(errs...)
+	d.at("collected")
+	return got
+}
+
+// trees are what the containers saw, as far as it is still there.
+func (d *drive) trees(sandbox berth.Sandbox) (trees []Tree, closeAll func(), err error) {
+	closeAll = func() {
+		for _, t := range trees {
+			if t.Root != nil {
+				_ = t.Root.Close()
+			}
+		}
+	}
+	if _, err := os.Stat(d.dir.rooted()); err == nil {
+		if trees, err = addTree(trees, "/", d.dir.rooted()); err != nil {
+			return trees, closeAll, err
+		}
+	}
+	for _, p := range d.lay.places {
+		switch p.kind {
+		case placeVolume:
+			root, err := sandbox.Volume(d.now, p.path)
+			if err != nil {
+				return trees, closeAll, fmt.Errorf("volume %s: %w", p.path, err)
+			}
+			trees = append(trees, Tree{Path: p.path, Root: root})
+		case placeInput:
+			trees, err = addTree(trees, p.path, d.rec.Inputs.Staged[p.index].Source)
+		case placeMount:
+			trees, err = addTree(trees, p.path, p.host)
+		case placeTmpfs: // it ended with its step
+		}
+		if err != nil {
+			return trees, closeAll, err
+		}
+	}
+	return trees, closeAll, nil
+}
+
+func addTree(trees []Tree, at, host string) ([]Tree, error) {
+	st, err := os.Stat(host)
+	if errors.Is(err, fs.ErrNotExist) {
+		return trees, nil
+	} else if err != nil {
+		return trees, kind(err)
+	}
+	if !st.IsDir() {
+		return append(trees, Tree{Path: at, File: host}), nil
+	}
+	root, err := os.OpenRoot(host)
+	if err != nil {
+		return trees, kind(err)
+	}
+	return append(trees, Tree{Path: at, Root: root}), nil
+}
+
+// stage brings all inputs in.
+func (d *drive) stage(ctx context.Context) ([]Staged, error) {
+	if err := d.dir.removeWork(); err != nil { // half of what a process before staged
+		return nil, fmt.Errorf("inputs: %w", kind(err))
+	}
+	if err := os.MkdirAll(d.dir.work(), 0o700); err != nil {
+		return nil, fmt.Errorf("inputs: %w", kind(err))
+	}
+	staged := make([]Staged, len(d.rec.Task.Inputs))
+	for i, in := range d.rec.Task.Inputs {
+		dir := d.dir.input(i)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("input %s: %w", in.Path, kind(err))
+		}
+		var err error
+		if staged[i], err = d.r.cfg.Staging.In(ctx, in, dir); err != nil {
+			return nil, err
+		}
+	}
+	return staged, nil
+}

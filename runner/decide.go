@@ -1,0 +1,202 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/berth-project/berth"
+)
+
+// errKilled is what became of a task whose driver died and whose containers were bound to it.
+var errKilled = errors.New("berth was killed while the task ran")
+
+// failedStep is the index of the step whose end ended the task, or -1.
+func (d *drive) failedStep() int {
+	for _, s := range d.rec.exits() {
+		if !d.goesOn(s.Index, s.Exit) {
+			return s.Index
+		}
+	}
+	return -1
+}
+
+// decide says how the task ended. err is what kept its steps from being run to their end: berth's fault,
+// ErrCanceled, or ErrDeadline. How a step failed is never hidden by what failed after it.
+func (d *drive) decide(err error, got collected) berth.Result {
+	res := d.result(got.files)
+	failed := d.failedStep()
+	canceled := d.rec.Cancel != nil || endingOf(d.stop) == endTask
+	switch {
+	case failed >= 0:
+		d.endedBy(&res, failed)
+		if exit := d.rec.Steps[failed].Exit; canceled && (exit.Reason == berth.Lost || exit.Reason == berth.Stopped) {
+			res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for"
+		}
+		d.aside(err)
+		d.aside(got.err)
+	case errors.Is(err, berth.ErrCanceled), err != nil && canceled:
+		res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for"
+		if !errors.Is(err, berth.ErrCanceled) {
+			d.aside(err)
+		}
+	case errors.Is(err, berth.ErrDeadline):
+		res.State, res.Reason = berth.ExecutorError, berth.TimedOut
+		res.Detail = fmt.Sprintf("the time limit of %s was reached before step %d", d.rec.Task.Timeout, len(d.rec.exits())+1)
+	case err != nil:
+		res.State, res.Detail = berth.SystemError, err.Error()
+		if errors.Is(err, errKilled) {
+			res.Reason = berth.Lost
+		} else {
+			res.Reason = ""
+		}
+		d.aside(got.err)
+	case got.err != nil:
+		res.State, res.Detail = berth.SystemError, got.err.Error()
+	default:
+		res.State = berth.Complete
+		res.ExitCode, res.Signal, res.Reason = 0, 0, berth.Exited
+	}
+	return res
+}
+
+// aside tells of an error that does not decide how the task ended.
+func (d *drive) aside(err error) {
+	if err != nil && !errors.Is(err, berth.ErrCanceled) {
+		d.warn(err.Error())
+	}
+}
+
+// result is what the records say of the task, with the last step that ended.
+func (d *drive) result(files []berth.OutputFile) berth.Result {
+	t := &d.rec.Task
+	res := berth.Result{
+		ID:       t.ID,
+		Name:     t.Name,
+		ExitCode: -1,
+		Image:    t.Steps[0].Image,
+		Outputs:  append([]berth.OutputFile{}, files...),
+		Steps:    d.rec.exits(),
+	}
+	if im, ok := d.rec.image(t.Steps[0].Image, t.Steps[0].Platform); ok {
+		res.ImageDigest = im.Digest
+	}
+	res.DiskEnforcement = string(berth.DiskNone)
+	if o := d.rec.Opened; o != nil {
+		res.Engine, res.DiskEnforcement = o.Engine, string(o.Disk)
+	}
+	for _, s := range res.Steps {
+		if !s.Exit.Started.IsZero() && res.Started == nil {
+			res.Started = &s.Exit.Started
+		}
+		if s.Exit.Runtime != "" {
+			res.Runtime = s.Exit.Runtime
+		}
+		res.ExitCode, res.Signal, res.Reason = s.Exit.Code, s.Exit.Signal, s.Exit.Reason
+	}
+	now := d.r.cfg.Clock.Now()
+	res.Ended = &now
+	res.Usage = total(res.Steps)
+	return res
+}
+
+// endedBy fills in how step i ended the task.
+func (d *drive) endedBy(res *berth.Result, i int) {
+	s := d.rec.Steps[i]
+	res.State = stateOf(s.Exit.Reason)
+	res.Reason, res.ExitCode, res.Signal = s.Exit.Reason, s.Exit.Code, s.Exit.Signal
+	res.Detail = describe(*s.Exit)
+	if n := len(d.rec.Task.Steps); n > 1 {
+		res.Detail = fmt.Sprintf("step %d of %d %s", i+1, n, res.Detail)
+	}
+	res.Image, res.ImageDigest = d.rec.Task.Steps[i].Image, s.Spec.Image.Digest
+}
+
+// total adds up what the steps used: sums, and the highest of what is a peak. What is unknown of one step
+// that ran is unknown of the whole.
+func total(steps []berth.StepResult) berth.Usage {
+	var sum berth.Usage
+	first := true
+	for _, s := range steps {
+		u := s.Exit.Usage
+		if s.Exit.Started.IsZero() {
+			continue // it never ran
+		}
+		if first {
+			sum, first = u, false
+			sum.Memory, sum.PIDs = nil, nil // of a running container only
+			continue
+		}
+		sum.CPUSeconds = both(sum.CPUSeconds, u.CPUSeconds, add)
+		sum.PeakMemory = both(sum.PeakMemory, u.PeakMemory, higher)
+		sum.BytesRead = both(sum.BytesRead, u.BytesRead, add)
+		sum.BytesWritten = both(sum.BytesWritten, u.BytesWritten, add)
+		sum.PeakPIDs = both(sum.PeakPIDs, u.PeakPIDs, higher)
+		sum.DiskUsed = both(sum.DiskUsed, u.DiskUsed, higher)
+	}
+	return sum
+}
+
+func add[T int64 | float64](a, b T) T    { return a + b }
+func higher[T int64 | float64](a, b T) T { return max(a, b) }
+
+func both[T any](a, b *T, of func(a, b T) T) *T {
+	if a == nil || b == nil {
+		return nil
+	}
+	v := of(*a, *b)
+	return &v
+}
+
+// abandon decides how a task ended whose driver died with its containers bound to it: as its records say,
+// with what the engine still knows.
+func (d *drive) abandon() (berth.Result, error) {
+	for i := range d.rec.Steps {
+		if s := d.rec.Steps[i]; s.Exit == nil && s.Spec.ID != "" {
+			exit := d.lastWords(s.Spec.ID)
+			if d.alive.Err() != nil {
+				return berth.Result{}, errLeft{context.Cause(d.alive)}
+			}
+			if err := d.record(KindEnded, "", fmt.Sprintf("step %d %s", i+1, describe(exit)), Stepped{Index: i, Exit: &exit}); err != nil {
+				return berth.Result{}, err
+			}
+		}
+	}
+	t := &d.rec.Task
+	var got collected
+	var err error
+	switch {
+	case d.failedStep() >= 0 || len(d.rec.exits()) < len(t.Steps):
+		err = errKilled
+	case len(t.Outputs) > 0:
+		got.err = fmt.Errorf("%w, before its outputs were collected", errKilled)
+	}
+	return d.decide(err, got), nil
+}
+
+// lastWords is how a step ended whose driver is dead, as far as the engine still knows. One that still runs
+// is ended.
+func (d *drive) lastWords(id string) berth.Exit {
+	lost := berth.Exit{Reason: berth.Lost, Code: -1, Detail: errKilled.Error()}
+	ctx, cancel := context.WithTimeout(d.alive, cleanupTime)
+	defer cancel()
+	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
+	if err != nil {
+		return lost
+	}
+	c, err := sandbox.Container(ctx, id)
+	if err != nil {
+		return lost
+	}
+	if err := c.Stop(ctx, 0); err != nil {
+		return lost
+	}
+	exit, err := c.Wait(ctx)
+	if err != nil {
+		return lost
+	}
+	if exit.Reason == berth.Stopped {
+		exit.Reason, exit.Detail = berth.Lost, lost.Detail
+	}
+	return exit
+}

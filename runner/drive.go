@@ -1,0 +1,262 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/ledger"
+	"github.com/berth-project/berth/store"
+)
+
+// drive is one process's turn at driving one task. Its methods run in one goroutine unless they say
+// otherwise.
+type drive struct {
+	r      *Runner
+	rec    *Record
+	lay    *layout
+	dir    taskDir
+	lock   *os.File
+	hooks  Hooks
+	park   bool // return once nothing but waiting is left
+	orphan bool // the process to which the task's containers were bound is dead
+
+	// stop ends when the task is to end, or this process; its cause says which. now ends when even a tidy
+	// end is to be cut short. alive ends only when this process is to leave the task as it is.
+	stop, now, alive context.Context
+	end, endNow      context.CancelCauseFunc
+	bell             *bell
+	lease            *ledger.Lease
+}
+
+func (r *Runner) newDrive(rec *Record, lock *os.File, hooks Hooks) (*drive, error) {
+	lay, err := newLayout(&rec.Task)
+	if err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("task %s: %w", rec.Task.ID, err)
+	}
+	return &drive{r: r, rec: rec, lay: lay, dir: r.dir(rec.Task.ID), lock: lock, hooks: hooks}, nil
+}
+
+// drive drives the task to its end, or until it is parked, or until ctx ends with a cause that does not end
+// the task.
+func (d *drive) drive(ctx context.Context) (berth.Result, error) {
+	defer func() { _ = d.lock.Close() }()
+	d.stop, d.end = context.WithCancelCause(ctx)
+	defer d.end(nil)
+	d.now, d.endNow = context.WithCancelCause(context.WithoutCancel(ctx))
+	defer d.endNow(nil)
+	alive, leave := context.WithCancelCause(context.WithoutCancel(ctx))
+	d.alive = alive
+	defer leave(nil)
+	defer context.AfterFunc(ctx, func() {
+		if endingOf(ctx) == endProcess {
+			d.endNow(context.Cause(ctx))
+			leave(context.Cause(ctx))
+		}
+	})()
+	if err := d.listen(); err != nil {
+		return berth.Result{}, fmt.Errorf("task %s: %w", d.rec.Task.ID, err)
+	}
+	defer func() { d.bell.close() }() // parking may have made another
+	// A guard, not a path: whatever happens below, what was lent comes back.
+	defer func() { d.lease.Release() }()
+	res, err := d.toEnd()
+	if err != nil {
+		return berth.Result{}, fmt.Errorf("task %s: %w", d.rec.Task.ID, err)
+	}
+	return res, nil
+}
+
+// toEnd decides how the task ended, records that, tidies up, and records the end.
+func (d *drive) toEnd() (berth.Result, error) {
+	if d.rec.Result != nil {
+		return *d.rec.Result, nil
+	}
+	if d.rec.Outcome == nil {
+		res, err := d.work()
+		if err != nil {
+			return res, err
+		}
+		if err := d.record(KindOutcome, "", "", res); err != nil {
+			return res, err
+		}
+		d.at("outcome")
+	}
+	return d.finish()
+}
+
+// work takes the task from wherever its records say it stands to where its outcome is known. An error
+// means that it was not brought there.
+func (d *drive) work() (berth.Result, error) {
+	if d.orphan {
+		return d.abandon()
+	}
+	sandbox, err := d.open()
+	if err == nil {
+		err = d.runSteps(sandbox)
+	}
+	if left(err) {
+		return berth.Result{}, err
+	}
+	var got collected
+	if sandbox != nil {
+		if got = d.collect(sandbox); left(got.err) {
+			return berth.Result{}, got.err
+		}
+	}
+	return d.decide(err, got), nil
+}
+
+// finish leaves nothing of the task but its logs and its record.
+func (d *drive) finish() (berth.Result, error) {
+	res := *d.rec.Outcome
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.stop), cleanupTime)
+	defer cancel()
+	closed := d.rec.Sandbox != "" && !d.rec.Task.Keep
+	if closed {
+		err := d.retry(ctx, func() error { return d.r.closeSandbox(ctx, d.rec.Task.ID) })
+		if closed = err == nil; !closed {
+			d.warn("the sandbox could not be removed; `berth system cleanup` tries again: " + err.Error())
+		}
+	}
+	d.at("closed")
+	if err := d.dir.removeWork(); err != nil {
+		d.warn("the working directory could not be removed: " + err.Error())
+	}
+	d.at("cleaned")
+	e := d.event(KindFinal, res.State, res.Detail, nil)
+	e.Result = &res
+	if closed {
+		e.Sandbox = new(string)
+	}
+	if err := d.append(e); err != nil {
+		return res, err
+	}
+	d.at("final")
+	return res, nil
+}
+
+// cleanupTime bounds what is done after a task has ended.
+const cleanupTime = 2 * time.Minute
+
+// closeSandbox removes what the engine has of a task.
+func (r *Runner) closeSandbox(ctx context.Context, id string) error {
+	sandbox, err := r.cfg.Engine.Attach(ctx, id)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("attach to sandbox: %w", err)
+	}
+	if err := sandbox.Close(ctx); err != nil {
+		return fmt.Errorf("close sandbox: %w", err)
+	}
+	return nil
+}
+
+func (d *drive) event(k Kind, s berth.State, text string, data any) store.Event {
+	return d.r.event(d.rec.Task.ID, k, s, text, data)
+}
+
+// record appends an event. What has happened is recorded even where ctx has ended.
+func (d *drive) record(k Kind, s berth.State, text string, data any) error {
+	return d.append(d.event(k, s, text, data))
+}
+
+func (d *drive) append(e store.Event) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.stop), recordTime)
+	defer cancel()
+	if d.rec.Cancel != nil && !e.State.Final() {
+		e.State = "" // CANCELING stays until the end, whatever still happens
+	}
+	_, err := d.r.cfg.Store.Append(ctx, e)
+	if errors.Is(err, berth.ErrConflict) && !e.State.Final() {
+		// Another process recorded that the task is to end.
+		if err := d.reload(ctx); err != nil {
+			return err
+		}
+		if d.rec.Cancel != nil {
+			e.State = ""
+			_, err = d.r.cfg.Store.Append(ctx, e)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := d.rec.add(e); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	if e.State != "" && d.hooks.State != nil {
+		d.hooks.State(e.State)
+	}
+	return nil
+}
+
+const recordTime = 30 * time.Second
+
+func (d *drive) reload(ctx context.Context) error {
+	rec, err := d.r.Record(ctx, d.rec.Task.ID)
+	if err != nil {
+		return err
+	}
+	d.rec = rec
+	return nil
+}
+
+// note and warn record a line for people; that one is missing is no reason to fail a task.
+func (d *drive) note(text string) {
+	if err := d.record(KindNote, "", text, nil); err != nil {
+		d.r.cfg.Logger.Error("event not recorded", "task", d.rec.Task.ID, "text", text, "err", err)
+	}
+	if d.hooks.Note != nil {
+		d.hooks.Note(text)
+	}
+}
+
+func (d *drive) warn(text string) {
+	if err := d.record(KindWarning, "", text, nil); err != nil {
+		d.r.cfg.Logger.Error("event not recorded", "task", d.rec.Task.ID, "text", text, "err", err)
+	}
+	if d.hooks.Warn != nil {
+		d.hooks.Warn(text)
+	}
+}
+
+// retry makes a call again while it answers ErrUnavailable, a bounded number of times.
+func (d *drive) retry(ctx context.Context, call func() error) error {
+	pause := 100 * time.Millisecond
+	for try := 1; ; try++ {
+		err := call()
+		if err == nil || !errors.Is(err, berth.ErrUnavailable) || try >= d.r.cfg.Tries {
+			return err
+		}
+		d.r.cfg.Logger.Warn("call is made again", "task", d.rec.Task.ID, "try", try, "pause", pause, "err", err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-d.r.cfg.Clock.After(pause):
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// together calls all functions at once and waits for them. The first error ends the context of the others
+// and is returned.
+func together(ctx context.Context, calls ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, call := range calls {
+		wg.Go(func() {
+			if err := call(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}

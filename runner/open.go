@@ -1,0 +1,278 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"sync"
+
+	"github.com/berth-project/berth"
+)
+
+// open brings the task to where its steps can be started: room on the machine, images, inputs, sandbox.
+func (d *drive) open() (berth.Sandbox, error) {
+	if d.rec.Opening != nil {
+		return d.reopen()
+	}
+	if err := d.ended(); err != nil {
+		return nil, err
+	}
+	if err := d.admit(); err != nil {
+		return nil, err
+	}
+	if err := d.prepare(); err != nil {
+		return nil, err
+	}
+	spec := d.sandboxSpec()
+	e := d.event(KindOpening, "", "", Opening{Spec: spec})
+	e.Sandbox = &spec.ID
+	if err := d.append(e); err != nil {
+		return nil, err
+	}
+	d.at("opening")
+	return d.openSandbox(spec)
+}
+
+// reopen finds the sandbox again that a process before opened. Steps may run in it, so it waits for
+// nothing, and is not kept from its work by the wish to end the task.
+func (d *drive) reopen() (berth.Sandbox, error) {
+	var sandbox berth.Sandbox
+	err := d.retry(d.alive, func() (err error) {
+		sandbox, err = d.r.cfg.Engine.Attach(d.alive, d.rec.Task.ID)
+		return err
+	})
+	if errors.Is(err, berth.ErrNotFound) {
+		return d.sandboxGone()
+	} else if err != nil {
+		return nil, d.leaving(fmt.Errorf("attach to sandbox: %w", err))
+	}
+	if d.rec.Opened == nil {
+		err = d.opened(sandbox)
+	}
+	if err == nil {
+		err = d.adopt(sandbox)
+	}
+	return sandbox, err
+}
+
+// sandboxGone decides how a task goes on whose sandbox is not there. Where a step was to be started,
+// whatever ran and was written is gone with it.
+func (d *drive) sandboxGone() (berth.Sandbox, error) {
+	begun := len(d.rec.Steps) > 0
+	if err := d.ended(); err != nil && !begun {
+		return nil, err
+	}
+	if !begun {
+		return d.openAgain() // the process before died before it did
+	}
+	if d.mayAgain() {
+		d.warn("the sandbox is gone; the task is run again from its first step")
+		if err := d.record(KindAgain, "", "", Stepped{Index: -1}); err != nil {
+			return nil, err
+		}
+		return d.open()
+	}
+	const gone = "the sandbox is gone"
+	for i := range d.rec.Steps {
+		if s := &d.rec.Steps[i]; s.Exit == nil && s.Spec.ID != "" {
+			exit := berth.Exit{Reason: berth.Lost, Code: -1, Detail: gone + ", and nobody saw the step end"}
+			if err := d.record(KindEnded, "", "", Stepped{Index: i, Exit: &exit}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, errors.New(gone + ", and with it what the task wrote")
+}
+
+func (d *drive) openAgain() (berth.Sandbox, error) {
+	if err := d.admit(); err != nil {
+		return nil, err
+	}
+	return d.openSandbox(*d.rec.Opening)
+}
+
+func (d *drive) openSandbox(spec berth.SandboxSpec) (sandbox berth.Sandbox, err error) {
+	err = d.retry(d.stop, func() (err error) {
+		sandbox, err = d.r.cfg.Engine.Open(d.stop, spec)
+		return err
+	})
+	if err != nil {
+		return nil, d.failed(fmt.Errorf("open sandbox: %w", err))
+	}
+	d.at("open")
+	if err := d.opened(sandbox); err != nil {
+		return sandbox, err
+	}
+	return sandbox, d.keep(sandbox)
+}
+
+func (d *drive) opened(sandbox berth.Sandbox) error {
+	info, err := d.r.cfg.Engine.Info(d.alive)
+	if err != nil {
+		return d.leaving(fmt.Errorf("engine: %w", err))
+	}
+	o := Opened{Engine: info.Name, Disk: sandbox.DiskEnforcement()}
+	if err := d.record(KindOpened, "", "", o); err != nil {
+		return err
+	}
+	d.at("opened")
+	return nil
+}
+
+func (d *drive) sandboxSpec() berth.SandboxSpec {
+	t := &d.rec.Task
+	return berth.SandboxSpec{
+		ID:       t.ID,
+		Labels:   t.Labels,
+		Limits:   t.Resources.Limits,
+		Volumes:  d.lay.volumes,
+		Network:  t.Network,
+		Hostname: t.Hostname,
+		Bound:    !d.rec.Detached,
+		Scratch:  []string{d.dir.work()},
+	}
+}
+
+// prepare gets all images and inputs at once.
+func (d *drive) prepare() error {
+	t := &d.rec.Task
+	type name struct{ ref, platform string }
+	wanted := map[name]bool{}
+	for _, s := range t.Steps {
+		if _, ok := d.rec.image(s.Image, s.Platform); !ok {
+			wanted[name{s.Image, s.Platform}] = true
+		}
+	}
+	var mu sync.Mutex
+	var images []Imaged
+	calls := []func(context.Context) error{}
+	for n := range wanted {
+		calls = append(calls, func(ctx context.Context) error {
+			im := Imaged{Ref: n.ref, Platform: n.platform}
+			var err error
+			if im.Image, err = d.image(ctx, n.ref, n.platform); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			images = append(images, im)
+			return nil
+		})
+	}
+	var staged []Staged
+	if d.rec.Inputs == nil {
+		calls = append(calls, func(ctx context.Context) (err error) {
+			staged, err = d.stage(ctx)
+			return err
+		})
+	}
+	if err := together(d.stop, calls...); err != nil {
+		return d.failed(err)
+	}
+	for _, im := range images {
+		text := ""
+		if im.Image.Digest != "" {
+			text = fmt.Sprintf("image %s is %s", im.Ref, im.Image.Digest)
+			if d.hooks.Note != nil {
+				d.hooks.Note(text)
+			}
+		}
+		if err := d.record(KindImage, "", text, im); err != nil {
+			return err
+		}
+	}
+	if d.rec.Inputs == nil {
+		if err := d.record(KindStaged, "", "", Inputs{Staged: staged}); err != nil {
+			return err
+		}
+	}
+	d.at("prepared")
+	return nil
+}
+
+// image finds or pulls one image. Several run at once.
+func (d *drive) image(ctx context.Context, ref, platform string) (berth.Image, error) {
+	puller, ok := d.r.cfg.Engine.(berth.Puller)
+	if !ok {
+		return berth.Image{Ref: ref, ID: ref}, nil
+	}
+	req := berth.ImageRequest{Ref: ref, Policy: d.rec.Task.Pull, Platform: platform, Insecure: d.rec.Task.Insecure}
+	if d.hooks.Progress != nil {
+		req.Progress = func(p berth.Progress) { d.hooks.Progress(ref, p) }
+	}
+	im, err := puller.Image(ctx, req)
+	if err != nil {
+		return im, fmt.Errorf("image %s: %w", ref, err)
+	}
+	return im, nil
+}
+
+// stepSpec describes the container of a step. Whoever continues the task takes it from its records instead.
+func (d *drive) stepSpec(i int) berth.StepSpec {
+	t, s := &d.rec.Task, &d.rec.Task.Steps[i]
+	image, _ := d.rec.image(s.Image, s.Platform)
+	spec := berth.StepSpec{
+		ID:         stepID(t.ID, i, d.rec.Attempts),
+		Image:      image,
+		Entrypoint: s.Entrypoint,
+		Command:    s.Command,
+		Env:        s.Env,
+		WorkingDir: s.WorkingDir,
+		User:       s.User,
+		Groups:     s.Groups,
+		Mounts:     d.mounts(i),
+		Devices:    s.Devices,
+		ShmSize:    s.ShmSize,
+		ReadOnly:   s.ReadOnly,
+		NoInit:     s.NoInit,
+		TTY:        s.TTY,
+		OpenStdin:  s.OpenStdin,
+		Stdin:      s.Stdin,
+		Stdout:     s.Stdout,
+		Stderr:     s.Stderr,
+		CapAdd:     s.CapAdd,
+		CapDrop:    s.CapDrop,
+		Seccomp:    s.Seccomp,
+		Sysctls:    s.Sysctls,
+		Ulimits:    s.Ulimits,
+		Runtime:    s.Runtime,
+		Labels:     t.Labels,
+		Platform:   s.Platform,
+		Timeout:    d.timeLeft(),
+		StopSignal: s.StopSignal,
+		Grace:      grace(t),
+		LogDir:     d.dir.logs(i),
+	}
+	for _, rs := range d.lay.streams {
+		if rs.step != i {
+			continue
+		}
+		spec.LogLimit = -1 // the log is where the file comes from: it must be whole
+		if rs.stderr {
+			spec.Stderr = ""
+		} else {
+			spec.Stdout = ""
+		}
+	}
+	return spec
+}
+
+// mounts are what a step sees beside the volumes: the inputs, what earlier steps left as streams in the
+// root, and what the user asked for.
+func (d *drive) mounts(i int) []berth.Mount {
+	var out []berth.Mount
+	if d.rec.Inputs != nil {
+		for k, in := range d.rec.Task.Inputs {
+			out = append(out, berth.Mount{Source: d.rec.Inputs.Staged[k].Source, Target: path.Clean(in.Path), ReadOnly: true})
+		}
+	}
+	seen := map[string]bool{}
+	for _, rs := range d.lay.streams {
+		if rs.step < i && !seen[rs.path] {
+			seen[rs.path] = true
+			out = append(out, berth.Mount{Source: path.Join(d.dir.rooted(), rs.path), Target: rs.path, ReadOnly: true})
+		}
+	}
+	return append(out, d.rec.Task.Steps[i].Mounts...)
+}

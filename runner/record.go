@@ -1,0 +1,252 @@
+package runner
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/store"
+)
+
+// Kind says what happened to a task.
+type Kind string
+
+// The kinds of event, in the order in which a task without trouble meets them.
+const (
+	KindSubmitted Kind = store.Submitted // QUEUED
+	KindWaiting   Kind = "waiting"   // the text says for what
+	KindAdmitted  Kind = "admitted"  // Admitted: what it asks for is lent to it; INITIALIZING
+	KindImage     Kind = "image"     // Imaged
+	KindStaged    Kind = "staged"    // Inputs: they are in place
+	KindOpening   Kind = "opening"   // Opening: intent before effect
+	KindOpened    Kind = "opened"    // Opened
+	KindStarting  Kind = "starting"  // Starting: intent before effect
+	KindStarted   Kind = "started"   // Stepped; RUNNING
+	KindEnded     Kind = "ended"     // Stepped with Exit; recorded before the container is removed
+	KindAgain     Kind = "again"     // Stepped: a lost step, or the whole where Index is -1, is run again
+	KindCancel    Kind = "cancel"    // Cancel; CANCELING
+	KindCollected Kind = "collected" // the text says what
+	KindOutcome   Kind = "outcome"   // berth.Result: decided, but something of the task is left
+	KindFinal     Kind = "final"     // the final state, with the result
+	KindClosed    Kind = "closed"    // a sandbox that outlived its task is gone
+	KindNote      Kind = "note"      // the text is for people
+	KindWarning   Kind = "warning"   // the text is for people
+)
+
+// Event is what the runner puts into store.Event.Data.
+type Event struct {
+	Text string          `json:"text,omitempty"` // one line for people
+	Data json.RawMessage `json:"data,omitempty"` // of the kind
+}
+
+// The data of events.
+type (
+	// Admitted is the data of KindAdmitted.
+	Admitted struct {
+		Lease string `json:"lease,omitempty"` // "" where nothing was asked for
+	}
+	// Inputs is the data of KindStaged.
+	Inputs struct {
+		Staged []Staged `json:"staged,omitempty"` // in the order of the task's inputs
+	}
+	// Imaged is the data of KindImage.
+	Imaged struct {
+		Ref      string      `json:"ref"` // as the step names it
+		Platform string      `json:"platform,omitempty"`
+		Image    berth.Image `json:"image"`
+	}
+	// Opening is the data of KindOpening.
+	Opening struct {
+		Spec berth.SandboxSpec `json:"spec"`
+	}
+	// Opened is the data of KindOpened.
+	Opened struct {
+		Engine string                `json:"engine"`
+		Disk   berth.DiskEnforcement `json:"disk_enforcement"`
+	}
+	// Starting is the data of KindStarting.
+	Starting struct {
+		Index int            `json:"index"`
+		Spec  berth.StepSpec `json:"spec"`
+	}
+	// Stepped is the data of KindStarted, KindEnded and KindAgain.
+	Stepped struct {
+		Index int         `json:"index"`
+		Exit  *berth.Exit `json:"exit,omitempty"`
+	}
+	// Cancel is the data of KindCancel.
+	Cancel struct {
+		Now bool `json:"now,omitempty"` // without grace, and without collecting outputs
+	}
+)
+
+// Record is what the store knows of a task.
+type Record struct {
+	Task     berth.Task
+	Detached bool // its containers outlive the process that drives it
+	State    berth.State
+	Created  time.Time
+	Result   *berth.Result // of a task that has ended
+	Sandbox  string        // that is to be closed; ""
+
+	Admitted *Admitted
+	Images   []Imaged
+	Inputs   *Inputs
+	Opening  *berth.SandboxSpec
+	Opened   *Opened
+	Steps    []StepRecord // of each step that was to be started, by index
+	Attempts int          // how often something was run again
+	Cancel   *Cancel
+	Outcome  *berth.Result // decided, perhaps not final
+	Log      []Line        // what there is to tell people, oldest first
+}
+
+// StepRecord is what is known of one step.
+type StepRecord struct {
+	Spec    berth.StepSpec // its ID is "" after a lost step was given up to be run again
+	Started bool
+	Exit    *berth.Exit
+}
+
+// Line is a line of a task's system log.
+type Line struct {
+	Time time.Time `json:"time"`
+	Text string    `json:"text"`
+	Warn bool      `json:"warning,omitempty"`
+}
+
+// Fold reads the events of a task.
+func Fold(r store.Record, events []store.Event) (*Record, error) {
+	rec := &Record{Task: r.Task, Detached: r.Detached, State: r.State, Created: r.Created, Result: r.Result, Sandbox: r.Sandbox}
+	for _, e := range events {
+		if err := rec.add(e); err != nil {
+			return nil, fmt.Errorf("event %d (%s) of task %s: %w", e.Seq, e.Kind, r.ID, err)
+		}
+	}
+	return rec, nil
+}
+
+func (rec *Record) add(se store.Event) error {
+	if se.State != "" {
+		rec.State = se.State
+	}
+	if se.Result != nil {
+		rec.Result = se.Result
+	}
+	if se.Sandbox != nil {
+		rec.Sandbox = *se.Sandbox
+	}
+	var e Event
+	if se.Data != nil {
+		if err := json.Unmarshal(se.Data, &e); err != nil {
+			return err
+		}
+	}
+	if e.Text != "" {
+		rec.Log = append(rec.Log, Line{Time: se.Time, Text: e.Text, Warn: Kind(se.Kind) == KindWarning})
+	}
+	switch Kind(se.Kind) {
+	case KindAdmitted:
+		return set(e.Data, &rec.Admitted)
+	case KindImage:
+		return push(e.Data, &rec.Images)
+	case KindStaged:
+		return set(e.Data, &rec.Inputs)
+	case KindOpening:
+		o := Opening{}
+		if err := json.Unmarshal(e.Data, &o); err != nil {
+			return err
+		}
+		rec.Opening, rec.Opened = &o.Spec, nil
+	case KindOpened:
+		return set(e.Data, &rec.Opened)
+	case KindStarting:
+		s := Starting{}
+		if err := json.Unmarshal(e.Data, &s); err != nil {
+			return err
+		}
+		*rec.step(s.Index) = StepRecord{Spec: s.Spec}
+	case KindStarted, KindEnded:
+		s := Stepped{}
+		if err := json.Unmarshal(e.Data, &s); err != nil {
+			return err
+		}
+		st := rec.step(s.Index)
+		st.Started, st.Exit = true, s.Exit
+	case KindAgain:
+		s := Stepped{}
+		if err := json.Unmarshal(e.Data, &s); err != nil {
+			return err
+		}
+		rec.again(s.Index)
+	case KindCancel:
+		c := Cancel{}
+		if err := json.Unmarshal(e.Data, &c); err != nil {
+			return err
+		}
+		if rec.Cancel != nil {
+			c.Now = c.Now || rec.Cancel.Now
+		}
+		rec.Cancel = &c
+	case KindOutcome:
+		return set(e.Data, &rec.Outcome)
+	case KindSubmitted, KindWaiting, KindCollected, KindFinal, KindClosed, KindNote, KindWarning:
+	}
+	return nil
+}
+
+func (rec *Record) again(index int) {
+	rec.Attempts++
+	if index >= 0 {
+		*rec.step(index) = StepRecord{}
+		return
+	}
+	rec.Steps, rec.Opening, rec.Opened = nil, nil, nil
+}
+
+func (rec *Record) step(i int) *StepRecord {
+	for len(rec.Steps) <= i {
+		rec.Steps = append(rec.Steps, StepRecord{})
+	}
+	return &rec.Steps[i]
+}
+
+// image finds what an image was resolved to.
+func (rec *Record) image(ref, platform string) (berth.Image, bool) {
+	for _, im := range rec.Images {
+		if im.Ref == ref && im.Platform == platform {
+			return im.Image, true
+		}
+	}
+	return berth.Image{}, false
+}
+
+// exits are the steps that have ended, in order.
+func (rec *Record) exits() []berth.StepResult {
+	var out []berth.StepResult
+	for i, s := range rec.Steps {
+		if s.Exit != nil {
+			out = append(out, berth.StepResult{Index: i, Exit: *s.Exit, Image: s.Spec.Image})
+		}
+	}
+	return out
+}
+
+func set[T any](data json.RawMessage, p **T) error {
+	v := new(T)
+	if err := json.Unmarshal(data, v); err != nil {
+		return err
+	}
+	*p = v
+	return nil
+}
+
+func push[T any](data json.RawMessage, s *[]T) error {
+	var v T
+	if err := json.Unmarshal(data, &v); err != nil {
+		return err
+	}
+	*s = append(*s, v)
+	return nil
+}
