@@ -1,0 +1,267 @@
+package direct
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/seccomp"
+)
+
+// plan turns a bundle into a program. It opens what lies on the host, and owns those descriptors until the
+// child was made.
+type plan struct {
+	s      *Starter
+	spec   *specs.Spec
+	bundle *bundle.Bundle
+	b      *builder
+	view   *view
+	root   arg // the container's root mount
+	flags  uint64
+	filter *seccomp.Filter
+	userNS bool // the container has a user namespace of its own
+	notes  []string
+	later  []func() // what comes after all mounts and devices
+
+	noSetgroups bool
+	dirs        map[string]arg // directories of the container that the child has open, by canonical path
+	unusedMount arg
+	hows        []unix.OpenHow
+	howAt       []arg
+	inherited   []int // descriptors that the child begins with
+	owned       []int // those that are closed here afterwards
+}
+
+// own makes close close fd.
+func (p *plan) own(fd int) { p.owned = append(p.owned, fd) }
+
+func (p *plan) close() {
+	for _, fd := range p.owned {
+		_ = unix.Close(fd)
+	}
+}
+
+// note says something that is not as the spec wants it, and is allowed to be so.
+func (p *plan) note(text string) { p.notes = append(p.notes, text) }
+
+// inherit lets the child keep the descriptor.
+func (p *plan) inherit(fd int) arg {
+	if !slices.Contains(p.inherited, fd) {
+		p.inherited = append(p.inherited, fd)
+	}
+	return arg(fd)
+}
+
+// namespaceFlags are the flags of clone3 for new namespaces. A cgroup namespace is made by the child itself,
+// after it has joined its cgroup.
+var namespaceFlags = map[specs.LinuxNamespaceType]uint64{
+	specs.PIDNamespace: unix.CLONE_NEWPID, specs.MountNamespace: unix.CLONE_NEWNS, specs.IPCNamespace: unix.CLONE_NEWIPC,
+	specs.UTSNamespace: unix.CLONE_NEWUTS, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.UserNamespace: unix.CLONE_NEWUSER,
+}
+
+// namespace finds a namespace of the spec.
+func namespace(spec *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == t {
+			return ns, true
+		}
+	}
+	return specs.LinuxNamespace{}, false
+}
+
+// start plans the start of a container whose root is the mount root.
+func (p *plan) start(root int) error {
+	b := p.b
+	p.root = p.inherit(root)
+	p.view = &view{root: root, owner: -1, group: -1, b: b}
+	if err := p.streamsFirst(); err != nil {
+		return err
+	}
+	p.namespaces()
+	if err := p.oomScore(p.spec.Process.OOMScoreAdj); err != nil {
+		return err
+	}
+	b.doing("begin session", "")
+	b.call(unix.SYS_SETSID)
+	b.doing("join new session keyring", "")
+	b.call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).ok(unix.ENOSYS)
+	b.doing("set umask", "")
+	b.call(unix.SYS_UMASK, 0)
+	b.doing("mount", "root")
+	empty := b.str("")
+	b.call(unix.SYS_MOVE_MOUNT, p.root, empty, atCwd, b.str("/"+rootDir), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err := p.mounts(); err != nil {
+		return err
+	}
+	if err := p.devices(); err != nil {
+		return err
+	}
+	for _, f := range p.later {
+		f()
+	}
+	p.names()
+	if err := p.sysctls(); err != nil {
+		return err
+	}
+	if cwd := p.spec.Process.Cwd; cwd != "" && cwd != "/" {
+		// runc makes a working directory that is not there.
+		if _, _, err := p.view.target(cwd, true); err != nil {
+			return fmt.Errorf("working directory %w", err)
+		}
+	}
+	p.readonlyPaths()
+	p.maskedPaths()
+	p.changeRoot()
+	if err := p.streams(); err != nil {
+		return err
+	}
+	if err := p.person(p.spec.Process); err != nil {
+		return err
+	}
+	p.signals()
+	p.exec(p.spec.Process)
+	p.begin()
+	return nil
+}
+
+// begin puts first what the child does first: it closes every descriptor that the program does not name.
+func (p *plan) begin() {
+	b := newBuilder()
+	b.doing("ask to die with berth", "")
+	b.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, arg(unix.SIGKILL), 0, 0, 0)
+	b.doing("close berth's descriptors", "")
+	fds := slices.Sorted(slices.Values(p.inherited))
+	b.closeAllBut(0, fds)
+	p.b.prepend(b)
+}
+
+// closeAllBut adds the steps that close every descriptor from first on but those in keep, which are sorted.
+func (b *builder) closeAllBut(first int, keep []int) {
+	next := first
+	for _, fd := range keep {
+		if fd > next {
+			b.call(unix.SYS_CLOSE_RANGE, arg(next), arg(fd-1), 0)
+		}
+		next = max(next, fd+1)
+	}
+	b.call(unix.SYS_CLOSE_RANGE, arg(next), arg(^uint32(0)), 0)
+}
+
+// namespaces joins cgroups and namespaces.
+func (p *plan) namespaces() {
+	b := p.b
+	if cg := p.bundle.Cgroup; cg != nil {
+		zero := b.str("0")
+		for _, f := range cg.JoinV1() {
+			b.doing("join cgroup", f.Name())
+			b.call(unix.SYS_WRITE, p.inherit(int(f.Fd())), zero, 1)
+		}
+	}
+	if _, ok := namespace(p.spec, specs.CgroupNamespace); ok {
+		b.doing("make cgroup namespace", "")
+		b.call(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
+	if p.bundle.NetNS != nil {
+		b.doing("join network namespace", p.bundle.NetNS.Name())
+		b.call(unix.SYS_SETNS, p.inherit(int(p.bundle.NetNS.Fd())), unix.CLONE_NEWNET)
+	} else if p.flags&unix.CLONE_NEWNET != 0 {
+		p.loopback()
+	}
+}
+
+// loopback brings the loopback interface of a new network namespace up.
+func (p *plan) loopback() {
+	b := p.b
+	b.doing("bring up", "lo")
+	s := b.open(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	req := b.alloc(40) // struct ifreq
+	copy(req, "lo")
+	req[16] = unix.IFF_UP
+	b.call(unix.SYS_IOCTL, s, unix.SIOCSIFFLAGS, address(req))
+	b.call(unix.SYS_CLOSE, s)
+}
+
+// names sets the host and domain name.
+func (p *plan) names() {
+	b := p.b
+	if h := p.spec.Hostname; h != "" {
+		b.doing("set hostname", h)
+		b.call(unix.SYS_SETHOSTNAME, b.str(h), arg(len(h)))
+	}
+	if d := p.spec.Domainname; d != "" {
+		b.doing("set domain name", d)
+		b.call(unix.SYS_SETDOMAINNAME, b.str(d), arg(len(d)))
+	}
+}
+
+// sysctls sets kernel parameters, in the child's namespaces.
+func (p *plan) sysctls() error {
+	for _, key := range slices.Sorted(maps.Keys(p.spec.Linux.Sysctl)) {
+		name, err := sysctlPath(key)
+		if err != nil {
+			return err
+		}
+		p.writeProc("set sysctl", "sys/"+name, p.spec.Linux.Sysctl[key], false)
+	}
+	return nil
+}
+
+// sysctlPath is the path of a kernel parameter below /proc/sys. Like sysctl(8): dots separate, and where
+// slashes do, dots are part of a name.
+func sysctlPath(key string) (string, error) {
+	name := key
+	if dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/'); dot >= 0 && (slash < 0 || dot < slash) {
+		name = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, key)
+	}
+	for _, c := range strings.Split(name, "/") {
+		if c == "" || c == "." || c == ".." {
+			return "", fmt.Errorf("sysctl %q: %w", key, berth.ErrInvalid)
+		}
+	}
+	return name, nil
+}
+
+// changeRoot makes the container's root the root of its mount namespace and of the child, and detaches what
+// was there before: the forking thread's file system.
+func (p *plan) changeRoot() {
+	b := p.b
+	dot := b.str(".")
+	b.doing("enter", "root")
+	b.call(unix.SYS_FCHDIR, p.root)
+	b.doing("pivot to", "root")
+	b.call(unix.SYS_PIVOT_ROOT, dot, dot)
+	b.doing("detach", "old root")
+	b.call(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	b.doing("enter", "/")
+	b.call(unix.SYS_CHDIR, b.str("/"))
+	if prop := p.spec.Linux.RootfsPropagation; prop == "shared" || prop == "unbindable" {
+		b.doing("set propagation of", "root")
+		attr := obj(b, &unix.MountAttr{Propagation: propagations[prop]})
+		b.call(unix.SYS_MOUNT_SETATTR, p.root, b.str(""), unix.AT_EMPTY_PATH, attr, sizeofMountAttr)
+	}
+	if p.spec.Root != nil && p.spec.Root.Readonly {
+		p.makeReadOnly(p.root, "root")
+	}
+}
+
+// signals gives the command the default actions and no blocked signals.
+func (p *plan) signals() {
+	b := p.b
+	b.doing("reset signals", "")
+	b.add(modeSignals, 0)
+	b.call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, obj(b, &sigset{}), 0, arg(len(sigset{})))
+}

@@ -1,0 +1,153 @@
+package direct
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/engine/oci/bundle"
+)
+
+// Process is a started container.
+type Process struct {
+	s     *Starter
+	child *child
+	root  *os.File
+	mntns int // keeps the container's mounts, so that its end does not pay for taking them down; -1 where none
+	notes []string
+}
+
+var _ bundle.Process = (*Process)(nil)
+
+// started makes the process of what the thread answered, or the error of the step that failed.
+func (s *Starter) started(p *plan, r *request, root *os.File) (*Process, error) {
+	if r.errno != 0 {
+		return nil, fmt.Errorf("make process: %w", r.errno)
+	}
+	c := newChild(r.pid, int(r.pidfd))
+	if err, exec := p.b.failure(r.prog.failed, r.prog.errno); err != nil {
+		_, _ = c.wait()
+		_ = c.close()
+		if exec {
+			return nil, &bundle.StartError{Command: p.spec.Process.Args[0], Errno: syscall.Errno(r.prog.errno)}
+		}
+		return nil, fmt.Errorf("start container: %w", err)
+	}
+	return &Process{s: s, child: c, root: root, mntns: r.mntns, notes: p.notes}, nil
+}
+
+// Pid is the process id of the container's pid 1, in this process's namespace.
+func (p *Process) Pid() int { return p.child.pid }
+
+// Notes says what is not as the spec wanted it, and why.
+func (p *Process) Notes() []string { return p.notes }
+
+// Wait implements bundle.Process.
+func (p *Process) Wait() (bundle.Status, error) { return p.child.wait() }
+
+// Kill implements bundle.Process.
+func (p *Process) Kill() error { return p.child.kill(unix.SIGKILL) }
+
+// Signal implements bundle.Process.
+func (p *Process) Signal(sig syscall.Signal) error { return p.child.kill(sig) }
+
+// Exec implements bundle.Process.
+func (p *Process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess, error) {
+	return nil, errors.New("exec")
+}
+
+// Console is the master of the container's terminal; nil without one.
+func (p *Process) Console() *os.File { return nil }
+
+// RootFS is the container's root. As long as the container runs, a walk from it crosses into what is mounted
+// there; afterwards there is only the root itself.
+func (p *Process) RootFS() *os.File { return p.root }
+
+// Close frees what the process holds; with it go the container's mounts, which may take some milliseconds.
+// When it returns, nothing holds the upper directory any more.
+func (p *Process) Close() error {
+	if p.mntns >= 0 {
+		_ = unix.Close(p.mntns)
+		p.mntns = -1
+	}
+	return errors.Join(p.root.Close(), p.child.close())
+}
+
+// child is a process that was made here, held by a pidfd. Its end is waited for through the runtime's poller:
+// a thousand waiting goroutines need no thread.
+type child struct {
+	pid   int
+	pidfd *os.File
+}
+
+func newChild(pid, pidfd int) *child {
+	_ = unix.SetNonblock(pidfd, true) // for the poller
+	return &child{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd")}
+}
+
+// siginfoChild is siginfo_t as waitid(2) fills it.
+type siginfoChild struct {
+	signo, errno, code int32
+	_                  int32
+	pid                int32
+	uid                uint32
+	status             int32
+	_                  [100]byte
+}
+
+func (c *child) wait() (bundle.Status, error) {
+	conn, err := c.pidfd.SyscallConn()
+	if err != nil {
+		return bundle.Status{}, fmt.Errorf("wait for process %d: %w", c.pid, err)
+	}
+	var info siginfoChild
+	var usage unix.Rusage
+	var errno syscall.Errno
+	err = conn.Read(func(fd uintptr) bool {
+		for {
+			_, _, errno = unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, fd, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG|unix.WALL, uintptr(unsafe.Pointer(&usage)), 0)
+			if errno != unix.EINTR {
+				break
+			}
+		}
+		return errno != unix.EAGAIN && (errno != 0 || info.pid != 0)
+	})
+	if err == nil && errno != 0 {
+		err = errno
+	}
+	if err != nil {
+		return bundle.Status{}, fmt.Errorf("wait for process %d: %w", c.pid, err)
+	}
+	st := bundle.Status{CPU: time.Duration(usage.Utime.Nano() + usage.Stime.Nano())}
+	switch info.code {
+	case 1: // CLD_EXITED
+		st.Code = int(info.status)
+	default: // CLD_KILLED, CLD_DUMPED
+		st.Signal = syscall.Signal(info.status)
+	}
+	return st, nil
+}
+
+// kill sends a signal; no error if the process has ended.
+func (c *child) kill(sig syscall.Signal) error {
+	conn, err := c.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := conn.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return err
+	}
+	if serr != nil && !errors.Is(serr, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", c.pid, serr)
+	}
+	return nil
+}
+
+func (c *child) close() error { return c.pidfd.Close() }

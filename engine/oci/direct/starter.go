@@ -1,0 +1,216 @@
+// Package direct starts containers from Go: no runtime binary, no re-execution, no cgo. See README.md for the
+// method and what the kernel must have.
+//
+// It makes neither cgroups nor network namespaces, stores nothing, and keeps no logs: a bundle.Bundle brings
+// what the container needs.
+package direct
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/rootfs"
+	"github.com/berth-project/berth/engine/oci/seccomp"
+)
+
+// Config configures a Starter. The zero value works.
+type Config struct {
+	// Threads is how many containers may be in the course of being started at once; 0 is twice the CPUs,
+	// at least 4. A thread is made when it is needed first.
+	Threads int
+}
+
+// Starter starts containers. All methods may be called concurrently. It must be closed.
+type Starter struct {
+	plain    *threads
+	revealed *threads
+	proc     int // a mount of procfs that nothing else sees
+	self     int // pidfd of this process
+	caps     capSet
+	lastCap  int
+	inUserNS bool
+	hasKcore bool
+	filters  seccomp.Cache
+}
+
+var _ bundle.Starter = (*Starter)(nil)
+
+// New makes a Starter. ErrUnsupported: the kernel is too old, or this process may not make namespaces; the
+// error says which.
+func New(c Config) (*Starter, error) {
+	if c.Threads == 0 {
+		c.Threads = max(4, 2*runtime.NumCPU())
+	}
+	s := &Starter{plain: newThreads(c.Threads, false), revealed: newThreads(c.Threads, true), proc: -1, self: -1}
+	if err := s.open(); err != nil {
+		s.closeFiles()
+		return nil, fmt.Errorf("direct start: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Starter) open() error {
+	var err error
+	if s.self, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		return fmt.Errorf("%w: pidfd_open: %w", berth.ErrUnsupported, err)
+	}
+	if err := probe(); err != nil {
+		return err
+	}
+	if s.inUserNS, err = inUserNamespace(); err != nil {
+		return err
+	}
+	if s.proc, err = openProc(); err != nil {
+		return err
+	}
+	if s.caps, err = ownCaps(); err != nil {
+		return err
+	}
+	if s.lastCap, err = readInt("/proc/sys/kernel/cap_last_cap"); err != nil {
+		return err
+	}
+	_, err = os.Stat("/proc/kcore")
+	s.hasKcore = err == nil
+	return nil
+}
+
+// probe reports which of the calls that every start needs this kernel lacks.
+func probe() error {
+	for _, c := range []struct {
+		name  string
+		nr    uintptr
+		since string
+	}{
+		{"clone3", unix.SYS_CLONE3, "5.3"},
+		{"openat2", unix.SYS_OPENAT2, "5.6"},
+		{"close_range", unix.SYS_CLOSE_RANGE, "5.9"},
+		{"mount_setattr", unix.SYS_MOUNT_SETATTR, "5.12"},
+	} {
+		// Arguments that make no sense: nothing happens, but for the errno.
+		_, _, errno := syscall.RawSyscall6(c.nr, ^uintptr(0), 0, ^uintptr(0), ^uintptr(0), ^uintptr(0), 0)
+		if errno == unix.ENOSYS {
+			return fmt.Errorf("%w: the kernel has no %s; Linux %s has", berth.ErrUnsupported, c.name, c.since)
+		}
+	}
+	return nil
+}
+
+// openProc mounts procfs for this process alone; where that is not allowed, it takes /proc.
+func openProc() (int, error) {
+	if fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC); err == nil {
+		defer func() { _ = unix.Close(fs) }()
+		if err := unix.FsconfigCreate(fs); err == nil {
+			if fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_NODEV); err == nil {
+				return fd, nil
+			}
+		}
+	}
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /proc: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil || int64(st.Type) != unix.PROC_SUPER_MAGIC {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("%w: /proc is no procfs", berth.ErrUnsupported)
+	}
+	return fd, nil
+}
+
+// inUserNamespace reports whether this process is in a user namespace other than the first.
+func inUserNamespace() (bool, error) {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return !slices.Equal(strings.Fields(string(data)), []string{"0", "0", "4294967295"}), nil
+}
+
+// Name is "direct".
+func (s *Starter) Name() string { return "direct" }
+
+// Start implements bundle.Starter. It blocks for some milliseconds, and does not look at ctx once the child
+// is made. Whatever it returns, the caller may close the files of b.
+func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.Check(b.Spec); err != nil {
+		return nil, err
+	}
+	root, err := rootfs.Overlay(b.Root)
+	if err != nil {
+		return nil, err
+	}
+	proc, err := s.start(b, root)
+	if err != nil {
+		_ = root.Close()
+		return nil, err
+	}
+	return proc, nil
+}
+
+func (s *Starter) start(b *bundle.Bundle, root *os.File) (*Process, error) {
+	p := &plan{s: s, spec: b.Spec, bundle: b, b: newBuilder(), dirs: map[string]arg{}}
+	defer p.close()
+	r := &request{pin: true}
+	for _, ns := range b.Spec.Linux.Namespaces {
+		p.flags |= namespaceFlags[ns.Type]
+	}
+	if b.NetNS != nil {
+		p.flags &^= unix.CLONE_NEWNET
+	}
+	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
+	if prof := b.Spec.Linux.Seccomp; prof != nil {
+		f, err := s.filters.Compile(prof)
+		if err != nil {
+			return nil, err
+		}
+		p.filter = f
+	}
+	if err := p.start(int(root.Fd())); err != nil {
+		return nil, err
+	}
+	r.args.flags = p.flags | unix.CLONE_VM
+	if b.Cgroup != nil {
+		if dir := b.Cgroup.DirV2(); dir != nil {
+			r.args.flags |= unix.CLONE_INTO_CGROUP
+			r.args.cgroup = uint64(dir.Fd())
+		}
+	}
+	r.prog = p.b.finish()
+	if err := s.plain.do(r); err != nil {
+		return nil, err
+	}
+	runtime.KeepAlive(p)
+	return s.started(p, r, root)
+}
+
+// Close ends every container that still runs, and frees what the starter holds.
+func (s *Starter) Close() error {
+	s.plain.close()
+	s.revealed.close()
+	s.closeFiles()
+	return nil
+}
+
+func (s *Starter) closeFiles() {
+	for _, fd := range []int{s.proc, s.self} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package direct
+
+import (
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// streamsFirst makes a pipe belong to the container's user, so that it can be opened again as /dev/stderr.
+func (p *plan) streamsFirst() error {
+	for _, f := range []*os.File{p.bundle.Stdin, p.bundle.Stdout, p.bundle.Stderr} {
+		if f == nil {
+			continue
+		}
+		if err := giveAway(int(f.Fd()), p.hostUID(p.spec.Process.User.UID)); err != nil {
+			return fmt.Errorf("give %s to the container's user: %w", f.Name(), err)
+		}
+	}
+	return nil
+}
+
+// giveAway changes the owner of a pipe or socket; what else a stream may be is the caller's own.
+func giveAway(fd int, uid uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if t := st.Mode & unix.S_IFMT; st.Uid == uid || t != unix.S_IFIFO && t != unix.S_IFSOCK {
+		return nil
+	}
+	return unix.Fchown(fd, int(uid), -1)
+}
+
+// highFd is above every descriptor that a command begins with.
+const highFd = 16
+
+// streams adds the steps that give the command its descriptors, and close all others.
+func (p *plan) streams() error {
+	b := p.b
+	// First out of the way, for a stream may be one of the numbers that are about to be taken.
+	var from [3]arg
+	for i, f := range []*os.File{p.bundle.Stdin, p.bundle.Stdout, p.bundle.Stderr} {
+		b.doing("open stream", [3]string{"stdin", "stdout", "stderr"}[i])
+		switch {
+		case i == 0 && p.bundle.ReplaceStdin != "":
+			// By now the root is the container's, and links lead nowhere else.
+			h := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOCTTY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+			b.doing("open as stdin", p.bundle.ReplaceStdin)
+			from[i] = b.open(unix.SYS_OPENAT2, p.root, b.str(p.bundle.ReplaceStdin), obj(b, h), unix.SizeofOpenHow)
+		case f == nil:
+			// The container's null device, not the host's: its owner and mode can be changed by descriptor.
+			from[i] = p.openBelow(p.root, "dev/null", unix.O_RDWR, true)
+		default:
+			from[i] = p.inherit(int(f.Fd()))
+			if f.Fd() > 2 {
+				continue
+			}
+		}
+		from[i] = b.open(unix.SYS_FCNTL, from[i], unix.F_DUPFD_CLOEXEC, highFd)
+	}
+	for i := range from {
+		b.doing("place stream", [3]string{"stdin", "stdout", "stderr"}[i])
+		b.call(unix.SYS_DUP3, from[i], arg(i), 0)
+	}
+	b.doing("close descriptors", "")
+	keep := []int{p.s.self}
+	p.inherit(p.s.self)
+	slices.Sort(keep)
+	b.closeAllBut(3, keep)
+	return nil
+}
+
+// hostUID is what a user of the container is on this host, as this process sees it.
+func (p *plan) hostUID(uid uint32) uint32 { return mapID(p.spec.Linux.UIDMappings, uid, p.userNS) }
+
+func (p *plan) hostGID(gid uint32) uint32 { return mapID(p.spec.Linux.GIDMappings, gid, p.userNS) }
