@@ -15,6 +15,7 @@ type bell struct {
 	ctx  context.Context //nolint:containedctx // a bell lives within one wait
 	file *os.File        // of inotify; nil where there is none to be had, and only time rings
 	stop func() bool
+	buf  [16 << 10]byte
 }
 
 const bellMask = unix.IN_DELETE | unix.IN_CLOSE_WRITE | unix.IN_MODIFY | unix.IN_ONLYDIR
@@ -45,27 +46,30 @@ func (b *bell) watch(dirs []string) {
 }
 
 // wait waits for a ring, at most for d. The error is the end of the context.
-func (b *bell) wait(d time.Duration) error {
+func (b *bell) wait(d time.Duration) (rang bool, err error) {
 	if b.file == nil {
 		select {
 		case <-b.ctx.Done():
-			return context.Cause(b.ctx)
+			return false, context.Cause(b.ctx)
 		case <-time.After(d):
-			return nil
+			return false, nil
 		}
 	}
 	_ = b.file.SetReadDeadline(time.Now().Add(d))
 	if b.ctx.Err() != nil {
-		return context.Cause(b.ctx)
+		return false, context.Cause(b.ctx)
 	}
-	buf := make([]byte, 16<<10)
-	if _, err := b.file.Read(buf); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		time.Sleep(d) // no notification is worth a busy loop
+	_, err = b.file.Read(b.buf[:])
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		select { // no notification is worth a busy loop
+		case <-b.ctx.Done():
+		case <-time.After(d):
+		}
 	}
 	if b.ctx.Err() != nil {
-		return context.Cause(b.ctx)
+		return false, context.Cause(b.ctx)
 	}
-	return nil
+	return err == nil, nil
 }
 
 func (b *bell) close() {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/berth-project/berth"
 )
@@ -120,5 +119,4 @@ func BenchmarkAcquireWith50Live(b *testing.B) {
 		}
 		ls.Release()
 	}
-	_ = time.Now
 }

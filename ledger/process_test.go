@@ -32,6 +32,7 @@ type order struct {
 	Hold    time.Duration
 	Adopt   string
 	Cgroup  string
+	Shell   string // not an acquisition at all: run this script
 	FlockOf string // not an acquisition at all: hold the lock of this directory
 }
 
@@ -54,6 +55,9 @@ func child(s string) error {
 	}
 	if o.FlockOf != "" {
 		return holdLock(o.FlockOf)
+	}
+	if o.Shell != "" {
+		return exec.Command("sh", "-c", o.Shell).Run()
 	}
 	l, err := New(o.Config)
 	if err != nil {
@@ -117,6 +121,7 @@ func holdLock(dir string) error {
 // proc is a running child.
 type proc struct {
 	t     *testing.T
+	task  string
 	cmd   *exec.Cmd
 	stdin io.Closer
 	lines chan string
@@ -125,16 +130,22 @@ type proc struct {
 // start runs a child as the user uid; 0 is the user of the test.
 func start(t *testing.T, uid uint32, o order) *proc {
 	t.Helper()
+	var attr *syscall.SysProcAttr
+	if uid != 0 {
+		attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	}
+	return startIn(t, o, attr)
+}
+
+func startIn(t *testing.T, o order, attr *syscall.SysProcAttr) *proc {
+	t.Helper()
 	s, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"="+string(s))
-	cmd.Stderr = os.Stderr
-	if uid != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-	}
+	cmd.SysProcAttr = attr
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +157,7 @@ func start(t *testing.T, uid uint32, o order) *proc {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &proc{t: t, cmd: cmd, stdin: in, lines: make(chan string, 1000)}
+	p := &proc{t: t, task: o.Task, cmd: cmd, stdin: in, lines: make(chan string, 1000)}
 	go func() {
 		defer close(p.lines)
 		for sc := bufio.NewScanner(out); sc.Scan(); {
