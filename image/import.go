@@ -100,5 +100,5 @@ func (s *Store) importLayer(ctx context.Context, archive io.Reader, refs []refRe
 		}
 	}
 	r := resolved{id: digestOf(body), config: config, layers: []v1.Descriptor{{}}}
-	return s.record(ctx, r, []string{key}, refs)
+	return s.record(ctx, work, r, []string{key}, refs)
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ func wrap(what string, err error) error {
 
 // present finds an image by reference without looking further; fs.ErrNotExist if it is not here.
 func (s *Store) present(ref Ref, want platform) (berth.Image, error) {
-	rec, err := s.readRef(refKey(ref.String(), want))
+	rec, err := s.readRef(refKey(ref.String(), want.String()))
 	if err != nil {
 		return berth.Image{}, err
 	}
@@ -87,7 +88,7 @@ func (s *Store) touch(id string) {
 
 // pull fetches an image. Processes that want the same one wait for each other, and then find it here.
 func (s *Store) pull(ctx context.Context, ref Ref, want platform, req berth.ImageRequest, progress func(berth.Progress)) (berth.Image, error) {
-	key := refKey(ref.String(), want)
+	key := refKey(ref.String(), want.String())
 	lock, err := lockFile(ctx, filepath.Join(s.dir, "locks", "pull-"+key))
 	if err != nil {
 		return berth.Image{}, err
@@ -111,14 +112,14 @@ func (s *Store) pull(ctx context.Context, ref Ref, want platform, req berth.Imag
 	if err != nil {
 		return berth.Image{}, err
 	}
-	open := func(ctx context.Context, d v1.Descriptor, progress func(done, total int64)) (io.ReadCloser, error) {
-		return reg.blob(ctx, d.Digest.String(), d.Size, progress), nil
+	open := func(ctx context.Context, i int, progress func(done, total int64)) (io.ReadCloser, error) {
+		return reg.blob(ctx, r.layers[i].Digest.String(), r.layers[i].Size, progress), nil
 	}
 	return s.install(ctx, r, []refRecord{{Ref: ref.String(), Platform: want.String()}}, open, progress)
 }
 
-// opener opens the blob of a layer.
-type opener func(ctx context.Context, d v1.Descriptor, progress func(done, total int64)) (io.ReadCloser, error)
+// opener opens the blob of the i-th layer.
+type opener func(ctx context.Context, i int, progress func(done, total int64)) (io.ReadCloser, error)
 
 // install unpacks the layers of an image that are not here yet, then records the image under its names.
 func (s *Store) install(ctx context.Context, r resolved, refs []refRecord, open opener, progress func(berth.Progress)) (berth.Image, error) {
@@ -144,7 +145,9 @@ func (s *Store) install(ctx context.Context, r resolved, refs []refRecord, open 
 	group.SetLimit(s.opts.Parallel)
 	for _, i := range order {
 		group.Go(func() error {
-			return s.installLayer(gctx, keys[i], r.layers[i], filepath.Join(work.path, strconv.Itoa(i)), open, progress)
+			return s.installLayer(gctx, keys[i], r.layers[i], filepath.Join(work.path, strconv.Itoa(i)), func(ctx context.Context, progress func(done, total int64)) (io.ReadCloser, error) {
+				return open(ctx, i, progress)
+			}, progress)
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -153,7 +156,7 @@ func (s *Store) install(ctx context.Context, r resolved, refs []refRecord, open 
 		}
 		return berth.Image{}, err
 	}
-	img, err := s.record(ctx, r, keys, refs)
+	img, err := s.record(ctx, work, r, keys, refs)
 	if err == nil {
 		progress(berth.Progress{Phase: "done"})
 	}
@@ -171,8 +174,8 @@ func (s *Store) claim(ctx context.Context, work *workDir, keys []string) error {
 }
 
 // installLayer makes sure that a layer is here. Who else wants the same layer waits.
-func (s *Store) installLayer(ctx context.Context, key string, d v1.Descriptor, dir string, open opener, progress func(berth.Progress)) error {
-	digest := d.Digest.String()
+func (s *Store) installLayer(ctx context.Context, key string, d v1.Descriptor, dir string, open func(context.Context, func(done, total int64)) (io.ReadCloser, error), progress func(berth.Progress)) error {
+	digest := digestString(d)
 	if ok, err := s.haveLayer(key); ok || err != nil {
 		return err
 	}
@@ -192,52 +195,59 @@ func (s *Store) installLayer(ctx context.Context, key string, d v1.Descriptor, d
 	}
 	meter := newMeter(progress, digest, d.Size)
 	_, err = s.unpackLayer(ctx, func(ctx context.Context) (io.ReadCloser, error) {
-		return open(ctx, d, meter.update)
+		return open(ctx, meter.update)
 	}, dir, layerWant{digest: digest, diffID: "sha256:" + key})
 	if err != nil {
-		return fmt.Errorf("layer %s: %w", digest, err)
+		return fmt.Errorf("layer %s: %w", cmp.Or(digest, "sha256:"+key), err)
 	}
 	meter.finish()
 	return s.publish(dir, key)
 }
 
 // record publishes an image under its names, after its layers.
-func (s *Store) record(ctx context.Context, r resolved, keys []string, refs []refRecord) (berth.Image, error) {
+func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []string, refs []refRecord) (berth.Image, error) {
 	lock, err := s.lock(ctx)
 	if err != nil {
 		return berth.Image{}, err
 	}
 	defer lock.Close()
-	rec := imageRecord{
-		ID: r.id, Digest: r.digest, Config: configOf(r.config), Added: s.now().UTC(), Created: r.config.Created.UTC(),
-	}
+	layers := make([]layerRef, len(keys))
 	for i, key := range keys {
-		rec.Layers = append(rec.Layers, layerRef{Key: key, Digest: r.layers[i].Digest.String(), Size: r.layers[i].Size})
+		layers[i] = layerRef{Key: key, Digest: digestString(r.layers[i]), Size: r.layers[i].Size}
 	}
-	if err := s.linkLayers(rec.Layers); err != nil {
+	if layers, err = s.joinLayers(work, layers); err != nil {
 		return berth.Image{}, err
+	}
+	if err := s.linkLayers(layers); err != nil {
+		return berth.Image{}, err
+	}
+	rec := imageRecord{
+		ID: r.id, Digest: r.digest, Config: configOf(r.config), Layers: layers,
+		Added: s.now().UTC(), Created: r.config.Created.UTC(),
 	}
 	if err := s.writeRecord(s.imagePath(r.id), rec); err != nil {
 		return berth.Image{}, err
 	}
-	img := berth.Image{ID: r.id, Digest: r.digest, Config: rec.Config}
-	for _, ref := range refs {
+	s.touch(r.id)
+	img := berth.Image{Ref: r.id, ID: r.id, Digest: r.digest, Config: rec.Config}
+	for i, ref := range refs {
 		ref.ID, ref.Digest, ref.Index, ref.Pulled = r.id, r.digest, r.index, s.now().UTC()
-		p, err := parsePlatform(ref.Platform)
-		if err != nil {
+		if err := s.writeRecord(s.refPath(refKey(ref.Ref, ref.Platform)), ref); err != nil {
 			return berth.Image{}, err
 		}
-		if err := s.writeRecord(s.refPath(refKey(ref.Ref, p)), ref); err != nil {
-			return berth.Image{}, err
-		}
-		if img.Ref == "" {
+		if i == 0 {
 			img.Ref = ref.Ref
 		}
 	}
-	if img.Ref == "" {
-		img.Ref = img.ID
-	}
 	return img, nil
+}
+
+// digestString is the digest of a blob; "" where it is not known.
+func digestString(d v1.Descriptor) string {
+	if d.Digest.Hex == "" {
+		return ""
+	}
+	return d.Digest.String()
 }
 
 // configOf takes from an image's configuration what concerns running it.

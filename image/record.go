@@ -75,8 +75,8 @@ func digestOf(b []byte) string {
 }
 
 // refKey names the record of a reference on a platform.
-func refKey(ref string, p platform) string {
-	sum := sha256.Sum256([]byte(ref + "\n" + p.String()))
+func refKey(ref, platform string) string {
+	sum := sha256.Sum256([]byte(ref + "\n" + platform))
 	return hex.EncodeToString(sum[:16])
 }
 

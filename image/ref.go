@@ -212,6 +212,9 @@ func (p platform) String() string {
 
 // rank says how well an image made for have suits p: 0 not at all, higher is better.
 func (p platform) rank(have platform) int {
+	if p == (platform{}) {
+		return 1 // whatever there is
+	}
 	if have.os != p.os || have.arch != p.arch {
 		return 0
 	}

@@ -53,7 +53,6 @@ type Store struct {
 	mu      sync.Mutex
 	flights map[string]*flight
 	loaded  map[string]*loaded
-	layers  map[string]bool // known to be there and whole
 }
 
 var _ berth.Puller = (*Store)(nil)
@@ -69,7 +68,7 @@ type storeRecord struct {
 func Open(opts Options) (*Store, error) {
 	s := &Store{
 		opts: opts, dir: opts.Dir, log: opts.Log, now: opts.Now,
-		flights: map[string]*flight{}, loaded: map[string]*loaded{}, layers: map[string]bool{},
+		flights: map[string]*flight{}, loaded: map[string]*loaded{},
 	}
 	s.setDefaults()
 	if err := s.makeDirs(); err != nil {
