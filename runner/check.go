@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/staging"
 )
 
 // minMemory is the least that a container can be started in, in bytes.
@@ -106,6 +107,9 @@ func checkFiles(t *berth.Task) error {
 		}
 		if o.URL == "" {
 			return fmt.Errorf("output %s: %w: it has no url", o.Path, berth.ErrInvalid)
+		}
+		if err := staging.CheckOutput(o); err != nil {
+			return err
 		}
 	}
 	return nil

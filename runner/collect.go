@@ -1,15 +1,19 @@
 package runner
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/staging"
 )
 
 // collected is what became of the outputs. An output that is missing after a failed step is a warning; after
@@ -113,93 +117,115 @@ func (d *drive) extract(a berth.Archiver, p string) error {
 
 // collect collects every output that is there.
 func (d *drive) collect(sandbox berth.Sandbox) collected {
-	var got collected
+	if err := d.removeTemporary(); err != nil {
+		d.warn("what a berth that was killed left beside outputs could not be removed: " + err.Error())
+	}
 	if len(d.rec.Task.Outputs) == 0 {
-		return got
+		return collected{}
 	}
 	if d.now.Err() != nil {
-		if err := d.ended(); left(err) {
-			return collected{err: err}
+		if d.alive.Err() != nil {
+			return collected{err: errLeft{context.Cause(d.alive)}}
 		}
-		d.warn("outputs were not collected: the task was ended at once")
-		return got
+		d.warn("outputs were not collected: the task was to end at once")
+		return collected{}
 	}
 	d.at("collecting")
-	trees, closeAll, err := d.trees(sandbox)
+	mounts, closeAll, err := d.mounted(sandbox)
 	defer closeAll()
 	if err != nil {
 		return collected{err: d.leaving(fmt.Errorf("outputs: %w", err))}
 	}
-	failed := d.failedStep() >= 0 || len(d.rec.exits()) < len(d.rec.Task.Steps)
-	var errs []error
-	for _, o := range d.rec.Task.Outputs {
-		files, err := d.r.cfg.Staging.Out(d.now, o, trees)
-		got.files = append(got.files, files...)
-		switch {
-		case err == nil, o.Optional && errors.Is(err, berth.ErrNotFound):
-		case d.alive.Err() != nil:
-			return collected{err: errLeft{context.Cause(d.alive)}}
-		case failed:
-			d.warn(fmt.Sprintf("output %s was not collected: %v", o.Path, err))
-		default:
-			errs = append(errs, err)
-		}
+	view, err := staging.NewView(mounts...)
+	if err != nil {
+		return collected{err: fmt.Errorf("outputs: %w", err)}
 	}
-	got.err = errors.Join(errs...)
+	files, err := staging.Collect(d.now, view, d.rec.Task.Outputs, staging.CollectOptions{
+		UID: d.r.cfg.UID, GID: d.r.cfg.GID, Journal: d.journal, Warn: d.warn,
+	})
+	if err != nil && d.alive.Err() != nil {
+		return collected{err: errLeft{context.Cause(d.alive)}}
+	}
+	if err != nil && (d.failedStep() >= 0 || len(d.rec.exits()) < len(d.rec.Task.Steps)) {
+		for _, line := range lines(err) {
+			d.warn(line)
+		}
+		err = nil
+	}
 	d.at("collected")
-	return got
+	return collected{files: files, err: err}
 }
 
-// trees are what the containers saw, as far as it is still there.
-func (d *drive) trees(sandbox berth.Sandbox) (trees []Tree, closeAll func(), err error) {
+// journal notes the name of a temporary file beside an output, before it is made.
+func (d *drive) journal(tmp string) error {
+	f, err := os.OpenFile(d.dir.temporary(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return kind(err)
+	}
+	_, err = f.Write(append(encode(tmp), '\n'))
+	return kind(errors.Join(err, f.Close()))
+}
+
+// removeTemporary removes the temporary files that the journal names.
+func (d *drive) removeTemporary() error {
+	data, err := os.ReadFile(d.dir.temporary())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return kind(err)
+	}
+	var paths []string
+	for line := range bytes.Lines(data) {
+		var p string
+		if json.Unmarshal(line, &p) == nil { // the last line may be half written: what it names was not made
+			paths = append(paths, p)
+		}
+	}
+	if err := staging.RemoveLeftovers(paths); err != nil {
+		return err
+	}
+	return kind(os.Remove(d.dir.temporary()))
+}
+
+// lines are the errors that were joined into err.
+func lines(err error) (out []string) {
+	if j, ok := err.(interface{ Unwrap() []error }); ok && strings.Contains(err.Error(), "\n") { //nolint:errorlint // this very error
+		for _, e := range j.Unwrap() {
+			out = append(out, lines(e)...)
+		}
+		return out
+	}
+	return []string{err.Error()}
+}
+
+// mounted is what the containers saw, as far as it is still there.
+func (d *drive) mounted(sandbox berth.Sandbox) (out []staging.Mount, closeAll func(), err error) {
 	closeAll = func() {
-		for _, t := range trees {
-			if t.Root != nil {
-				_ = t.Root.Close()
+		for _, m := range out {
+			if m.Root != nil {
+				_ = m.Root.Close()
 			}
 		}
 	}
-	if _, err := os.Stat(d.dir.rooted()); err == nil {
-		if trees, err = addTree(trees, "/", d.dir.rooted()); err != nil {
-			return trees, closeAll, err
-		}
+	if there(d.dir.rooted()) {
+		out = append(out, staging.Mount{Path: "/", HostPath: d.dir.rooted()})
 	}
 	for _, p := range d.lay.places {
 		switch p.kind {
 		case placeVolume:
 			root, err := sandbox.Volume(d.now, p.path)
 			if err != nil {
-				return trees, closeAll, fmt.Errorf("volume %s: %w", p.path, err)
+				return out, closeAll, fmt.Errorf("volume %s: %w", p.path, err)
 			}
-			trees = append(trees, Tree{Path: p.path, Root: root})
+			out = append(out, staging.Mount{Path: p.path, Root: root})
 		case placeInput:
-			trees, err = addTree(trees, p.path, d.rec.Inputs.Staged[p.index].Source)
+			out = append(out, staging.Mount{Path: p.path, HostPath: d.rec.Inputs.Staged[p.index].Source})
 		case placeMount:
-			trees, err = addTree(trees, p.path, p.host)
+			out = append(out, staging.Mount{Path: p.path, HostPath: p.host})
 		case placeTmpfs: // it ended with its step
 		}
-		if err != nil {
-			return trees, closeAll, err
-		}
 	}
-	return trees, closeAll, nil
-}
-
-func addTree(trees []Tree, at, host string) ([]Tree, error) {
-	st, err := os.Stat(host)
-	if errors.Is(err, fs.ErrNotExist) {
-		return trees, nil
-	} else if err != nil {
-		return trees, kind(err)
-	}
-	if !st.IsDir() {
-		return append(trees, Tree{Path: at, File: host}), nil
-	}
-	root, err := os.OpenRoot(host)
-	if err != nil {
-		return trees, kind(err)
-	}
-	return append(trees, Tree{Path: at, Root: root}), nil
+	return out, closeAll, nil
 }
 
 // stage brings all inputs in.

@@ -51,6 +51,8 @@ func (d *drive) decide(err error, got collected) berth.Result {
 			res.Reason = ""
 		}
 		d.aside(got.err)
+	case got.err != nil && errors.Is(got.err, berth.ErrCanceled):
+		res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for while outputs were collected"
 	case got.err != nil:
 		res.State, res.Detail = berth.SystemError, got.err.Error()
 	default:
@@ -164,7 +166,11 @@ func (d *drive) abandon() (berth.Result, error) {
 	}
 	t := &d.rec.Task
 	var got collected
-	var err error
+	err := d.removeTemporary()
+	if err != nil {
+		d.warn("what was left beside outputs could not be removed: " + err.Error())
+		err = nil
+	}
 	switch {
 	case d.failedStep() >= 0 || len(d.rec.exits()) < len(t.Steps):
 		err = errKilled

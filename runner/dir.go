@@ -21,6 +21,7 @@ import (
 //	lock         flock-ed by the one process that drives the task
 //	bell         a FIFO; a byte tells the driver to look at the task's events
 //	work/        staged inputs and what was read out of containers; gone when the task has ended
+//	temporary    the names of temporary files beside outputs, one JSON string a line
 //	steps/N/     the logs of step N, from 0; kept until the task is removed
 type taskDir string
 
@@ -37,6 +38,7 @@ func (d taskDir) make() error        { return os.MkdirAll(string(d), 0o700) }
 func (d taskDir) remove() error      { return os.RemoveAll(string(d)) }
 func (d taskDir) removeWork() error  { return removeAll(d.work()) }
 func (d taskDir) input(i int) string { return filepath.Join(d.work(), "inputs", strconv.Itoa(i)) }
+func (d taskDir) temporary() string  { return filepath.Join(string(d), "temporary") }
 func (d taskDir) rooted() string     { return filepath.Join(d.work(), "root") }
 
 // removeAll is os.RemoveAll, also of directories that their owner may not write.

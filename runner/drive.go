@@ -125,7 +125,7 @@ func (d *drive) finish() (berth.Result, error) {
 		}
 	}
 	d.at("closed")
-	if err := d.dir.removeWork(); err != nil {
+	if err := errors.Join(d.removeTemporary(), d.dir.removeWork()); err != nil {
 		d.warn("the working directory could not be removed: " + err.Error())
 	}
 	d.at("cleaned")

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/staging"
 )
 
 // layout says where a task's container paths lie: which volumes its sandbox gets, and where each output
@@ -80,7 +81,7 @@ func newLayout(t *berth.Task) (*layout, error) {
 		case ok:
 		case l.isPlace(path.Clean(o.Path)): // the output is itself mounted
 		case !mountable(dir):
-			if dir != path.Clean(o.Path) && hasMeta(o.Path) {
+			if staging.IsPattern(o.Path) {
 				return nil, fmt.Errorf("output %s: %w: a pattern cannot match in %s; let the task write below a directory of its own", o.Path, berth.ErrUnsupported, dir)
 			}
 			l.rooted = append(l.rooted, i)
@@ -133,9 +134,15 @@ func (l *layout) isPlace(p string) bool {
 // outputDir is the directory that must outlive the containers for an output to be collected.
 func outputDir(o berth.Output) (string, error) {
 	p := path.Clean(o.Path)
-	if hasMeta(o.Path) {
-		dir := o.Path[:strings.IndexAny(o.Path, metas)]
-		return path.Clean(dir[:strings.LastIndexByte(dir, '/')+1]), nil
+	if staging.IsPattern(o.Path) {
+		dir := "/"
+		for name := range strings.SplitSeq(p[1:], "/") {
+			if staging.IsPattern(name) {
+				break
+			}
+			dir = path.Join(dir, name)
+		}
+		return dir, nil
 	}
 	if o.Type == berth.Directory {
 		if p == "/" {
@@ -145,10 +152,6 @@ func outputDir(o berth.Output) (string, error) {
 	}
 	return path.Dir(p), nil
 }
-
-const metas = `*?[\`
-
-func hasMeta(p string) bool { return strings.ContainsAny(p, metas) }
 
 // mountable reports whether an implied volume may be mounted over dir. Not over the root, nor over what a
 // container needs to start or what is large to copy up.

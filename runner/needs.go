@@ -2,7 +2,6 @@ package runner
 
 import (
 	"context"
-	"os"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -27,26 +26,16 @@ type Keeper interface {
 	Cgroup() string
 }
 
-// Stager brings inputs in and outputs out.
+// Stager brings inputs in.
 type Stager interface {
 	// In makes an input ready to be mounted read-only, beneath dir where it has to be copied or fetched.
 	In(ctx context.Context, in berth.Input, dir string) (Staged, error)
-	// Out collects an output from where the task left it. ErrNotFound, naming its container path, where
-	// there is nothing.
-	Out(ctx context.Context, out berth.Output, from []Tree) ([]berth.OutputFile, error)
 }
 
 // Staged is an input that can be mounted.
 type Staged struct {
 	Source string         // host path
 	Type   berth.FileType // as found
-}
-
-// Tree is a part of what a container sees, on this host.
-type Tree struct {
-	Path string   // in the container; what lies in a tree with a longer path is found there
-	Root *os.Root // nil for a single file
-	File string   // host path, where Root is nil
 }
 
 // Clock tells and waits for time.

@@ -20,9 +20,10 @@ type Config struct {
 	Ledger  Ledger
 	Staging Stager
 	DataDir string // what the runner keeps lies in its directory tasks
-	UID     int    // who submits, for the record
-	Logger  *slog.Logger
-	Clock   Clock
+	// UID and GID own the outputs, and UID is who submits; 0 is this process's own.
+	UID, GID int
+	Logger   *slog.Logger
+	Clock    Clock
 	// Tries is how often a call is made that answers ErrUnavailable; the pauses double from a tenth of a
 	// second up to five. Default 6.
 	Tries int
@@ -51,14 +52,14 @@ func New(cfg Config) *Runner {
 // Hooks are told what happens while a task is driven. They are called one at a time, but for Progress, by
 // the goroutine that drives the task, which waits for them. Each may be nil.
 type Hooks struct {
-	Waiting  func(why string)                         // the task waits for room on the machine; "" it no longer does
-	Progress func(image string, p berth.Progress)     // of a pull; from several goroutines
-	Note     func(text string)                        // e.g. which digest an image has
-	Warn     func(text string)                        // something went wrong that does not end the task
-	Started  func(step int, c berth.Container)        // also when a running step was found again
-	Ended    func(step int, e berth.Exit)             // its container and logs are still there
-	State    func(s berth.State)                      //
-	At       func(point string)                       // see Points; for tests of crashes
+	Waiting  func(why string)                     // the task waits for room on the machine; "" it no longer does
+	Progress func(image string, p berth.Progress) // of a pull; from several goroutines
+	Note     func(text string)                    // e.g. which digest an image has
+	Warn     func(text string)                    // something went wrong that does not end the task
+	Started  func(step int, c berth.Container)    // also when a running step was found again
+	Ended    func(step int, e berth.Exit)         // its container and logs are still there
+	State    func(s berth.State)                  //
+	At       func(point string)                   // see Points; for tests of crashes
 }
 
 // ErrParked is Drive's error where the task goes on with no process needed.
@@ -112,7 +113,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	} else if err != nil {
 		return nil, fmt.Errorf("task %s: %w", task.ID, err)
 	}
-	sub := store.Submission{Task: *task, UID: r.cfg.UID, Detached: detached, Time: r.cfg.Clock.Now()}
+	sub := store.Submission{Task: *task, UID: r.submitter(), Detached: detached, Time: r.cfg.Clock.Now()}
 	if _, err := r.cfg.Store.Submit(ctx, sub); err != nil {
 		if !errors.Is(err, berth.ErrConflict) {
 			_ = dir.remove()
@@ -230,6 +231,13 @@ func (r *Runner) Remove(ctx context.Context, id string) error {
 
 // LogDir is where the logs of a step lie, from step 0, in the form of package logfile.
 func (r *Runner) LogDir(id string, step int) string { return r.dir(id).logs(step) }
+
+func (r *Runner) submitter() int {
+	if r.cfg.UID == 0 {
+		return os.Getuid()
+	}
+	return r.cfg.UID
+}
 
 // closeKept closes the sandbox of a task that has ended, and records that it is gone.
 func (r *Runner) closeKept(ctx context.Context, rec *Record) error {

@@ -54,7 +54,7 @@ func (b *testbed) runs() []string {
 
 // left lists what is left of tasks beside their logs and records.
 func (b *testbed) left() (out []string) {
-	for _, pattern := range []string{"engine/sandboxes/*", "engine/sandboxes/.new*", "tasks/*/work", ".out-*", "out/.out-*"} {
+	for _, pattern := range []string{"engine/sandboxes/*", "engine/sandboxes/.new*", "tasks/*/work", ".*.tmp", "out/.*.tmp", "tasks/*/temporary"} {
 		found, _ := filepath.Glob(filepath.Join(b.dir, pattern))
 		out = append(out, found...)
 	}
