@@ -188,4 +188,7 @@ type LogOptions struct {
 	Tail   int       // the last lines only; 0 is all, -1 none (with Follow: only what comes)
 	Since  time.Time //
 	Offset int64     // bytes from the start of the stream, counting dropped bytes
+	// Hold, with Follow: nothing is dropped before this reader has read it. The container waits in its write
+	// when it is a whole LogLimit ahead.
+	Hold bool
 }

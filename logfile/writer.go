@@ -304,6 +304,12 @@ func (w *Writer) failure() error {
 }
 
 func (w *Writer) finish() {
+	w.mu.Lock()
+	done := w.done
+	w.mu.Unlock()
+	if done {
+		return
+	}
 	_ = w.file.Close()
 	if w.index != nil {
 		_ = w.index.Close()
@@ -314,6 +320,9 @@ func (w *Writer) finish() {
 	w.notify()
 	w.changed.Broadcast()
 }
+
+// Abandon ends a Writer whose Pump is never called.
+func (w *Writer) Abandon() { w.finish() }
 
 // State says how far the log has come.
 func (w *Writer) State() (end, dropped int64, done bool) {

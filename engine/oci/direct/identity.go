@@ -47,6 +47,9 @@ func (p *plan) person(proc *specs.Process) error {
 		// Without no_new_privs a profile needs CAP_SYS_ADMIN, which is about to go.
 		p.seccomp()
 	}
+	if a := proc.ApparmorProfile; a != "" && a != "unconfined" {
+		p.writeProc("set AppArmor profile "+a+" for the command at", p.s.execAttr(), "exec "+a, true)
+	}
 	b.dropBounding(caps.bounding, p.s.lastCap)
 	p.user(&proc.User)
 	p.chdir(proc.Cwd)
@@ -194,6 +197,14 @@ func (p *plan) writeProc(verb, name, value string, self bool) {
 	b.check(modeWord, st, unix.PROC_SUPER_MAGIC, unix.EXDEV)
 	b.call(unix.SYS_WRITE, fd, b.str(value), arg(len(value)))
 	b.call(unix.SYS_CLOSE, fd)
+}
+
+// execAttr is the file of /proc that takes the AppArmor profile of the next command.
+func (s *Starter) execAttr() string {
+	if _, err := os.Stat("/proc/self/attr/apparmor/exec"); err == nil {
+		return "thread-self/attr/apparmor/exec"
+	}
+	return "thread-self/attr/exec"
 }
 
 // statfsSize is at least the size of struct statfs, in bytes; its first eight are the type.

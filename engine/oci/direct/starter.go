@@ -40,7 +40,9 @@ type Starter struct {
 	lastCap  int
 	inUserNS bool
 	hasKcore bool
-	filters  seccomp.Cache
+	// hasAppArmor: profiles can be set. SELinux labels are refused by name.
+	hasAppArmor bool
+	filters     seccomp.Cache
 }
 
 var _ bundle.Starter = (*Starter)(nil)
@@ -81,6 +83,7 @@ func (s *Starter) open() error {
 	}
 	_, err = os.Stat("/proc/kcore")
 	s.hasKcore = err == nil
+	s.hasAppArmor = hasAppArmor()
 	return nil
 }
 

@@ -18,7 +18,7 @@ const (
 	OpAttach  Op = "attach"  // Sandbox
 	OpVolume  Op = "volume"  // Sandbox, Path; answers with the directory
 	OpStart   Op = "start"   // Sandbox, Start
-	OpFind    Op = "find"    // Sandbox, Container
+	OpFind    Op = "find"    // Sandbox, Container; with Path "process" it answers the OCI process too
 	OpWait    Op = "wait"    // Sandbox, Container; answers when it has ended
 	OpStop    Op = "stop"    // Sandbox, Container, Grace; answers when it has ended
 	OpSignal  Op = "signal"  // Sandbox, Container, Signal
@@ -93,7 +93,8 @@ type Container struct {
 	Pid     int                  `json:"pid,omitempty"`
 	LogDir  string               `json:"log_dir"`
 	Runtime string               `json:"runtime,omitempty"`
-	Notes   []string             `json:"notes,omitempty"` // what was clamped or adapted at the start
+	Notes   []string             `json:"notes,omitempty"`   // what was clamped or adapted at the start
+	Process json.RawMessage      `json:"process,omitempty"` // OCI; only where it was asked for
 }
 
 // Progress tells how far a log has come.

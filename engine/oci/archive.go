@@ -1,0 +1,107 @@
+package oci
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
+)
+
+// archive streams the file or directory at p below root as a tar whose names begin with p's base name. All
+// names are resolved below root, as in the container.
+func archive(root *os.File, p string) (io.ReadCloser, error) {
+	defer func() { _ = root.Close() }()
+	clean := path.Clean("/" + p)
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_DIRECTORY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	dir := strings.TrimPrefix(path.Dir(clean), "/")
+	if dir == "" {
+		dir = "."
+	}
+	fd, err := unix.Openat2(int(root.Fd()), dir, how)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("%s in the container: %w", p, berth.ErrNotFound)
+	} else if err != nil {
+		return nil, fmt.Errorf("%s in the container: %w", p, err)
+	}
+	parent, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
+	_ = unix.Close(fd)
+	if err != nil {
+		return nil, err
+	}
+	base := path.Base(clean)
+	if base == "/" {
+		base = "."
+	}
+	if _, err := parent.Lstat(base); err != nil {
+		_ = parent.Close()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = berth.ErrNotFound
+		}
+		return nil, fmt.Errorf("%s in the container: %w", p, err)
+	}
+	r, w := io.Pipe()
+	go func() { // ends when all is read, or the reader is closed
+		defer func() { _ = parent.Close() }()
+		_ = w.CloseWithError(writeTar(w, parent, base))
+	}()
+	return r, nil
+}
+
+func writeTar(w io.Writer, root *os.Root, base string) error {
+	tw := tar.NewWriter(w)
+	err := fs.WalkDir(root.FS(), base, func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return writeEntry(tw, root, name)
+	})
+	if err != nil {
+		return err
+	}
+	return tw.Close()
+}
+
+func writeEntry(tw *tar.Writer, root *os.Root, name string) error {
+	st, err := root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	link := ""
+	if st.Mode()&fs.ModeSymlink != 0 {
+		if link, err = root.Readlink(name); err != nil {
+			return err
+		}
+	}
+	if st.Mode()&fs.ModeSocket != 0 {
+		return nil // tar knows no sockets
+	}
+	h, err := tar.FileInfoHeader(st, link)
+	if err != nil {
+		return err
+	}
+	h.Name = name
+	if st.IsDir() {
+		h.Name += "/"
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		h.Uid, h.Gid, h.Uname, h.Gname = int(sys.Uid), int(sys.Gid), "", ""
+	}
+	if err := tw.WriteHeader(h); err != nil || !st.Mode().IsRegular() {
+		return err
+	}
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	_, err = io.CopyN(tw, f, h.Size)
+	return err
+}

@@ -1,0 +1,326 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/monitor"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"golang.org/x/sys/unix"
+)
+
+// client talks to the monitor, and starts it where none runs.
+type client struct {
+	dir     string
+	command []string // nil is this program
+	worker  []string
+	stay    time.Duration // of an idle monitor
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	idle   []*wire.Conn
+	closed bool
+}
+
+const (
+	// dialTries bounds how often a monitor is looked for or started: it may end, being idle, while we call.
+	dialTries = 8
+	maxIdle   = 4
+)
+
+// call asks once and reads one answer. What goes wrong with the monitor itself is tried again: all its
+// operations are idempotent.
+func (c *client) call(ctx context.Context, req *wire.Request, a *wire.Answer) error {
+	_, err := c.callFiles(ctx, req, a)
+	return err
+}
+
+func (c *client) callFiles(ctx context.Context, req *wire.Request, a *wire.Answer) ([]*os.File, error) {
+	var err error
+	for range dialTries {
+		var conn *wire.Conn
+		if conn, err = c.conn(ctx); err != nil {
+			return nil, err
+		}
+		var files []*os.File
+		files, err = ask(ctx, conn, req, a)
+		if err == nil {
+			c.keep(conn)
+			return files, a.Err.Err()
+		}
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if !broken(err) {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("monitor: %w: %w", berth.ErrUnavailable, err)
+}
+
+// broken reports whether the other end went away.
+func broken(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
+}
+
+// ask sends and receives on a connection that is this call's alone, and gives up when ctx ends.
+func ask(ctx context.Context, conn *wire.Conn, req *wire.Request, a *wire.Answer, send ...*os.File) ([]*os.File, error) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Net().SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := conn.Send(req, send...); err != nil {
+		return nil, err
+	}
+	*a = wire.Answer{}
+	return conn.Receive(a)
+}
+
+// conn takes an idle connection, or makes one.
+func (c *client) conn(ctx context.Context) (*wire.Conn, error) {
+	c.mu.Lock()
+	if n := len(c.idle); n > 0 {
+		conn := c.idle[n-1]
+		c.idle = c.idle[:n-1]
+		c.mu.Unlock()
+		return conn, nil
+	}
+	c.mu.Unlock()
+	return c.dial(ctx)
+}
+
+func (c *client) keep(conn *wire.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || len(c.idle) >= maxIdle {
+		_ = conn.Close()
+		return
+	}
+	c.idle = append(c.idle, conn)
+}
+
+func (c *client) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, conn := range c.idle {
+		_ = conn.Close()
+	}
+	c.idle = nil
+	return nil
+}
+
+// dial connects to the monitor, and starts one where none answers.
+func (c *client) dial(ctx context.Context) (*wire.Conn, error) {
+	var err error
+	for i := range dialTries {
+		var nc *net.UnixConn
+		if nc, err = connect(monitor.SocketDir(c.dir)); err == nil {
+			conn := wire.NewConn(nc)
+			if err = c.greet(ctx, conn); err == nil {
+				return conn, nil
+			}
+			_ = conn.Close()
+			if !broken(err) {
+				return nil, err
+			}
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err := c.spawn(ctx); err != nil {
+			return nil, fmt.Errorf("monitor: %w", err)
+		}
+		time.Sleep(time.Duration(i) * 5 * time.Millisecond) // one that ends still holds the lock
+	}
+	return nil, fmt.Errorf("monitor: %w: it does not answer: %w", berth.ErrUnavailable, err)
+}
+
+func (c *client) greet(ctx context.Context, conn *wire.Conn) error {
+	var a wire.Answer
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if _, err := ask(ctx, conn, &wire.Request{Op: wire.OpHello}, &a); err != nil {
+		return err
+	}
+	if a.Version != wire.Version {
+		return fmt.Errorf("monitor: %w: process %d is of another version of berth (protocol %d, not %d); it ends when its containers have", berth.ErrUnavailable, a.Pid, a.Version, wire.Version)
+	}
+	return nil
+}
+
+// running reports whether a monitor answers.
+func (c *client) running() bool {
+	nc, err := connect(monitor.SocketDir(c.dir))
+	if err != nil {
+		return false
+	}
+	_ = nc.Close()
+	return true
+}
+
+// connect names the socket by its directory's descriptor: a socket's path may be no longer than 107 bytes.
+func connect(dir string) (*net.UnixConn, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	return net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/monitor.sock", d.Fd()), Net: "unix"})
+}
+
+// logMax bounds the monitor's own log, in bytes, at the start of a monitor.
+const logMax = 1 << 20
+
+// spawn starts a monitor and waits until it can be connected to. That another one runs already is no error.
+func (c *client) spawn(ctx context.Context) error {
+	path := filepath.Join(monitor.SocketDir(c.dir), "monitor.log")
+	if st, err := os.Stat(path); err == nil && st.Size() > logMax {
+		_ = os.Rename(path, path+".old")
+	}
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	cmd, err := c.monitorCommand()
+	if err == nil {
+		cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
+		err = cmd.Start()
+	}
+	_ = w.Close()
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: a mount namespace is not allowed here: run berth as root, or let it make user namespaces: %w", berth.ErrDenied, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { go func() { _ = cmd.Wait() }() }() // only reaps: the monitor outlives us
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	said, err := io.ReadAll(r)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	switch text := string(bytes.TrimSpace(said)); {
+	case err != nil:
+		return err
+	case text == readyWord, text == runningWord:
+		return nil
+	case text == "":
+		return fmt.Errorf("%w: it ended as it started; see %s", berth.ErrUnavailable, path)
+	default:
+		kind, rest, _ := strings.Cut(text, "\x00")
+		return (&wire.Error{Kind: kind, Text: rest}).Err()
+	}
+}
+
+func (c *client) monitorCommand() (*exec.Cmd, error) {
+	argv := c.command
+	if len(argv) == 0 {
+		argv = []string{"/proc/self/exe"}
+	}
+	args := append(argv[1:len(argv):len(argv)], "--data-dir", c.dir)
+	if c.stay > 0 {
+		args = append(args, "--idle", c.stay.String())
+	}
+	for _, w := range c.worker {
+		args = append(args, "--worker", w)
+	}
+	cmd := exec.Command(argv[0], args...) //nolint:gosec,noctx // our own command, which outlives us on purpose
+	cmd.Args[0] = MonitorName
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
+	return cmd, nil
+}
+
+// lifeline is the connection with which a bound sandbox ends. When the monitor is killed it is made anew.
+type lifeline struct {
+	c    *client
+	id   string
+	desc *wire.Sandbox
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// bind opens a bound sandbox and holds its lifeline.
+func (c *client) bind(ctx context.Context, req *wire.Request) (*lifeline, error) {
+	conn, a, err := c.bindOnce(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	l := &lifeline{c: c, id: req.Spec.ID, desc: a.Sandbox, stop: stop, done: make(chan struct{})}
+	go l.hold(life, conn)
+	return l, nil
+}
+
+func (c *client) bindOnce(ctx context.Context, req *wire.Request) (*wire.Conn, *wire.Answer, error) {
+	var a wire.Answer
+	var err error
+	for range dialTries {
+		var conn *wire.Conn
+		if conn, err = c.dial(ctx); err != nil {
+			return nil, nil, err
+		}
+		_, err = ask(ctx, conn, req, &a)
+		if err == nil && a.Err == nil {
+			return conn, &a, nil
+		}
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
+		}
+		if err == nil {
+			return nil, nil, a.Err.Err()
+		}
+		if !broken(err) {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, fmt.Errorf("monitor: %w: %w", berth.ErrUnavailable, err)
+}
+
+// hold keeps a lifeline up until the sandbox is closed.
+func (l *lifeline) hold(ctx context.Context, conn *wire.Conn) {
+	defer close(l.done)
+	for {
+		stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+		var a wire.Answer
+		_, err := conn.Receive(&a) // blocks for the life of the connection: nothing is sent on it
+		stop()
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			return
+		}
+		l.c.log.Warn("the monitor is gone; looking for another", "sandbox", l.id, "err", err)
+		if conn, _, err = l.c.bindOnce(ctx, &wire.Request{Op: wire.OpBind, Sandbox: l.id}); err != nil {
+			return // the sandbox is gone, which its containers' Wait will say
+		}
+	}
+}
+
+func (l *lifeline) close() {
+	if l != nil {
+		l.stop()
+		<-l.done
+	}
+}

@@ -1,0 +1,320 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/berth-project/berth/logfile"
+	"golang.org/x/sys/unix"
+)
+
+// Container is a started step of this engine.
+type Container struct {
+	sb   *Sandbox
+	id   string
+	desc *wire.Container
+
+	mu   sync.Mutex
+	exit *berth.Exit
+}
+
+var (
+	_ berth.Container   = (*Container)(nil)
+	_ berth.LogReader   = (*Container)(nil)
+	_ berth.Signaler    = (*Container)(nil)
+	_ berth.Execer      = (*Container)(nil)
+	_ berth.Statser     = (*Container)(nil)
+	_ berth.Addresser   = (*Container)(nil)
+	_ berth.StdinWriter = (*Container)(nil)
+	_ berth.Terminal    = (*Container)(nil)
+	_ berth.Archiver    = (*Container)(nil)
+)
+
+func newContainer(s *Sandbox, desc *wire.Container) *Container {
+	return &Container{sb: s, id: desc.Step.ID, desc: desc}
+}
+
+// ID is the container's id.
+func (c *Container) ID() string { return c.id }
+
+// Runtime is what started the container.
+func (c *Container) Runtime() string { return c.desc.Runtime }
+
+// Notes are what was clamped or adapted at the start.
+func (c *Container) Notes() []string { return c.desc.Notes }
+
+func (c *Container) request(op wire.Op) *wire.Request {
+	return &wire.Request{Op: op, Sandbox: c.sb.id, Container: c.id}
+}
+
+func (c *Container) call(ctx context.Context, req *wire.Request) (wire.Answer, error) {
+	var a wire.Answer
+	err := c.sb.e.client.call(ctx, req, &a)
+	return a, err
+}
+
+// Wait waits for the container's end. When the monitor is killed meanwhile, the answer is Lost.
+func (c *Container) Wait(ctx context.Context) (berth.Exit, error) {
+	c.mu.Lock()
+	if c.exit != nil {
+		defer c.mu.Unlock()
+		return *c.exit, nil
+	}
+	c.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return berth.Exit{}, context.Cause(ctx)
+	}
+	a, err := c.call(ctx, c.request(wire.OpWait))
+	if err != nil {
+		return berth.Exit{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.exit = a.Exit
+	return *a.Exit, nil
+}
+
+// Stop ends the container.
+func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
+	req := c.request(wire.OpStop)
+	req.Grace = grace
+	_, err := c.call(ctx, req)
+	return goneIsFine(err)
+}
+
+// Remove removes the container.
+func (c *Container) Remove(ctx context.Context) error {
+	_, err := c.call(ctx, c.request(wire.OpRemove))
+	return goneIsFine(err)
+}
+
+func goneIsFine(err error) error {
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Signal sends a signal to the container's command.
+func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
+	req := c.request(wire.OpSignal)
+	req.Signal = int(sig)
+	_, err := c.call(ctx, req)
+	return err
+}
+
+// Stats reads what the container uses.
+func (c *Container) Stats(ctx context.Context) (berth.Usage, error) {
+	a, err := c.call(ctx, c.request(wire.OpStats))
+	if err != nil {
+		return berth.Usage{}, err
+	}
+	return *a.Usage, nil
+}
+
+// Address is the IP address of the container's network.
+func (c *Container) Address(context.Context) (string, error) {
+	if c.sb.desc.Address == "" {
+		return "", fmt.Errorf("container %s has no IP address: %w: its network is %s", c.id, berth.ErrNotFound, c.sb.desc.Spec.Network.Mode)
+	}
+	return c.sb.desc.Address, nil
+}
+
+// Stdin is the container's standard input. There is one holder: a second call is ErrConflict.
+func (c *Container) Stdin(ctx context.Context) (io.WriteCloser, error) {
+	if c.desc.Step.TTY {
+		return c.file(ctx, wire.OpConsole)
+	}
+	return c.file(ctx, wire.OpStdin)
+}
+
+func (c *Container) file(ctx context.Context, op wire.Op) (*os.File, error) {
+	var a wire.Answer
+	files, err := c.sb.e.client.callFiles(ctx, c.request(op), &a)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) != 1 {
+		return nil, fmt.Errorf("monitor: %w: it sent %d files", berth.ErrUnavailable, len(files))
+	}
+	return files[0], nil
+}
+
+// Resize sets the size of the container's terminal.
+func (c *Container) Resize(ctx context.Context, rows, cols uint16) error {
+	con, err := c.file(ctx, wire.OpConsole)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = con.Close() }()
+	return resize(con, berth.Size{Rows: rows, Cols: cols})
+}
+
+func resize(con *os.File, s berth.Size) error {
+	return unix.IoctlSetWinsize(int(con.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Rows, Col: s.Cols})
+}
+
+// Logs reads what the container wrote.
+func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadCloser, error) {
+	stream := "stdout"
+	if opts.Stderr {
+		stream = "stderr"
+		if c.desc.Step.TTY {
+			return io.NopCloser(eof{}), nil
+		}
+	}
+	r, err := logfile.Open(c.desc.LogDir, stream, logfile.From{Offset: opts.Offset, Tail: opts.Tail, Since: opts.Since})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("logs of %s: %w", c.id, berth.ErrNotFound)
+	}
+	if err != nil || !opts.Follow {
+		return r, err
+	}
+	return c.follow(ctx, stream, r, opts.Hold)
+}
+
+type eof struct{}
+
+func (eof) Read([]byte) (int, error) { return 0, io.EOF }
+
+// follow reads on as the log grows.
+func (c *Container) follow(ctx context.Context, stream string, r *logfile.Reader, hold bool) (io.ReadCloser, error) {
+	f := &follow{c: c, stream: stream, hold: hold}
+	rc := r.Follow(ctx, f.wait)
+	return &followReader{ReadCloser: rc, f: f, log: r}, nil
+}
+
+// Skipper says how much of a log was dropped before its reader came to it.
+type Skipper interface{ Skipped() int64 }
+
+type followReader struct {
+	io.ReadCloser
+	f   *follow
+	log *logfile.Reader
+}
+
+func (r *followReader) Skipped() int64 { return r.log.Skipped() }
+
+func (r *followReader) Close() error {
+	err := r.ReadCloser.Close()
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if r.f.conn != nil {
+		_ = r.f.conn.Close()
+	}
+	return err
+}
+
+type follow struct {
+	c      *Container
+	stream string
+	hold   bool
+
+	mu   sync.Mutex
+	conn *wire.Conn
+}
+
+// wait blocks until the log may have more than have bytes, or has ended.
+func (f *follow) wait(ctx context.Context, have int64) (ended bool, err error) {
+	for range dialTries {
+		if err := ctx.Err(); err != nil {
+			return false, context.Cause(ctx)
+		}
+		p, err := f.next(ctx, have)
+		switch {
+		case errors.Is(err, berth.ErrNotFound): // removed: what is in the file is all
+			return true, nil
+		case err != nil && broken(err):
+			f.drop()
+			continue
+		case err != nil:
+			return false, err
+		case p.Done || p.End > have:
+			return p.Done, nil
+		}
+	}
+	return false, fmt.Errorf("follow %s of %s: %w", f.stream, f.c.id, berth.ErrUnavailable)
+}
+
+func (f *follow) drop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn != nil {
+		_ = f.conn.Close()
+		f.conn = nil
+	}
+}
+
+// next acknowledges what was read, and waits for news.
+func (f *follow) next(ctx context.Context, have int64) (*wire.Progress, error) {
+	f.mu.Lock()
+	conn := f.conn
+	f.mu.Unlock()
+	req := f.c.request(wire.OpFollow)
+	req.Stream, req.Ack = f.stream, -1
+	if f.hold {
+		req.Ack = have
+	}
+	if conn == nil {
+		var err error
+		if conn, err = f.c.sb.e.client.dial(ctx); err != nil {
+			return nil, err
+		}
+		f.mu.Lock()
+		f.conn = conn
+		f.mu.Unlock()
+	}
+	var a wire.Answer
+	for {
+		if _, err := ask(ctx, conn, req, &a); err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			return nil, err
+		}
+		if a.Err != nil {
+			return nil, a.Err.Err()
+		}
+		if a.Progress.Done || a.Progress.End > have {
+			return a.Progress, nil
+		}
+	}
+}
+
+// Archive reads a file or directory out of the container's root.
+func (c *Container) Archive(ctx context.Context, p string) (io.ReadCloser, error) {
+	root, err := c.file(ctx, wire.OpRoot)
+	if err != nil {
+		return nil, err
+	}
+	return archive(root, p)
+}
+
+// Exec runs a further command in the container.
+func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.Stdio) (berth.Exit, error) {
+	req := c.request(wire.OpFind)
+	req.Path = "process"
+	a, err := c.call(ctx, req)
+	if err != nil {
+		return berth.Exit{}, err
+	}
+	process, err := c.sb.e.execProcess(a.Container, spec)
+	if err != nil {
+		return berth.Exit{}, fmt.Errorf("exec in %s: %w", c.id, err)
+	}
+	raw, err := json.Marshal(process)
+	if err != nil {
+		return berth.Exit{}, err
+	}
+	x := &execution{c: c, stdio: stdio, tty: spec.TTY}
+	return x.run(ctx, raw)
+}

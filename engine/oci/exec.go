@@ -1,0 +1,171 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// execution is one Exec.
+type execution struct {
+	c     *Container
+	stdio berth.Stdio
+	tty   bool
+	ours  []*os.File
+	wg    sync.WaitGroup // the copies out
+}
+
+// run starts the process and waits for its end and that of its output.
+func (x *execution) run(ctx context.Context, process json.RawMessage) (berth.Exit, error) {
+	theirs, err := x.open()
+	if err != nil {
+		return berth.Exit{}, err
+	}
+	defer func() {
+		for _, f := range x.ours {
+			_ = f.Close()
+		}
+	}()
+	conn, err := x.c.sb.e.client.dial(ctx)
+	if err != nil {
+		return berth.Exit{}, err
+	}
+	defer func() { _ = conn.Close() }() // which ends the process, if ctx was ended first
+	req := x.c.request(wire.OpExec)
+	req.Exec = &wire.Exec{Process: process, TTY: x.tty}
+	var a wire.Answer
+	files, err := ask(ctx, conn, req, &a, theirs...)
+	for _, f := range theirs {
+		_ = f.Close()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return berth.Exit{}, context.Cause(ctx)
+	case err != nil:
+		return berth.Exit{}, fmt.Errorf("exec: %w: %w", berth.ErrUnavailable, err)
+	case a.Err != nil:
+		return berth.Exit{}, a.Err.Err()
+	case a.Exit != nil:
+		return *a.Exit, nil
+	}
+	if x.tty {
+		if len(files) != 1 {
+			return berth.Exit{}, fmt.Errorf("exec: %w: the monitor sent no terminal", berth.ErrUnavailable)
+		}
+		x.ours = files
+		if err := unix.SetNonblock(int(files[0].Fd()), true); err != nil {
+			return berth.Exit{}, err
+		}
+		x.ours = []*os.File{os.NewFile(files[0].Fd(), "console")}
+	}
+	x.copyAll()
+	return x.await(ctx, conn)
+}
+
+func (x *execution) await(ctx context.Context, conn *wire.Conn) (berth.Exit, error) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	var a wire.Answer
+	if _, err := conn.Receive(&a); err != nil {
+		if ctx.Err() != nil {
+			return berth.Exit{}, context.Cause(ctx)
+		}
+		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the monitor was killed"}, nil
+	}
+	x.wg.Wait()
+	return *a.Exit, nil
+}
+
+// open makes the pipes; a terminal's master comes with the answer.
+func (x *execution) open() (theirs []*os.File, err error) {
+	if x.tty {
+		return nil, nil
+	}
+	for i := range 3 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			theirs, x.ours = append(theirs, r), append(x.ours, w)
+		} else {
+			theirs, x.ours = append(theirs, w), append(x.ours, r)
+		}
+	}
+	return theirs, nil
+}
+
+func (x *execution) copyAll() {
+	if x.tty {
+		con := x.ours[0]
+		if x.stdio.In != nil {
+			go func() { _, _ = io.Copy(con, x.stdio.In) }() // ends with its reader, which is the caller's
+		}
+		x.out(x.stdio.Out, con)
+		if x.stdio.Resize != nil {
+			go func() {
+				for s := range x.stdio.Resize {
+					_ = resize(con, s)
+				}
+			}()
+		}
+		return
+	}
+	in := x.ours[0]
+	if x.stdio.In == nil {
+		_ = in.Close()
+	} else {
+		go func() { _, _ = io.Copy(in, x.stdio.In); _ = in.Close() }() // ends with its reader, which is the caller's
+	}
+	x.out(x.stdio.Out, x.ours[1])
+	x.out(x.stdio.Err, x.ours[2])
+}
+
+func (x *execution) out(w io.Writer, r *os.File) {
+	if w == nil {
+		w = io.Discard
+	}
+	x.wg.Go(func() { _, _ = io.Copy(w, r) }) // a terminal ends with EIO, a pipe with EOF
+}
+
+// execProcess is the container's own process with another command.
+func (e *Engine) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Process, error) {
+	switch {
+	case spec.Privileged:
+		return nil, fmt.Errorf("privileged: %w: a further command gets what the container has, and no more", berth.ErrUnsupported)
+	case len(spec.Command) == 0:
+		return nil, fmt.Errorf("%w: no command", berth.ErrInvalid)
+	}
+	p := new(specs.Process)
+	if err := json.Unmarshal(c.Process, p); err != nil {
+		return nil, errors.Join(berth.ErrUnavailable, err)
+	}
+	p.Args, p.Terminal = spec.Command, spec.TTY
+	p.Env = mergeEnv(p.Env, spec.Env)
+	if spec.TTY {
+		p.Env = mergeEnv([]string{"TERM=xterm"}, p.Env)
+	}
+	if spec.WorkingDir != "" {
+		p.Cwd = spec.WorkingDir
+	}
+	if spec.User != "" {
+		id, err := e.user(c.Step.Image.ID, spec.User, nil)
+		if err != nil {
+			return nil, err
+		}
+		p.User = id.User
+		if id.UID != 0 && p.Capabilities != nil {
+			p.Capabilities.Effective, p.Capabilities.Permitted, p.Capabilities.Ambient = nil, nil, nil
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,80 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	goruntime "runtime"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/moby/sys/userns"
+	"golang.org/x/sys/unix"
+)
+
+// ociRuntimes are the OCI runtimes that hostInfo looks for.
+var ociRuntimes = []string{"runc", "crun", "runsc", "kata-runtime", "nvidia-container-runtime"}
+
+// hostInfo says what this host offers and lacks.
+func hostInfo(ctx context.Context, cfg Config) (berth.Info, error) {
+	info := berth.Info{Name: "oci", Runtime: []string{"direct"}}
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return info, fmt.Errorf("sysinfo: %w", err)
+	}
+	info.Total.Memory = int64(si.Totalram) * int64(si.Unit) //nolint:gosec // bytes of memory
+	info.Total.CPU = float64(goruntime.NumCPU())
+	var fs unix.Statfs_t
+	if err := unix.Statfs(cfg.Dir, &fs); err == nil {
+		info.Total.Disk = int64(fs.Bavail) * fs.Bsize //nolint:gosec // bytes of disk
+	}
+	for _, name := range ociRuntimes {
+		if _, err := exec.LookPath(name); err == nil {
+			info.Runtime = append(info.Runtime, name)
+		}
+	}
+	cg, err := cgroup.Find(ctx, cgroup.Options{})
+	if err != nil {
+		return info, err
+	}
+	defer func() { _ = cg.Close() }()
+	var un unix.Utsname
+	_ = unix.Uname(&un)
+	info.Version = fmt.Sprintf("Linux %s, cgroup %s (%s)", unix.ByteSliceToString(un.Release[:]), cg.Version(), strings.Join(cg.Controllers(), " "))
+	if userns.RunningInUserNS() {
+		info.Version += ", rootless"
+	}
+	info.Lacks = append(info.Lacks, cg.Lacks()...)
+	info.Lacks = append(info.Lacks, kernelLacks()...)
+	return info, nil
+}
+
+// kernelLacks looks for what the embedded engine needs of the kernel.
+func kernelLacks() []berth.Lack {
+	var lacks []berth.Lack
+	if raw, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(raw), "\toverlay\n") {
+		lacks = append(lacks, berth.Lack{
+			What: "overlay file system", Why: "/proc/filesystems does not name it: no container can start",
+			Remedy: "load it: modprobe overlay",
+		})
+	}
+	if err := unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0); err != nil {
+		lacks = append(lacks, berth.Lack{
+			What: "seccomp", Why: "the kernel was built without it", Remedy: "use a kernel with CONFIG_SECCOMP_FILTER, or --security-opt seccomp=unconfined",
+		})
+	}
+	var st unix.Stat_t
+	for _, ns := range []string{"pid", "net", "ipc", "uts", "mnt", "cgroup", "user"} {
+		if err := unix.Stat("/proc/self/ns/"+ns, &st); err != nil {
+			lacks = append(lacks, berth.Lack{What: ns + " namespaces", Why: err.Error(), Remedy: "use a kernel that has them"})
+		}
+	}
+	if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); err == unix.ENOSYS {
+		lacks = append(lacks, berth.Lack{
+			What: "mount_setattr", Why: "the kernel is older than Linux 5.12", Remedy: "use a newer kernel, or --runtime runc",
+		})
+	}
+	return lacks
+}

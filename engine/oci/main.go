@@ -1,0 +1,75 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/berth-project/berth/engine/oci/monitor"
+	"github.com/berth-project/berth/engine/oci/wire"
+)
+
+// MonitorName is the name (argv[0]) under which a program that calls MonitorMain is started as the monitor.
+const MonitorName = "berth-monitor"
+
+// What a monitor says on descriptor 3 when it has started, or another one runs.
+const (
+	readyWord   = "ready"
+	runningWord = "running"
+)
+
+// MonitorMain runs the monitor and ends the process, if that is what this process was started for: by the
+// name MonitorName. Otherwise it returns at once. A program that uses this engine without giving
+// Config.Monitor calls it first thing in main (and in TestMain).
+func MonitorMain() {
+	if len(os.Args) == 0 || os.Args[0] != MonitorName {
+		return
+	}
+	os.Exit(monitorMain(os.Args[1:]))
+}
+
+type words []string
+
+func (w *words) String() string     { return fmt.Sprint(*w) }
+func (w *words) Set(s string) error { *w = append(*w, s); return nil }
+
+func monitorMain(args []string) int {
+	// A small heap that is collected often: the monitor holds records and moves no bytes.
+	debug.SetGCPercent(25)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	ready := os.NewFile(3, "ready")
+	var worker words
+	fl := flag.NewFlagSet(MonitorName, flag.ContinueOnError)
+	dir := fl.String("data-dir", "", "")
+	idle := fl.Duration("idle", 10*time.Second, "")
+	fl.Var(&worker, "worker", "")
+	if err := fl.Parse(args); err != nil {
+		return 2
+	}
+	instance, err := Instance(*dir)
+	if err == nil {
+		ctx, cancel := monitor.Signals(context.Background())
+		defer cancel()
+		err = monitor.Run(ctx, monitor.Config{Dir: *dir, Instance: instance, Idle: *idle, Worker: worker, Logger: log}, func() {
+			_, _ = io.WriteString(ready, readyWord)
+			_ = ready.Close()
+		})
+	}
+	switch {
+	case errors.Is(err, monitor.ErrRunning):
+		_, _ = io.WriteString(ready, runningWord)
+		return 0
+	case err != nil:
+		log.Error("monitor", "err", err)
+		e := wire.ErrorOf(err)
+		_, _ = io.WriteString(ready, e.Kind+"\x00"+e.Text)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,495 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/rootfs"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/berth-project/berth/logfile"
+	"github.com/berth-project/berth/scratch"
+	"golang.org/x/sys/unix"
+)
+
+// Names below a container's directory.
+const (
+	startFile  = "start.json"
+	configFile = "config.json"
+	exitFile   = "exit.json"
+	bundleDir  = "b"
+)
+
+// startRecord is what is kept of a container on disk.
+type startRecord struct {
+	Step   berth.StepSpec `json:"step"`
+	Layers []string       `json:"layers"`
+}
+
+// drainTime is how long the streams of an ended container may stay open: something outside its pid
+// namespace holds them then.
+const drainTime = 10 * time.Second
+
+// container is one step, started or ended.
+type container struct {
+	sb     *sandbox
+	id     string
+	dir    string
+	step   berth.StepSpec
+	layers []string
+	ended  chan struct{} // closed when exit is recorded
+	clean  chan struct{} // closed when nothing but records is left
+
+	started   chan struct{} // closed when the start has come to an end
+	startErr  error
+	proc      bundle.Process
+	group     *cgroup.Group
+	runtime   string
+	notes     []string
+	logs      map[string]*logfile.Writer
+	pumps     sync.WaitGroup
+	begun     time.Time
+	oomBefore int64
+
+	mu     sync.Mutex
+	cause  berth.Reason // who ended it, before it ended by itself
+	detail string
+	exit   berth.Exit
+	stdin  *os.File
+	timers []*time.Timer
+}
+
+func (sb *sandbox) containerDir(id string) string { return filepath.Join(sb.dir, containersDir, id) }
+
+// name is the container's among all of this monitor's.
+func (c *container) name() string { return c.sb.id + "." + c.id }
+
+func (c *container) logDir() string {
+	if c.step.LogDir != "" {
+		return c.step.LogDir
+	}
+	return c.dir
+}
+
+// start starts a step, or finds the one that was started by the same spec.
+func (sb *sandbox) start(ctx context.Context, req *wire.Start) (*container, error) {
+	id := req.Step.ID
+	if err := berth.CheckID(id); err != nil {
+		return nil, err
+	}
+	sb.mu.Lock()
+	if c := sb.containers[id]; c != nil {
+		sb.mu.Unlock()
+		<-c.started
+		if c.startErr != nil {
+			return nil, c.startErr
+		}
+		if !sameStep(c.step, req.Step) {
+			return nil, fmt.Errorf("container %s: %w: it is there with another spec", id, berth.ErrConflict)
+		}
+		return c, nil
+	}
+	if sb.closing {
+		sb.mu.Unlock()
+		return nil, fmt.Errorf("start %s: %w: sandbox %s is being closed", id, berth.ErrConflict, sb.id)
+	}
+	c := sb.newContainer(id, req.Step)
+	sb.containers[id] = c
+	sb.mu.Unlock()
+	sb.m.runs(+1)
+	c.startErr = c.launch(ctx, req)
+	if c.startErr != nil {
+		c.startErr = fmt.Errorf("start %s: %w", id, c.startErr)
+		sb.mu.Lock()
+		delete(sb.containers, id)
+		sb.mu.Unlock()
+		c.discard()
+		sb.m.runs(-1)
+		close(c.ended)
+		close(c.clean)
+	}
+	close(c.started)
+	return c, c.startErr
+}
+
+func (sb *sandbox) newContainer(id string, step berth.StepSpec) *container {
+	return &container{
+		sb: sb, id: id, dir: sb.containerDir(id), step: step,
+		ended: make(chan struct{}), clean: make(chan struct{}), started: make(chan struct{}),
+		logs: map[string]*logfile.Writer{},
+	}
+}
+
+func sameStep(a, b berth.StepSpec) bool {
+	ra, err1 := json.Marshal(a)
+	rb, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && reflect.DeepEqual(ra, rb)
+}
+
+// launch makes everything that the container needs, and starts it. After an error discard removes it.
+func (c *container) launch(ctx context.Context, req *wire.Start) error {
+	l := &launch{c: c, req: req}
+	defer l.closeFiles()
+	if err := l.prepare(ctx); err != nil {
+		return err
+	}
+	c.begun = time.Now()
+	proc, err := l.starter.Start(ctx, l.bundle)
+	var cmdErr *bundle.StartError
+	switch {
+	case errors.As(err, &cmdErr):
+		l.closeFiles()
+		c.neverStarted(cmdErr)
+		return nil
+	case err != nil:
+		return err
+	}
+	c.proc = proc
+	if n, ok := proc.(interface{ Notes() []string }); ok {
+		c.notes = n.Notes()
+	}
+	l.closeFiles() // the container's ends: with them open here, its streams would never end
+	if con := proc.Console(); con != nil {
+		c.pump("stdout", con)
+		_ = l.console.Close()
+	}
+	if c.step.Timeout > 0 {
+		c.timers = append(c.timers, time.AfterFunc(c.step.Timeout, func() {
+			c.end(berth.TimedOut, fmt.Sprintf("the time limit of %s was reached", c.step.Timeout), c.step.Grace)
+		}))
+	}
+	c.sb.m.wg.Go(c.watch)
+	return nil
+}
+
+// pump moves what comes out of r into the log of the stream.
+func (c *container) pump(stream string, r *os.File) {
+	w := c.logs[stream]
+	c.pumps.Go(func() {
+		if err := w.Pump(r); err != nil {
+			c.sb.m.log.Warn("log", "container", c.id, "err", err)
+		}
+	})
+}
+
+// watch waits for the end, records it, and cleans up.
+func (c *container) watch() {
+	status, err := c.proc.Wait()
+	c.killGroup() // what shares our pid namespace, or was moved out of the container's, ends too
+	exit := c.judge(status, err)
+	if note := c.drain(); note != "" {
+		exit.Detail = strings.TrimPrefix(exit.Detail+"; "+note, "; ")
+	}
+	c.finish(exit)
+}
+
+// drain waits for the streams to end, and says what is missing of them.
+func (c *container) drain() string {
+	done := make(chan struct{})
+	c.sb.m.wg.Go(func() { c.pumps.Wait(); close(done) })
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+		return fmt.Sprintf("the container ended, but its output did not within %s", drainTime)
+	}
+	for _, w := range c.logs {
+		if err := w.Wait(); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+// judge says why the container ended, from what is known and nothing else.
+func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
+	c.mu.Lock()
+	cause, detail := c.cause, c.detail
+	c.mu.Unlock()
+	e := berth.Exit{Reason: berth.Exited, Code: st.Code, Started: c.begun, Ended: time.Now(), Runtime: c.runtime, Detail: detail}
+	if st.Signal != 0 {
+		e.Reason, e.Signal, e.Code = berth.Signaled, int(st.Signal), 128+int(st.Signal)
+		e.Detail = strings.TrimPrefix(detail+"; signal "+strconv.Itoa(e.Signal)+" ("+unix.SignalName(st.Signal)+")", "; ")
+	}
+	e.Usage = c.usage()
+	e.Usage.Memory, e.Usage.PIDs = nil, nil // of a running container only
+	if e.Usage.CPUSeconds == nil && st.CPU > 0 {
+		s := st.CPU.Seconds()
+		e.Usage.CPUSeconds = &s
+	}
+	kills, kerr := c.group.OOMKills()
+	switch {
+	case waitErr != nil:
+		e.Reason, e.Code, e.Detail = berth.Lost, -1, waitErr.Error()
+	case cause != "":
+		e.Reason = cause
+	case kerr == nil && kills > c.oomBefore && e.Code != 0:
+		e.Reason, e.Detail = berth.OutOfMemory, c.group.OOMDetail()
+	case e.Code != 0:
+		if what, limit, used, full := c.sb.area.Full(); full {
+			e.Reason = berth.OutOfDisk
+			e.Detail = fmt.Sprintf("the disk limit of %s on the %s was reached: %s are used", berth.FormatSize(limit), what, berth.FormatSize(used))
+		}
+	}
+	return e
+}
+
+func (c *container) usage() berth.Usage {
+	u, err := c.group.Usage()
+	if err != nil {
+		c.sb.m.log.Warn("usage", "container", c.id, "err", err)
+	}
+	if c.sb.rec.Spec.Limits.Disk > 0 {
+		if used, err := c.sb.area.Usage(); err == nil {
+			u.DiskUsed = &used
+		}
+	}
+	return u
+}
+
+// neverStarted records that the command is to blame.
+func (c *container) neverStarted(e *bundle.StartError) {
+	code := 126
+	if errors.Is(e.Errno, unix.ENOENT) {
+		code = 127
+	}
+	for _, stream := range []string{"stdout", "stderr"} {
+		if w := c.logs[stream]; w != nil && c.step.TTY {
+			w.Abandon()
+		}
+	}
+	_ = c.drain()
+	c.finish(berth.Exit{
+		Reason: berth.NeverStarted, Code: code, Detail: e.Error(), Runtime: c.runtime,
+		Started: c.begun, Ended: time.Now(),
+	})
+}
+
+// finish records the exit, tells those who wait, and then cleans up: the record comes first, so that no
+// crash can have the command run again.
+func (c *container) finish(exit berth.Exit) {
+	if err := writeJSON(filepath.Join(c.dir, exitFile), exit); err != nil {
+		c.sb.m.log.Error("record exit", "container", c.id, "err", err)
+		exit.Detail = strings.TrimPrefix(exit.Detail+"; the exit could not be recorded: "+err.Error(), "; ")
+	}
+	c.mu.Lock()
+	c.exit = exit
+	for _, t := range c.timers {
+		t.Stop()
+	}
+	if c.stdin != nil {
+		_ = c.stdin.Close()
+		c.stdin = nil
+	}
+	c.mu.Unlock()
+	close(c.ended)
+	if c.sb.rec.Spec.Labels[LabelResume] == "1" && !c.sb.rec.Spec.Bound {
+		c.sb.m.worker(c.sb.id)
+	}
+	c.release()
+	close(c.clean)
+	c.sb.m.runs(-1)
+}
+
+// release gives back what only a running container needs.
+func (c *container) release() {
+	if c.proc != nil {
+		if err := c.proc.Close(); err != nil {
+			c.sb.m.log.Warn("close container", "container", c.id, "err", err)
+		}
+	}
+	if c.group != nil {
+		if err := c.sb.m.freeGroup(c.group); err != nil {
+			c.sb.m.log.Error("remove cgroup", "container", c.id, "err", err)
+		}
+	}
+}
+
+// discard removes what a failed launch left.
+func (c *container) discard() {
+	for _, w := range c.logs {
+		w.Abandon()
+	}
+	c.pumps.Wait()
+	c.release()
+	for _, stream := range []string{"stdout", "stderr"} {
+		if c.logs[stream] != nil && c.step.LogDir != "" {
+			_ = os.Remove(filepath.Join(c.step.LogDir, stream))
+		}
+	}
+	c.removeFiles()
+}
+
+func (c *container) removeFiles() {
+	for _, dir := range []string{c.scratchDir(), c.dir} {
+		if err := scratch.Remove(dir); err != nil {
+			c.sb.m.log.Error("remove container", "container", c.id, "err", err)
+		}
+	}
+}
+
+// remount mounts the root of an ended container again, read-only.
+func (c *container) remount() (*os.File, error) {
+	layers := append([]string{filepath.Join(c.scratchDir(), "upper")}, c.layers...)
+	return rootfs.Overlay(bundle.Root{Layers: layers, UserXattr: c.sb.m.rootless})
+}
+
+func (c *container) scratchDir() string { return filepath.Join(c.sb.area.Dir(), "c-"+c.id) }
+
+// end ends the container for the given cause, unless it has ended: its stop signal, then after grace KILL.
+// It does not wait.
+func (c *container) end(cause berth.Reason, detail string, grace time.Duration) {
+	<-c.started
+	select {
+	case <-c.ended:
+		return
+	default:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause == "" {
+		c.cause, c.detail = cause, detail
+	}
+	if grace <= 0 {
+		c.kill()
+		return
+	}
+	if err := c.proc.Signal(c.stopSignal()); err != nil {
+		c.kill()
+		return
+	}
+	c.timers = append(c.timers, time.AfterFunc(grace, c.kill))
+}
+
+func (c *container) kill() {
+	if c.proc == nil {
+		return
+	}
+	if err := c.proc.Kill(); err != nil {
+		c.sb.m.log.Error("kill", "container", c.id, "err", err)
+	}
+	c.killGroup()
+}
+
+// killGroup kills everything in the container's cgroup.
+func (c *container) killGroup() {
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	if err := c.group.Kill(ctx); err != nil {
+		c.sb.m.log.Error("kill", "container", c.id, "err", err)
+	}
+}
+
+func (c *container) stopSignal() syscall.Signal {
+	name := strings.ToUpper(c.step.StopSignal)
+	if name == "" {
+		name = strings.ToUpper(c.step.Image.Config.StopSignal)
+	}
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return syscall.Signal(n)
+	}
+	if name != "" && !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if s := unix.SignalNum(name); s != 0 {
+		return s
+	}
+	return unix.SIGTERM
+}
+
+func (c *container) state() berth.ContainerState {
+	select {
+	case <-c.ended:
+		return berth.ContainerEnded
+	default:
+	}
+	select {
+	case <-c.started:
+		return berth.ContainerRunning
+	default:
+		return berth.ContainerCreated
+	}
+}
+
+func (c *container) describe() *wire.Container {
+	w := &wire.Container{Step: c.step, State: c.state(), LogDir: c.logDir(), Runtime: c.runtime, Notes: c.notes}
+	if c.proc != nil {
+		w.Pid = c.proc.Pid()
+	}
+	return w
+}
+
+func (c *container) result() berth.Exit {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.exit
+}
+
+// remove removes an ended container, ending it first.
+func (c *container) remove() {
+	c.end(berth.Stopped, "the container was removed", 0)
+	<-c.clean
+	c.sb.mu.Lock()
+	_, there := c.sb.containers[c.id]
+	delete(c.sb.containers, c.id)
+	c.sb.mu.Unlock()
+	if there {
+		c.removeFiles()
+	}
+}
+
+// recoverContainers finds the containers of an earlier monitor. What has no recorded end is Lost: whoever
+// could have said how it ended is gone.
+func (sb *sandbox) recoverContainers() error {
+	entries, err := os.ReadDir(filepath.Join(sb.dir, containersDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		c := sb.newContainer(e.Name(), berth.StepSpec{})
+		var rec startRecord
+		if err := readJSON(filepath.Join(c.dir, startFile), &rec); err != nil {
+			if rerr := scratch.Remove(c.dir); rerr != nil { // cut off before its intent was recorded
+				return rerr
+			}
+			continue
+		}
+		c.step, c.layers = rec.Step, rec.Layers
+		if err := c.recover(); err != nil {
+			return err
+		}
+		sb.containers[c.id] = c
+	}
+	return nil
+}
+
+func (c *container) recover() error {
+	err := readJSON(filepath.Join(c.dir, exitFile), &c.exit)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.exit = berth.Exit{
+			Reason: berth.Lost, Code: -1, Ended: time.Now(),
+			Detail: "the monitor that watched the container was killed, and the container with it",
+		}
+		err = writeJSON(filepath.Join(c.dir, exitFile), c.exit)
+	}
+	// A runtime binary's mounts went with the earlier monitor's mount namespace; its records did not.
+	_ = scratch.Remove(filepath.Join(c.dir, bundleDir))
+	close(c.started)
+	close(c.ended)
+	close(c.clean)
+	return err
+}

@@ -1,0 +1,264 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/berth-project/berth/logfile"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// defaultLogLimit bounds each stream's log where a step says nothing, in bytes.
+const defaultLogLimit = 64 << 20
+
+// pipeSize is asked for the output pipes, in bytes: fewer wake-ups at full speed. The kernel gives memory
+// only to what lies in them.
+const pipeSize = 256 << 10
+
+// launch is one start in progress.
+type launch struct {
+	c       *container
+	req     *wire.Start
+	starter bundle.Starter
+	spec    *specs.Spec
+	bundle  *bundle.Bundle
+	files   []*os.File // the container's ends
+	console *os.File
+}
+
+func (l *launch) closeFiles() {
+	for _, f := range l.files {
+		_ = f.Close()
+	}
+	l.files = nil
+}
+
+func (l *launch) prepare(ctx context.Context) error {
+	c := l.c
+	l.spec = new(specs.Spec)
+	if err := json.Unmarshal(l.req.Spec, l.spec); err != nil {
+		return fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
+	}
+	var err error
+	if l.starter, err = c.sb.m.start.forSpec(ctx, l.req.Runtime, l.spec); err != nil {
+		return err
+	}
+	c.runtime, c.layers = l.starter.Name(), l.req.Layers
+	if err := l.makeDirs(); err != nil {
+		return err
+	}
+	if err := l.copyUp(); err != nil {
+		return err
+	}
+	if err := l.makeGroup(); err != nil {
+		return err
+	}
+	l.bundle = &bundle.Bundle{
+		ID: c.name(), Dir: filepath.Join(c.dir, bundleDir), Spec: l.spec, Cgroup: c.group,
+		Root: bundle.Root{
+			Layers: l.req.Layers, Upper: filepath.Join(c.scratchDir(), "upper"), Work: filepath.Join(c.scratchDir(), "work"),
+			Volatile: true, UserXattr: c.sb.m.rootless,
+		},
+		Init: !c.step.NoInit,
+	}
+	if err := l.joinNetwork(ctx); err != nil {
+		return err
+	}
+	return l.openStreams()
+}
+
+// makeDirs records the intent, and makes the directories: what has a record is found after a crash.
+func (l *launch) makeDirs() error {
+	c := l.c
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(c.dir, startFile), startRecord{Step: l.req.Step, Layers: l.req.Layers}); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, configFile), l.req.Spec, 0o600); err != nil {
+		return err
+	}
+	for _, d := range []string{filepath.Join(c.dir, bundleDir), c.scratchDir(), filepath.Join(c.scratchDir(), "upper"), filepath.Join(c.scratchDir(), "work")} {
+		if err := os.Mkdir(d, 0o755); err != nil { //nolint:gosec // upper is the container's root directory
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *launch) makeGroup() error {
+	c := l.c
+	spec := cgroup.Spec{Path: c.sb.m.cfg.Instance + "/" + c.name(), Parent: c.sb.rec.Spec.CgroupParent}
+	lim := limitsOf(c.sb.rec.Spec.Limits, c.step.Limits)
+	spec.Limits = cgroup.Limits{CPU: lim.CPU, Memory: lim.Memory, PIDs: lim.PIDs}
+	if l.spec.Linux.Resources != nil {
+		spec.Devices = extraDevices(l.spec.Linux.Resources.Devices)
+	}
+	g, err := c.sb.m.takeGroup(spec)
+	if err != nil {
+		return err
+	}
+	c.group = g
+	c.oomBefore, _ = g.OOMKills()
+	return nil
+}
+
+func limitsOf(whole, step berth.Limits) berth.Limits {
+	if step.CPU == 0 {
+		step.CPU = whole.CPU
+	}
+	if step.Memory == 0 {
+		step.Memory = whole.Memory
+	}
+	if step.PIDs == 0 {
+		step.PIDs = whole.PIDs
+	}
+	return step
+}
+
+// extraDevices are the rules that allow something beside the defaults, which a group has by itself.
+func extraDevices(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
+	var extra []specs.LinuxDeviceCgroup
+	for _, r := range rules {
+		if r.Allow && r.Major != nil && r.Minor != nil {
+			extra = append(extra, r)
+		}
+	}
+	return extra
+}
+
+func (l *launch) joinNetwork(ctx context.Context) error {
+	sb := l.c.sb
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.net == nil { // the sandbox is of an earlier monitor, whose networks are gone
+		if err := sb.openNetwork(ctx); err != nil {
+			return err
+		}
+	}
+	l.bundle.NetNS = sb.net.NS
+	return nil
+}
+
+// openStreams makes the container's streams: pipes, so that they can be reopened by their names in /dev,
+// owned by the container's user for the same reason.
+func (l *launch) openStreams() error {
+	c := l.c
+	for _, stream := range []string{"stdout", "stderr"} {
+		if stream == "stderr" && c.step.TTY {
+			break
+		}
+		if err := l.openLog(stream); err != nil {
+			return err
+		}
+	}
+	if c.step.TTY {
+		return nil
+	}
+	stdin, err := l.openStdin()
+	if err != nil {
+		return err
+	}
+	l.bundle.Stdin = stdin
+	return nil
+}
+
+func (l *launch) openLog(stream string) error {
+	c := l.c
+	limit := c.step.LogLimit
+	switch {
+	case limit == 0:
+		limit = defaultLogLimit
+	case limit < 0:
+		limit = 0
+	}
+	opts := logfile.Options{Limit: limit}
+	var err error
+	if opts.Copy, err = l.openCopy(stream); err != nil {
+		return err
+	}
+	w, err := logfile.Create(c.logDir(), stream, opts)
+	if err != nil {
+		return err
+	}
+	c.logs[stream] = w
+	if c.step.TTY {
+		return nil
+	}
+	r, pw, err := outputPipe(l.spec.Process.User.UID, l.spec.Process.User.GID)
+	if err != nil {
+		return err
+	}
+	l.files = append(l.files, pw)
+	if stream == "stdout" {
+		l.bundle.Stdout = pw
+	} else {
+		l.bundle.Stderr = pw
+	}
+	c.pump(stream, r)
+	return nil
+}
+
+// openCopy opens the container file that the step wants its stream in.
+func (l *launch) openCopy(stream string) (*os.File, error) {
+	p := l.c.step.Stdout
+	if stream == "stderr" {
+		p = l.c.step.Stderr
+	}
+	if p == "" {
+		return nil, nil
+	}
+	return l.c.sb.createInVolume(p, l.spec.Process.User)
+}
+
+func outputPipe(uid, gid uint32) (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	if err := errors.Join(unix.SetNonblock(p[0], true), unix.Fchown(p[1], int(uid), int(gid))); err != nil {
+		_, _ = unix.Close(p[0]), unix.Close(p[1])
+		return nil, nil, fmt.Errorf("output pipe of user %d: %w", uid, err)
+	}
+	_, _ = unix.FcntlInt(uintptr(p[1]), unix.F_SETPIPE_SZ, pipeSize) // as much as this user may have
+	return os.NewFile(uintptr(p[0]), "output"), os.NewFile(uintptr(p[1]), "output"), nil
+}
+
+// openStdin opens what the step reads: a pipe that a client fills, a file of the container, or nothing.
+func (l *launch) openStdin() (*os.File, error) {
+	c := l.c
+	switch {
+	case c.step.Stdin != "":
+		f, err := l.openForStdin(c.step.Stdin)
+		if err == nil {
+			l.files = append(l.files, f)
+		}
+		return f, err
+	case c.step.OpenStdin:
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("pipe: %w", err)
+		}
+		r, w := os.NewFile(uintptr(p[0]), "stdin"), os.NewFile(uintptr(p[1]), "stdin")
+		_ = unix.Fchown(p[0], int(l.spec.Process.User.UID), int(l.spec.Process.User.GID))
+		c.stdin = w
+		l.files = append(l.files, r)
+		return r, nil
+	default:
+		f, err := os.Open(os.DevNull)
+		if err == nil {
+			l.files = append(l.files, f)
+		}
+		return f, err
+	}
+}

@@ -1,0 +1,296 @@
+// Package monitor is the process that watches the containers of one data directory: it starts them, waits
+// for them, moves their output into files, keeps their limits of time and disk, and records how they
+// ended. Clients may come and go; see package oci for the other end. It holds neither images nor tasks.
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/network"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/moby/sys/userns"
+	"golang.org/x/sys/unix"
+)
+
+// Config configures a Monitor.
+type Config struct {
+	Dir      string        // the data directory
+	Instance string        // the owner's id; names cgroups and networks
+	Idle     time.Duration // how long to stay without containers and clients; 0 is 10 s
+	Worker   []string      // command that goes on with a task; its ID is added. nil: nobody does
+	Logger   *slog.Logger
+}
+
+// Names below the data directory.
+const (
+	runDir     = "run"
+	socketName = "monitor.sock"
+	lockName   = "monitor.lock"
+)
+
+// LabelResume, set to "1" on a sandbox, has Config.Worker called when one of its containers has ended, or
+// when its client is gone.
+const LabelResume = "berth.resume"
+
+// SocketDir is the directory, below a data directory, in which the monitor listens as monitor.sock.
+func SocketDir(dataDir string) string { return filepath.Join(dataDir, runDir) }
+
+// Monitor is a running monitor.
+type Monitor struct {
+	cfg     Config
+	log     *slog.Logger
+	cgroups *cgroup.Host
+	nets    *network.Host
+	start   *starters
+	// rootless: uid 0 here is an ordinary user of the host.
+	rootless bool
+
+	mu        sync.Mutex
+	sandboxes map[string]*sandbox
+	clients   int
+	running   int
+	quietFrom time.Time
+
+	wg sync.WaitGroup // all goroutines but those of the connections
+}
+
+// ErrRunning: another monitor of this data directory runs.
+var ErrRunning = fmt.Errorf("another monitor runs: %w", berth.ErrConflict)
+
+// Run runs the monitor until it is idle or ctx ends. It calls ready once clients can connect. The process
+// must have a mount namespace of its own.
+func Run(ctx context.Context, cfg Config, ready func()) error {
+	if cfg.Idle == 0 {
+		cfg.Idle = 10 * time.Second
+	}
+	lock, err := takeLock(filepath.Join(cfg.Dir, runDir, lockName))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("mount namespace of the monitor: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("child subreaper: %w", err)
+	}
+	m := &Monitor{rootless: userns.RunningInUserNS(), cfg: cfg, log: cfg.Logger, sandboxes: map[string]*sandbox{}, quietFrom: time.Now()}
+	if err := m.open(ctx); err != nil {
+		return err
+	}
+	defer m.close()
+	if err := m.recover(ctx); err != nil {
+		return err
+	}
+	return m.serve(ctx, ready)
+}
+
+// takeLock locks the file for as long as this process lives. The file stays: removing it would let two
+// processes lock two files of the same name.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrRunning
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+func (m *Monitor) open(ctx context.Context) error {
+	var err error
+	if m.cgroups, err = cgroup.Find(ctx, cgroup.Options{Adopt: true}); err != nil {
+		return err
+	}
+	m.nets = network.New(network.Options{Log: m.log})
+	m.start, err = newStarters(m.cfg.Dir, m.cgroups)
+	return err
+}
+
+// killTime is how long processes that were killed may take to be gone.
+const killTime = 10 * time.Second
+
+// takeGroup makes a cgroup.
+func (m *Monitor) takeGroup(spec cgroup.Spec) (*cgroup.Group, error) {
+	return m.cgroups.Make(spec)
+}
+
+// freeGroup ends what is left in a cgroup, and removes it.
+func (m *Monitor) freeGroup(g *cgroup.Group) error {
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	return errors.Join(g.Kill(ctx), g.Remove(ctx))
+}
+
+func (m *Monitor) close() {
+	m.mu.Lock()
+	all := m.list()
+	m.mu.Unlock()
+	for _, sb := range all {
+		sb.shutdown()
+	}
+	m.wg.Wait()
+	m.start.close()
+	_ = m.nets.Close()
+	_ = m.cgroups.Close()
+}
+
+// list is all sandboxes; m.mu is held.
+func (m *Monitor) list() []*sandbox {
+	all := make([]*sandbox, 0, len(m.sandboxes))
+	for _, sb := range m.sandboxes {
+		all = append(all, sb)
+	}
+	return all
+}
+
+func (m *Monitor) serve(ctx context.Context, ready func()) error {
+	l, err := listen(SocketDir(m.cfg.Dir))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m.wg.Go(func() { m.endWhenIdle(ctx, cancel) })
+	context.AfterFunc(ctx, func() { _ = l.Close() })
+	ready()
+	var conns sync.WaitGroup
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			m.log.Error("accept", "err", err)
+			time.Sleep(50 * time.Millisecond) // out of descriptors, say: others may free some
+			continue
+		}
+		if !m.trusted(c) {
+			_ = c.Close()
+			continue
+		}
+		m.client(+1)
+		conns.Go(func() {
+			defer m.client(-1)
+			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+			defer stop()
+			m.handle(ctx, wire.NewConn(c))
+		})
+	}
+	conns.Wait()
+	return nil
+}
+
+// listen makes the socket. Its path may be longer than a socket's may be, so it is named by descriptor.
+func listen(dir string) (*net.UnixListener, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen in %s: %w", dir, err)
+	}
+	l.SetUnlinkOnClose(false) // the descriptor in the name is closed by then; the next monitor removes it
+	return l, os.Chmod(path, 0o600)
+}
+
+// trusted reports whether the peer is the user of this monitor, or root.
+func (m *Monitor) trusted(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); cerr != nil || err != nil {
+		return false
+	}
+	return cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
+}
+
+func (m *Monitor) client(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clients += n
+	m.quietFrom = time.Now()
+}
+
+func (m *Monitor) runs(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running += n
+	m.quietFrom = time.Now()
+}
+
+// endWhenIdle ends the monitor when nobody has needed it for a while.
+func (m *Monitor) endWhenIdle(ctx context.Context, end func()) {
+	tick := time.NewTicker(max(m.cfg.Idle/4, 50*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		m.mu.Lock()
+		idle := m.clients == 0 && m.running == 0 && time.Since(m.quietFrom) >= m.cfg.Idle
+		for _, sb := range m.sandboxes {
+			idle = idle && !sb.pending()
+		}
+		m.mu.Unlock()
+		if idle {
+			end()
+			return
+		}
+	}
+}
+
+// worker starts the command that goes on with a task, and does not wait for it here.
+func (m *Monitor) worker(task string) {
+	if len(m.cfg.Worker) == 0 {
+		return
+	}
+	cmd := exec.Command(m.cfg.Worker[0], append(m.cfg.Worker[1:len(m.cfg.Worker):len(m.cfg.Worker)], task)...) //nolint:noctx,gosec // it outlives us on purpose; our own command
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		m.log.Error("start a worker", "task", task, "err", err)
+		return
+	}
+	go func() { _ = cmd.Wait() }() // only reaps: the worker outlives a monitor that ends
+}
+
+// Signals are those at which the monitor ends its containers and itself.
+func Signals(ctx context.Context) (context.Context, context.CancelFunc) {
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE)
+	return signal.NotifyContext(ctx, unix.SIGTERM)
+}
+
+var _ bundle.Cgroup = (*cgroup.Group)(nil)

@@ -1,0 +1,444 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/network"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/berth-project/berth/scratch"
+)
+
+// Names below a sandbox's directory.
+const (
+	sandboxesDir  = "sandboxes"
+	sandboxFile   = "sandbox.json"
+	areaDir       = "area"
+	filesDir      = "files"
+	containersDir = "c"
+	trashPrefix   = ".trash-"
+)
+
+// record is what is kept of a sandbox on disk.
+type record struct {
+	Spec    berth.SandboxSpec `json:"spec"`
+	Created time.Time         `json:"created"`
+	Copied  []string          `json:"copied,omitempty"` // volumes whose CopyUp is done
+}
+
+// sandbox is the place in which a task's steps run.
+type sandbox struct {
+	m   *Monitor
+	id  string
+	dir string
+
+	mu         sync.Mutex
+	rec        record
+	area       *scratch.Area
+	volumes    []string // directories, as Spec.Volumes
+	net        *network.Net
+	containers map[string]*container
+	bound      int  // connections that a bound sandbox ends with
+	closing    bool // no further starts
+	gone       chan struct{}
+	sampler    context.CancelFunc
+}
+
+func (m *Monitor) sandboxDir(id string) string { return filepath.Join(m.cfg.Dir, sandboxesDir, id) }
+
+// find returns an open sandbox.
+func (m *Monitor) find(id string) (*sandbox, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if sb := m.sandboxes[id]; sb != nil {
+		return sb, nil
+	}
+	return nil, fmt.Errorf("sandbox %s: %w", id, berth.ErrNotFound)
+}
+
+// openSandbox makes the sandbox, or finds the one that was made by the same spec.
+func (m *Monitor) openSandbox(ctx context.Context, spec berth.SandboxSpec) (*sandbox, error) {
+	if err := berth.CheckID(spec.ID); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	if sb := m.sandboxes[spec.ID]; sb != nil {
+		m.mu.Unlock()
+		sb.mu.Lock() // until it is made
+		defer sb.mu.Unlock()
+		if !reflect.DeepEqual(normal(sb.rec.Spec), normal(spec)) {
+			return nil, fmt.Errorf("sandbox %s: %w: it is there with another spec", spec.ID, berth.ErrConflict)
+		}
+		if sb.closing {
+			return nil, fmt.Errorf("sandbox %s: %w: it is being closed", spec.ID, berth.ErrConflict)
+		}
+		return sb, nil
+	}
+	sb := &sandbox{m: m, id: spec.ID, dir: m.sandboxDir(spec.ID), containers: map[string]*container{}, gone: make(chan struct{})}
+	sb.rec = record{Spec: spec, Created: time.Now()}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	m.sandboxes[spec.ID] = sb
+	m.mu.Unlock()
+	if err := sb.make(ctx); err != nil {
+		sb.closing = true
+		sb.remove()
+		return nil, fmt.Errorf("open sandbox %s: %w", spec.ID, err)
+	}
+	return sb, nil
+}
+
+// normal makes specs comparable that came different ways.
+func normal(s berth.SandboxSpec) berth.SandboxSpec {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return s
+	}
+	var out berth.SandboxSpec
+	_ = json.Unmarshal(raw, &out)
+	return out
+}
+
+func (sb *sandbox) make(ctx context.Context) error {
+	if err := os.Mkdir(sb.dir, 0o700); err != nil {
+		return err
+	}
+	if err := sb.save(); err != nil { // intent before effect
+		return err
+	}
+	for _, d := range []string{filesDir, containersDir} {
+		if err := os.Mkdir(filepath.Join(sb.dir, d), 0o755); err != nil { //nolint:gosec // the directory above is 0700
+			return err
+		}
+	}
+	area, err := scratch.Open(ctx, filepath.Join(sb.dir, areaDir), sb.scratchConfig())
+	if err != nil {
+		return err
+	}
+	sb.area = area
+	if err := sb.makeVolumes(); err != nil {
+		return err
+	}
+	if err := sb.openNetwork(ctx); err != nil {
+		return err
+	}
+	sb.sample()
+	return nil
+}
+
+func (sb *sandbox) scratchConfig() scratch.Config {
+	cfg := scratch.Config{Limit: sb.rec.Spec.Limits.Disk, Logger: sb.m.log}
+	for i, v := range sb.rec.Spec.Volumes {
+		cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: volumeName(i), Size: v.Size})
+	}
+	return cfg
+}
+
+// makeVolumes finds the directories of the volumes, and sets their modes.
+func (sb *sandbox) makeVolumes() error {
+	sb.volumes = make([]string, len(sb.rec.Spec.Volumes))
+	for i, v := range sb.rec.Spec.Volumes {
+		dir, err := sb.area.Volume(volumeName(i))
+		if err != nil {
+			return err
+		}
+		mode := v.Mode
+		if mode == 0 {
+			mode = 0o777 | fs.ModeSticky
+		}
+		if err := os.Chmod(dir, mode); err != nil {
+			return err
+		}
+		sb.volumes[i] = dir
+	}
+	return nil
+}
+
+func volumeName(i int) string { return fmt.Sprintf("v%d", i) }
+
+func (sb *sandbox) openNetwork(ctx context.Context) error {
+	spec := sb.rec.Spec
+	hostname := spec.Hostname
+	if hostname == "" {
+		hostname = spec.ID
+	}
+	net, err := sb.m.nets.Setup(ctx, network.Spec{Instance: sb.m.cfg.Instance, ID: spec.ID, Hostname: hostname, Network: spec.Network})
+	if err != nil {
+		return err
+	}
+	sb.net = net
+	for name, content := range map[string][]byte{"hosts": net.Hosts, "hostname": net.Hostname, "resolv.conf": net.ResolvConf} {
+		if err := os.WriteFile(filepath.Join(sb.dir, filesDir, name), content, 0o644); err != nil { //nolint:gosec // read by the container's user
+			return err
+		}
+	}
+	return nil
+}
+
+// sample ends the containers of a sandbox whose limits nothing else keeps.
+func (sb *sandbox) sample() {
+	if sb.area.Enforcement() != berth.DiskSampled {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	sb.sampler = cancel
+	sb.m.wg.Go(func() {
+		err := sb.area.Sample(ctx, time.Second, func(o scratch.Over) {
+			for _, c := range sb.all() {
+				c.end(berth.OutOfDisk, o.String(), 0)
+			}
+		})
+		if err != nil && ctx.Err() == nil {
+			sb.m.log.Error("sample the disk", "sandbox", sb.id, "err", err)
+		}
+	})
+}
+
+func (sb *sandbox) all() []*container {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	out := make([]*container, 0, len(sb.containers))
+	for _, c := range sb.containers {
+		out = append(out, c)
+	}
+	return out
+}
+
+// save writes the record; sb.mu is held or nobody else knows sb.
+func (sb *sandbox) save() error { return writeJSON(filepath.Join(sb.dir, sandboxFile), sb.rec) }
+
+// describe is the sandbox for a client.
+func (sb *sandbox) describe() *wire.Sandbox {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	w := &wire.Sandbox{
+		Spec: sb.rec.Spec, Enforcement: sb.area.Enforcement(), Volumes: map[string]string{},
+		Files: filepath.Join(sb.dir, filesDir),
+	}
+	for i, v := range sb.rec.Spec.Volumes {
+		w.Volumes[v.Path] = sb.volumes[i]
+	}
+	if sb.net != nil && sb.net.Address.IsValid() {
+		w.Address = sb.net.Address.String()
+	}
+	return w
+}
+
+// volume opens the directory of the volume mounted at p.
+func (sb *sandbox) volume(p string) (*os.File, error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	for i, v := range sb.rec.Spec.Volumes {
+		if v.Path == path.Clean(p) {
+			return os.Open(sb.volumes[i])
+		}
+	}
+	return nil, fmt.Errorf("volume %s of sandbox %s: %w", p, sb.id, berth.ErrNotFound)
+}
+
+func (sb *sandbox) container(id string) (*container, error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if c := sb.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %s of sandbox %s: %w", id, sb.id, berth.ErrNotFound)
+}
+
+// pending reports whether the monitor must stay for this sandbox although nothing runs in it: its disk is
+// mounted here, or it ends with a client that may yet come back.
+func (sb *sandbox) pending() bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.rec.Spec.Bound || sb.area != nil && sb.area.Enforcement() == berth.DiskLoop
+}
+
+// close ends what runs and removes everything of the sandbox.
+func (sb *sandbox) close() {
+	sb.mu.Lock()
+	if sb.closing {
+		sb.mu.Unlock()
+		<-sb.gone
+		return
+	}
+	sb.closing = true
+	sb.mu.Unlock()
+	for _, c := range sb.all() {
+		c.end(berth.Stopped, "the sandbox was closed", 0)
+		<-c.ended
+		<-c.clean
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.remove()
+}
+
+// remove removes everything but containers that run; sb.mu is held.
+func (sb *sandbox) remove() {
+	if sb.sampler != nil {
+		sb.sampler()
+	}
+	if sb.net != nil {
+		if err := sb.net.Close(); err != nil {
+			sb.m.log.Error("close network", "sandbox", sb.id, "err", err)
+		}
+	}
+	if sb.area != nil {
+		if err := sb.area.Close(); err != nil {
+			sb.m.log.Error("close scratch", "sandbox", sb.id, "err", err)
+		}
+	}
+	for _, p := range sb.rec.Spec.Scratch {
+		if err := scratch.Remove(p); err != nil {
+			sb.m.log.Error("remove scratch", "sandbox", sb.id, "path", p, "err", err)
+		}
+	}
+	if err := scratch.Remove(sb.dir); err != nil {
+		sb.m.log.Error("remove sandbox", "sandbox", sb.id, "err", err)
+	}
+	sb.m.mu.Lock()
+	delete(sb.m.sandboxes, sb.id)
+	sb.m.quietFrom = time.Now()
+	sb.m.mu.Unlock()
+	close(sb.gone)
+}
+
+// bind makes the sandbox end with the connection that calls release.
+func (sb *sandbox) bind() (release func()) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.bound++
+	return func() {
+		sb.mu.Lock()
+		sb.bound--
+		last := sb.bound == 0 && !sb.closing && sb.rec.Spec.Bound
+		resume := sb.rec.Spec.Labels[LabelResume] == "1"
+		sb.mu.Unlock()
+		if !last {
+			return
+		}
+		sb.close()
+		if resume {
+			sb.m.worker(sb.id)
+		}
+	}
+}
+
+// shutdown ends what runs because the monitor ends. Records stay.
+func (sb *sandbox) shutdown() {
+	for _, c := range sb.all() {
+		c.end(berth.Stopped, "the monitor was told to end", 0)
+		<-c.ended
+		<-c.clean
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.sampler != nil {
+		sb.sampler()
+	}
+	if sb.net != nil {
+		_ = sb.net.Close()
+		sb.net = nil
+	}
+}
+
+// recover finds the sandboxes of an earlier monitor: what ran in them then was ended with it and is Lost.
+func (m *Monitor) recover(ctx context.Context) error {
+	root := filepath.Join(m.cfg.Dir, sandboxesDir)
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	if err := m.cgroups.RemoveAll(ctx, m.cfg.Instance); err != nil {
+		m.log.Error("remove cgroups of an earlier monitor", "err", err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			_ = scratch.Remove(filepath.Join(root, e.Name()))
+			continue
+		}
+		if err := m.reopen(ctx, e.Name()); err != nil {
+			m.log.Error("recover sandbox", "sandbox", e.Name(), "err", err)
+		}
+	}
+	return nil
+}
+
+func (m *Monitor) reopen(ctx context.Context, id string) error {
+	sb := &sandbox{m: m, id: id, dir: m.sandboxDir(id), containers: map[string]*container{}, gone: make(chan struct{})}
+	if err := readJSON(filepath.Join(sb.dir, sandboxFile), &sb.rec); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return scratch.Remove(sb.dir) // it was cut off before its intent was recorded
+		}
+		return err
+	}
+	var err error
+	if sb.area, err = scratch.Reopen(ctx, filepath.Join(sb.dir, areaDir), m.log); err != nil {
+		return err
+	}
+	if err := sb.makeVolumes(); err != nil {
+		return err
+	}
+	if err := sb.recoverContainers(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.sandboxes[id] = sb
+	m.mu.Unlock()
+	sb.sample()
+	if sb.rec.Spec.Bound { // its client has a moment to come back
+		m.wg.Go(func() {
+			select {
+			case <-ctx.Done():
+			case <-time.After(rebindTime):
+				sb.mu.Lock()
+				alone := sb.bound == 0
+				sb.mu.Unlock()
+				if alone {
+					sb.close()
+				}
+			}
+		})
+	}
+	return nil
+}
+
+// rebindTime is how long a bound sandbox waits for its client after the monitor was started anew.
+const rebindTime = 2 * time.Second
+
+func writeJSON(path string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func readJSON(path string, v any) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}

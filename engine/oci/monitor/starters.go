@@ -1,0 +1,131 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/direct"
+	"github.com/berth-project/berth/engine/oci/initbin"
+	"github.com/berth-project/berth/engine/oci/runtime"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// The names of runtimes that are no binary.
+const (
+	runtimeDirect = "direct"
+	runtimeAuto   = "auto"
+)
+
+// fallbacks are the binaries that "auto" takes, in this order, for what "direct" cannot do.
+var fallbacks = []string{"runc", "crun"}
+
+// starters are the ways to start a container, each made when it is first asked for.
+type starters struct {
+	dir    string // data directory
+	cgroup *cgroup.Host
+
+	mu     sync.Mutex
+	direct *direct.Starter
+	byName map[string]*runtime.Runtime
+}
+
+func newStarters(dir string, cg *cgroup.Host) (*starters, error) {
+	return &starters{dir: dir, cgroup: cg, byName: map[string]*runtime.Runtime{}}, nil
+}
+
+// forSpec chooses the starter: the one that name names, if it can start spec.
+func (s *starters) forSpec(ctx context.Context, name string, spec *specs.Spec) (bundle.Starter, error) {
+	switch name {
+	case "", runtimeDirect:
+		d, err := s.directStarter()
+		if err != nil {
+			return nil, err
+		}
+		return d, d.Check(spec)
+	case runtimeAuto:
+		d, err := s.directStarter()
+		if err == nil {
+			err = d.Check(spec)
+		}
+		if err == nil {
+			return d, nil
+		}
+		if !errors.Is(err, berth.ErrUnsupported) {
+			return nil, err
+		}
+		for _, f := range fallbacks {
+			if rt, rerr := s.binary(ctx, f); rerr == nil {
+				return rt, nil
+			}
+		}
+		return nil, fmt.Errorf("%w; no OCI runtime (%s) is installed that could", err, fallbacks[0])
+	default:
+		return s.binary(ctx, name)
+	}
+}
+
+func (s *starters) directStarter() (*direct.Starter, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.direct == nil {
+		d, err := direct.New(direct.Config{})
+		if err != nil {
+			return nil, err
+		}
+		s.direct = d
+	}
+	return s.direct, nil
+}
+
+func (s *starters) binary(ctx context.Context, name string) (*runtime.Runtime, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rt := s.byName[name]; rt != nil {
+		return rt, nil
+	}
+	state := filepath.Join(s.dir, runDir, "runtime-"+filepath.Base(name))
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, err
+	}
+	initPath, err := s.initFile()
+	if err != nil {
+		return nil, err
+	}
+	rt, err := runtime.New(ctx, runtime.Config{
+		Command: name, Dir: state, Init: initPath,
+		NoCgroup: len(s.cgroup.Controllers()) == 0,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.byName[name] = rt
+	return rt, nil
+}
+
+// initFile writes berth's init where OCI runtimes can bind it from.
+func (s *starters) initFile() (string, error) {
+	path := filepath.Join(s.dir, runDir, "init")
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, initbin.ELF(), 0o500); err != nil { //nolint:gosec // it is to be executed
+		return "", err
+	}
+	if err := os.Chmod(tmp, 0o555); err != nil { //nolint:gosec // by the container's user too
+		return "", err
+	}
+	return path, os.Rename(tmp, path)
+}
+
+func (s *starters) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.direct != nil {
+		_ = s.direct.Close()
+	}
+}

@@ -1,0 +1,243 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/rootfs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// within returns what is left of p below dir: "." where they are the same.
+func within(dir, p string) (string, bool) {
+	dir, p = path.Clean(dir), path.Clean(p)
+	if dir == p {
+		return ".", true
+	}
+	if dir != "/" {
+		dir += "/"
+	}
+	return strings.CutPrefix(p, dir)
+}
+
+// createInVolume makes the file at a container path, which must lie in a volume, for the container's user.
+func (sb *sandbox) createInVolume(p string, user specs.User) (*os.File, error) {
+	best, rel := "", ""
+	for _, v := range sb.rec.Spec.Volumes {
+		if r, ok := within(v.Path, p); ok && r != "." && len(v.Path) > len(best) {
+			best, rel = v.Path, r
+		}
+	}
+	if best == "" {
+		return nil, fmt.Errorf("%s: %w: the file of a step's stream must lie in a volume", p, berth.ErrInvalid)
+	}
+	dir, err := sb.volume(best)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	if err := root.MkdirAll(filepath.Dir(rel), 0o777); err != nil {
+		return nil, fmt.Errorf("directory of %s: %w", p, err)
+	}
+	f, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p, err)
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s: %w: it is there and no regular file", p, berth.ErrInvalid)
+	}
+	_ = f.Chown(int(user.UID), int(user.GID)) // a convenience: rootless, the id may be outside the map
+	return f, nil
+}
+
+// openForStdin opens a file of the container by its container path, in such a way that it cannot be opened
+// for writing through the descriptor: by a read-only clone of the mount that holds it.
+func (l *launch) openForStdin(p string) (*os.File, error) {
+	src, rel := "", strings.TrimPrefix(path.Clean(p), "/")
+	mount := "/"
+	for _, m := range l.spec.Mounts {
+		if r, ok := within(m.Destination, p); ok && m.Type == "bind" && len(m.Destination) >= len(mount) {
+			mount, src, rel = m.Destination, m.Source, r
+		}
+	}
+	tree, err := l.readOnlyTree(src)
+	if err != nil {
+		return nil, fmt.Errorf("stdin %s: %w", p, err)
+	}
+	defer func() { _ = unix.Close(tree) }()
+	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	var fd int
+	if rel == "." {
+		// The mount is the file itself. Opened by its own name in /proc, which leads through the clone.
+		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", tree), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	} else {
+		fd, err = unix.Openat2(tree, rel, how)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("stdin %s: %w in the container", p, berth.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stdin %s: %w", p, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("stdin %s: %w: it is no regular file", p, berth.ErrInvalid)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), p), nil
+}
+
+// readOnlyTree is a detached read-only clone of the mount at src; of the image where src is "".
+func (l *launch) readOnlyTree(src string) (int, error) {
+	if src == "" {
+		f, err := rootfs.Overlay(bundle.Root{Layers: l.req.Layers, UserXattr: l.c.sb.m.rootless})
+		if err != nil {
+			return -1, err
+		}
+		defer func() { _ = f.Close() }()
+		return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, src, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		_ = unix.Close(tree)
+		return -1, err
+	}
+	return tree, nil
+}
+
+// copyUp fills the sandbox's empty volumes with what the first step's image holds in their places.
+func (l *launch) copyUp() error {
+	sb := l.c.sb
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	var image *os.File
+	for i, v := range sb.rec.Spec.Volumes {
+		if !v.CopyUp || slices.Contains(sb.rec.Copied, v.Path) {
+			continue
+		}
+		if image == nil {
+			f, err := rootfs.Overlay(bundle.Root{Layers: l.req.Layers, UserXattr: sb.m.rootless})
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }()
+			image = f
+		}
+		if err := copyDir(image, v.Path, sb.volumes[i]); err != nil {
+			return fmt.Errorf("copy %s of the image into its volume: %w", v.Path, err)
+		}
+		sb.rec.Copied = append(sb.rec.Copied, v.Path)
+		if err := sb.save(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyDir copies the directory at p below root, if there is one, into the directory dst.
+func copyDir(root *os.File, p, dst string) error {
+	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(int(root.Fd()), strings.TrimPrefix(p, "/"), how)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	src, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	to, err := os.OpenRoot(dst)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = to.Close() }()
+	return fs.WalkDir(src.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return copyOne(src, to, name)
+	})
+}
+
+func copyOne(src, dst *os.Root, name string) error {
+	st, err := src.Lstat(name)
+	if err != nil {
+		return err
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s: no stat", name)
+	}
+	switch mode := st.Mode(); {
+	case mode.IsDir():
+		if name != "." {
+			if err := dst.Mkdir(name, 0o700); err != nil {
+				return err
+			}
+		}
+	case mode&fs.ModeSymlink != 0:
+		target, err := src.Readlink(name)
+		if err != nil {
+			return err
+		}
+		if err := dst.Symlink(target, name); err != nil {
+			return err
+		}
+		return dst.Lchown(name, int(sys.Uid), int(sys.Gid))
+	case mode.IsRegular():
+		if err := copyFile(src, dst, name); err != nil {
+			return err
+		}
+	default: // a device or a socket of an image means nothing in a volume
+		return nil
+	}
+	if err := dst.Lchown(name, int(sys.Uid), int(sys.Gid)); err != nil {
+		return err
+	}
+	return errors.Join(dst.Chmod(name, st.Mode().Perm()|st.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)), dst.Chtimes(name, st.ModTime(), st.ModTime()))
+}
+
+func copyFile(src, dst *os.Root, name string) error {
+	in, err := src.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	out, err := dst.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		_ = out.Close()
+		return err
+	}
+	return out.Close()
+}

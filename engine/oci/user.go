@@ -1,0 +1,56 @@
+package oci
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/sys/user"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// identity is a user as the image knows it.
+type identity struct {
+	specs.User
+	Home string
+}
+
+// user resolves "name|uid[:group|gid]" and further groups by the image's passwd and group files, as Docker
+// does: names must be there, numbers need not be.
+func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
+	passwd, err := e.lookup(imageID, "/etc/passwd")
+	if err != nil {
+		return identity{}, err
+	}
+	group, err := e.lookup(imageID, "/etc/group")
+	if err != nil {
+		return identity{}, err
+	}
+	u, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, bytes.NewReader(passwd), bytes.NewReader(group))
+	if err != nil {
+		return identity{}, fmt.Errorf("user %q: %w in the image: %w", spec, berth.ErrInvalid, err)
+	}
+	id := identity{User: specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}, Home: u.Home} //nolint:gosec // checked by the parser
+	more, err := user.GetAdditionalGroups(groups, bytes.NewReader(group))
+	if err != nil {
+		return identity{}, fmt.Errorf("group-add: %w: %w", berth.ErrInvalid, err)
+	}
+	seen := map[uint32]bool{}
+	for _, g := range append(append([]int{u.Gid}, u.Sgids...), more...) {
+		if gid := uint32(g); !seen[gid] { //nolint:gosec // checked by the parser
+			seen[gid] = true
+			id.AdditionalGids = append(id.AdditionalGids, gid)
+		}
+	}
+	return id, nil
+}
+
+// lookup reads a file of the image; one that is not there is empty.
+func (e *Engine) lookup(imageID, path string) ([]byte, error) {
+	raw, err := e.images.Lookup(imageID, path)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil, nil
+	}
+	return raw, err
+}

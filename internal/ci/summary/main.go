@@ -1,0 +1,107 @@
+// Command summary reads the output of `go test -json`, prints what failed and what was skipped and why, and
+// closes with one line: N passed, N failed, N skipped. It exits with 1 if anything failed.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+type event struct {
+	Action, Package, Test, Output string
+	Elapsed                       float64
+}
+
+type key struct{ pkg, test string }
+
+type summary struct {
+	out                     io.Writer
+	passed, failed, skipped int
+	output                  map[key][]string
+	parents                 map[key]bool // tests that have subtests are counted by those
+}
+
+func main() {
+	before := flag.Int("failed", 0, "`number` of checks that failed before the tests")
+	flag.Parse()
+	s := &summary{out: os.Stdout, failed: *before, output: map[key][]string{}, parents: map[key]bool{}}
+	if err := s.read(os.Stdin); err != nil {
+		fmt.Fprintln(os.Stdout, err)
+		s.failed++
+	}
+	fmt.Fprintf(os.Stdout, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
+	if s.failed > 0 || s.passed == 0 {
+		os.Exit(1)
+	}
+}
+
+func (s *summary) read(r io.Reader) error {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, 16<<20)
+	for sc.Scan() {
+		var e event
+		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
+			fmt.Fprintln(s.out, sc.Text()) // of the toolchain itself
+			continue
+		}
+		s.add(e)
+	}
+	return sc.Err()
+}
+
+func (s *summary) add(e event) {
+	k := key{e.Package, e.Test}
+	switch e.Action {
+	case "run":
+		if i := strings.LastIndexByte(e.Test, '/'); i > 0 {
+			s.parents[key{e.Package, e.Test[:i]}] = true
+		}
+	case "output", "build-output":
+		if e.Action == "build-output" {
+			fmt.Fprint(s.out, e.Output)
+			return
+		}
+		s.output[k] = append(s.output[k], e.Output)
+	case "pass", "fail", "skip":
+		s.end(k, e)
+	}
+}
+
+func (s *summary) end(k key, e event) {
+	defer delete(s.output, k)
+	if k.test == "" {
+		if e.Action == "fail" {
+			s.print(k)
+			fmt.Fprintf(s.out, "FAIL %s (%.1f s)\n", k.pkg, e.Elapsed)
+			s.failed++ // the package itself, be it that no test of it could say so
+		} else if e.Action == "pass" {
+			fmt.Fprintf(s.out, "ok   %s (%.1f s)\n", k.pkg, e.Elapsed)
+		}
+		return
+	}
+	switch e.Action {
+	case "fail":
+		s.print(k)
+		if !s.parents[k] {
+			s.failed++
+		}
+	case "skip":
+		s.print(k)
+		s.skipped++
+	case "pass":
+		if !s.parents[k] {
+			s.passed++
+		}
+	}
+}
+
+func (s *summary) print(k key) {
+	for _, line := range s.output[k] {
+		fmt.Fprint(s.out, line)
+	}
+}
