@@ -255,4 +255,3 @@ func TestReopen(t *testing.T) {
 		t.Errorf("reopened what is gone: %v", err)
 	}
 }
-
