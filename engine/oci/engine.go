@@ -198,3 +198,6 @@ type profileEntry struct {
 	profile *specs.LinuxSeccomp
 	err     error
 }
+
+// Dir is the engine's data directory.
+func (e *Engine) Dir() string { return e.cfg.Dir }

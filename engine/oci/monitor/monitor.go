@@ -152,6 +152,11 @@ func (m *Monitor) close() {
 	m.wg.Wait()
 	m.start.close()
 	_ = m.nets.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	if err := m.cgroups.RemoveAll(ctx, m.cfg.Instance); err != nil {
+		m.log.Error("remove cgroups", "err", err)
+	}
 	_ = m.cgroups.Close()
 }
 

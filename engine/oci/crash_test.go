@@ -1,0 +1,243 @@
+package oci_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci"
+	"github.com/berth-project/berth/image"
+)
+
+// monitorPid finds the monitor of a data directory.
+func monitorPid(t testing.TB, dir string) int {
+	t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		raw, err := os.ReadFile(p)
+		if err != nil || !strings.HasPrefix(string(raw), oci.MonitorName+"\x00") || !strings.Contains(string(raw), "\x00"+dir+"\x00") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+		if err == nil {
+			return pid
+		}
+	}
+	return 0
+}
+
+func start(t testing.TB, sb berth.Sandbox, spec berth.StepSpec) berth.Container {
+	t.Helper()
+	c, err := sb.Start(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// waitFor polls for what only a process outside this one can make true.
+func waitFor(t testing.TB, what string, within time.Duration, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s", what, within)
+		}
+	}
+}
+
+// marked reports how many processes of the host have mark in their command line.
+func marked(mark string) int {
+	out, _ := exec.Command("pgrep", "-fc", mark).Output()
+	n, _ := strconv.Atoi(strings.TrimSpace(string(out)))
+	return n
+}
+
+func TestMonitorKilled(t *testing.T) {
+	for _, rt := range []string{"direct", "runc"} {
+		t.Run(rt, func(t *testing.T) {
+			e, img := newEngine(t, rt)
+			sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1", Bound: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mark := fmt.Sprint(3_000_000 + os.Getpid() + len(rt))
+			spec := berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "echo before; sleep " + mark}}
+			c := start(t, sb, spec)
+			waitFor(t, "the container's command", 5*time.Second, func() bool { return marked("sleep "+mark) > 0 })
+			dir := e.Dir()
+			pid := monitorPid(t, dir)
+			if pid == 0 {
+				t.Fatal("no monitor found")
+			}
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			exit, err := c.Wait(t.Context())
+			if err != nil || exit.Reason != berth.Lost {
+				t.Fatalf("Wait = %+v, %v; want Lost", exit, err)
+			}
+			waitFor(t, "the end of the container's processes", 2*time.Second, func() bool { return marked("sleep "+mark) == 0 })
+			again, err := sb.Start(t.Context(), spec)
+			if err != nil {
+				t.Fatal("the same step again:", err)
+			}
+			if x, err := again.Wait(t.Context()); err != nil || x.Reason != berth.Lost {
+				t.Errorf("the lost step was run again: %+v, %v", x, err)
+			}
+			if got := logs(t, again, false); got != "before\n" {
+				t.Errorf("log of the lost step = %q", got)
+			}
+			if err := sb.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t, e, dir)
+		})
+	}
+}
+
+// nothingLeft checks that neither sandboxes nor cgroups of the data directory are there.
+func nothingLeft(t testing.TB, e *oci.Engine, dir string) {
+	t.Helper()
+	if l, err := e.List(context.Background()); err != nil || len(l) != 0 {
+		t.Errorf("List = %v, %v", l, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "sandboxes", "*")); len(left) != 0 {
+		t.Errorf("left over: %v", left)
+	}
+	id, err := oci.Instance(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end of the cgroups", 5*time.Second, func() bool {
+		left, _ := filepath.Glob("/sys/fs/cgroup/*/berth/" + id + "/t1.s1")
+		return len(left) == 0
+	})
+}
+
+// TestHelperClient is no test: it is the process that TestClientKilled kills.
+func TestHelperClient(t *testing.T) {
+	dir, mark := os.Getenv("BERTH_TEST_DIR"), os.Getenv("BERTH_TEST_MARK")
+	if dir == "" {
+		return
+	}
+	e, err := oci.New(oci.Config{Dir: dir, Runtime: os.Getenv("BERTH_TEST_RUNTIME"), Idle: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := e.Images().Import(t.Context(), busybox(t), "busybox", image.ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := os.Getenv("BERTH_TEST_BOUND") == "1"
+	sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1", Bound: bound})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "echo begun; sleep 1; : " + mark + "; echo done; exit 5"}})
+	fmt.Println("started")
+	select {}
+}
+
+func TestClientKilled(t *testing.T) {
+	for _, bound := range []bool{true, false} {
+		t.Run(fmt.Sprint("bound ", bound), func(t *testing.T) {
+			dir, mark := t.TempDir(), fmt.Sprint("mark", os.Getpid(), bound)
+			cmd := exec.Command("/proc/self/exe", "-test.run=^TestHelperClient$")
+			cmd.Env = append(os.Environ(), "BERTH_TEST_DIR="+dir, "BERTH_TEST_MARK="+mark, "BERTH_TEST_RUNTIME=runc")
+			if bound {
+				cmd.Env = append(cmd.Env, "BERTH_TEST_BOUND=1")
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "started\n" {
+				t.Fatalf("the client said %q, %v", line, err)
+			}
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			e, err := oci.New(oci.Config{Dir: dir, Idle: 300 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = e.Close() }()
+			if bound {
+				waitFor(t, "the end of the bound sandbox", 2*time.Second, func() bool {
+					_, err := e.Attach(t.Context(), "t1")
+					return errors.Is(err, berth.ErrNotFound)
+				})
+				nothingLeft(t, e, dir)
+				return
+			}
+			sb, err := e.Attach(t.Context(), "t1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := sb.Container(t.Context(), "s1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.Exited || exit.Code != 5 {
+				t.Errorf("Wait = %+v, %v; want the true exit, 5", exit, err)
+			}
+			if got := logs(t, c, false); got != "begun\ndone\n" {
+				t.Errorf("log = %q", got)
+			}
+			if err := sb.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t, e, dir)
+		})
+	}
+}
+
+func TestMonitorIdles(t *testing.T) {
+	e, img := newEngine(t, "runc")
+	dir := e.Dir()
+	sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"true"}})
+	if _, err := c.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = e.Close()
+	waitFor(t, "the end of the idle monitor", 5*time.Second, func() bool { return monitorPid(t, dir) == 0 })
+	// The sandbox is there all the same, and its container's end.
+	e2, err := oci.New(oci.Config{Dir: dir, Idle: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e2.Close() }()
+	sb2, err := e2.Attach(t.Context(), "t1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c2, err := sb2.Container(t.Context(), "s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, err := c2.Wait(t.Context()); err != nil || !x.OK() {
+		t.Errorf("Wait = %+v, %v", x, err)
+	}
+	if err := sb2.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
