@@ -233,19 +233,16 @@ func (d *drive) stage(ctx context.Context) ([]Staged, error) {
 	if err := d.dir.removeWork(); err != nil { // half of what a process before staged
 		return nil, fmt.Errorf("inputs: %w", kind(err))
 	}
-	if err := os.MkdirAll(d.dir.work(), 0o700); err != nil {
+	if err := os.MkdirAll(d.dir.inputs(), 0o700); err != nil {
 		return nil, fmt.Errorf("inputs: %w", kind(err))
 	}
-	staged := make([]Staged, len(d.rec.Task.Inputs))
-	for i, in := range d.rec.Task.Inputs {
-		dir := d.dir.input(i)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("input %s: %w", in.Path, kind(err))
-		}
-		var err error
-		if staged[i], err = d.r.cfg.Staging.In(ctx, in, dir); err != nil {
-			return nil, err
-		}
+	got, err := staging.Fetch(ctx, d.rec.Task.Inputs, d.dir.inputs(), d.r.cfg.Fetch)
+	if err != nil {
+		return nil, err
+	}
+	var staged []Staged
+	for _, s := range got {
+		staged = append(staged, Staged{Source: s.HostPath, Type: s.Type})
 	}
 	return staged, nil
 }

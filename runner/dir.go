@@ -29,17 +29,17 @@ func (r *Runner) dir(id string) taskDir {
 	return taskDir(filepath.Join(r.cfg.DataDir, "tasks", id))
 }
 
-func (d taskDir) id() string         { return filepath.Base(string(d)) }
-func (d taskDir) lockFile() string   { return filepath.Join(string(d), "lock") }
-func (d taskDir) bell() string       { return filepath.Join(string(d), "bell") }
-func (d taskDir) work() string       { return filepath.Join(string(d), "work") }
-func (d taskDir) logs(i int) string  { return filepath.Join(string(d), "steps", strconv.Itoa(i)) }
-func (d taskDir) make() error        { return os.MkdirAll(string(d), 0o700) }
-func (d taskDir) remove() error      { return os.RemoveAll(string(d)) }
-func (d taskDir) removeWork() error  { return removeAll(d.work()) }
-func (d taskDir) input(i int) string { return filepath.Join(d.work(), "inputs", strconv.Itoa(i)) }
-func (d taskDir) temporary() string  { return filepath.Join(string(d), "temporary") }
-func (d taskDir) rooted() string     { return filepath.Join(d.work(), "root") }
+func (d taskDir) id() string        { return filepath.Base(string(d)) }
+func (d taskDir) lockFile() string  { return filepath.Join(string(d), "lock") }
+func (d taskDir) bell() string      { return filepath.Join(string(d), "bell") }
+func (d taskDir) work() string      { return filepath.Join(string(d), "work") }
+func (d taskDir) logs(i int) string { return filepath.Join(string(d), "steps", strconv.Itoa(i)) }
+func (d taskDir) make() error       { return os.MkdirAll(string(d), 0o700) }
+func (d taskDir) remove() error     { return os.RemoveAll(string(d)) }
+func (d taskDir) removeWork() error { return removeAll(d.work()) }
+func (d taskDir) inputs() string    { return filepath.Join(d.work(), "inputs") }
+func (d taskDir) temporary() string { return filepath.Join(string(d), "temporary") }
+func (d taskDir) rooted() string    { return filepath.Join(d.work(), "root") }
 
 // removeAll is os.RemoveAll, also of directories that their owner may not write.
 func removeAll(dir string) error {

@@ -59,6 +59,7 @@ func (d *drive) drive(ctx context.Context) (berth.Result, error) {
 			leave(context.Cause(ctx))
 		}
 	})()
+	d.heed(d.rec)
 	if err := d.listen(); err != nil {
 		return berth.Result{}, fmt.Errorf("task %s: %w", d.rec.Task.ID, err)
 	}

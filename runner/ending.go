@@ -125,11 +125,17 @@ func (d *drive) look() {
 		d.r.cfg.Logger.Error("events not read", "task", d.dir.id(), "err", err)
 		return
 	}
-	if rec.Cancel != nil {
-		d.end(berth.ErrCanceled)
-		if rec.Cancel.Now {
-			d.endNow(berth.ErrCanceled)
-		}
+	d.heed(rec)
+}
+
+// heed ends what a recorded wish ends.
+func (d *drive) heed(rec *Record) {
+	if rec.Cancel == nil {
+		return
+	}
+	d.end(berth.ErrCanceled)
+	if rec.Cancel.Now {
+		d.endNow(berth.ErrCanceled)
 	}
 }
 

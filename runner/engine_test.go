@@ -476,6 +476,11 @@ func exists(name string) bool {
 	return err == nil
 }
 
+func written(name string) bool {
+	st, err := os.Stat(name)
+	return err == nil && st.Size() > 0
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/ledger"
 )
 
@@ -24,18 +23,6 @@ type Keeper interface {
 	// Cgroup is the directory below /sys/fs/cgroup in which the processes of its containers are; "" if
 	// there is none.
 	Cgroup() string
-}
-
-// Stager brings inputs in.
-type Stager interface {
-	// In makes an input ready to be mounted read-only, beneath dir where it has to be copied or fetched.
-	In(ctx context.Context, in berth.Input, dir string) (Staged, error)
-}
-
-// Staged is an input that can be mounted.
-type Staged struct {
-	Source string         // host path
-	Type   berth.FileType // as found
 }
 
 // Clock tells and waits for time.

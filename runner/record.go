@@ -50,6 +50,11 @@ type (
 	Inputs struct {
 		Staged []Staged `json:"staged,omitempty"` // in the order of the task's inputs
 	}
+	// Staged is an input that can be mounted.
+	Staged struct {
+		Source string         `json:"source"` // host path
+		Type   berth.FileType `json:"type"`   // as found
+	}
 	// Imaged is the data of KindImage.
 	Imaged struct {
 		Ref      string      `json:"ref"` // as the step names it

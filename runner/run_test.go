@@ -154,7 +154,7 @@ func TestRun(t *testing.T) {
 		{
 			name: "input missing",
 			task: berth.Task{Steps: []berth.Step{sh(`true`)}, Inputs: []berth.Input{{URL: "/not/there", Path: "/in"}}},
-			want: berth.Result{State: berth.SystemError, ExitCode: -1, Detail: "cannot mount input /not/there as it does not exist: not found"},
+			want: berth.Result{State: berth.SystemError, ExitCode: -1, Detail: "cannot mount input `/not/there` as it does not exist"},
 			code: 125,
 		},
 		{
@@ -288,6 +288,9 @@ func TestRunRefuses(t *testing.T) {
 		{"two inputs at one path", berth.Task{
 			Steps: []berth.Step{sh("true")}, Inputs: []berth.Input{{URL: "/a", Path: "/a"}, {URL: "/b", Path: "/a/"}},
 		}, berth.ErrInvalid, "two inputs"},
+		{"input of an unknown scheme", berth.Task{
+			Steps: []berth.Step{sh("true")}, Inputs: []berth.Input{{URL: "s3://a/b", Path: "/a"}},
+		}, berth.ErrUnsupported, "s3"},
 		{"environment without =", berth.Task{Steps: []berth.Step{{Image: "i", Env: []string{"A"}}}}, berth.ErrInvalid, "NAME=VALUE"},
 		{"id", berth.Task{ID: "A", Steps: []berth.Step{sh("true")}}, berth.ErrInvalid, "id"},
 	} {

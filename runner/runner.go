@@ -9,16 +9,17 @@ import (
 	"os"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/staging"
 	"github.com/berth-project/berth/store"
 )
 
-// Config is what a Runner needs. Engine, Store and DataDir must be set, and Ledger and Staging by whoever
-// drives tasks; the zero value of all else is its default.
+// Config is what a Runner needs. Engine, Store, Ledger and DataDir must be set; the zero value of all else is
+// its default.
 type Config struct {
 	Engine  berth.Engine // berth.Puller too, unless it finds images itself
 	Store   *store.Store
 	Ledger  Ledger
-	Staging Stager
+	Fetch   staging.FetchOptions
 	DataDir string // what the runner keeps lies in its directory tasks
 	// UID and GID own the outputs, and UID is who submits; 0 is this process's own.
 	UID, GID int
@@ -102,7 +103,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	if err := r.fits(task); err != nil {
 		return nil, err
 	}
-	if err := checkSources(task); err != nil {
+	if err := r.checkSources(task); err != nil {
 		return nil, err
 	}
 	// The lock comes before the record: else another process could take the task for one whose driver died.
@@ -273,8 +274,14 @@ func encode(v any) json.RawMessage {
 	return b
 }
 
-// checkSources reports local sources that are not there, before anything is recorded.
-func checkSources(t *berth.Task) error {
+// checkSources reports inputs that cannot be fetched and mounts whose source is not there, before anything
+// is recorded.
+func (r *Runner) checkSources(t *berth.Task) error {
+	for _, in := range t.Inputs {
+		if err := staging.CheckInput(in, r.cfg.Fetch.Sources...); err != nil {
+			return err
+		}
+	}
 	for i, s := range t.Steps {
 		for _, m := range s.Mounts {
 			if m.Type == berth.MountTmpfs {
