@@ -45,11 +45,6 @@ func childMain(p *program) {
 			} else if s.out != 0 {
 				*(*uintptr)(unsafe.Add(p.regs, uintptr(s.out-1)*unsafe.Sizeof(uintptr(0)))) = r
 			}
-		case modeExec:
-			_, _, e := syscall.RawSyscall6(s.nr, a[0], a[1], a[2], a[3], a[4], a[5])
-			keepExecErr(p, e)
-		case modeExecFailed:
-			errno = p.execErr
 		case modeSkip:
 			i += uintptr(s.pass[0].skip)
 		case modeStore:
@@ -90,23 +85,6 @@ func childMain(p *program) {
 	}
 	for {
 		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 127, 0, 0, 0, 0, 0)
-	}
-}
-
-// keepExecErr keeps the errno of an attempt to execute: what says more than that the file is not there stays.
-//
-//go:nosplit
-//go:norace
-func keepExecErr(p *program, e syscall.Errno) {
-	switch e {
-	case unix.ENOENT, unix.ENOTDIR:
-		if p.execErr == 0 {
-			p.execErr = uintptr(unix.ENOENT)
-		}
-	default:
-		if p.execErr == 0 || p.execErr == uintptr(unix.ENOENT) || p.execErr == uintptr(unix.EACCES) {
-			p.execErr = uintptr(e)
-		}
 	}
 }
 

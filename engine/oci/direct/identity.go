@@ -3,7 +3,6 @@ package direct
 import (
 	"fmt"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 
@@ -221,39 +220,4 @@ func (p *plan) seccomp() {
 	b.keep = append(b.keep, f)
 	b.doing("install seccomp profile", "")
 	b.call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, arg(f.Flags), obj(b, prog))
-}
-
-// defaultPath is searched for a command where the environment has no PATH.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// candidates are the paths at which a command may be, as execvp(3) looks for it.
-func candidates(command string, env []string) []string {
-	if command == "" || strings.Contains(command, "/") {
-		return []string{command}
-	}
-	search := defaultPath
-	for _, e := range env {
-		if v, ok := strings.CutPrefix(e, "PATH="); ok {
-			search = v
-		}
-	}
-	var paths []string
-	for _, dir := range strings.Split(search, ":") {
-		if dir == "" {
-			dir = "."
-		}
-		paths = append(paths, path.Join(dir, command))
-	}
-	return paths
-}
-
-// exec adds the steps that execute the command.
-func (p *plan) exec(proc *specs.Process) {
-	b := p.b
-	argv, envp := b.strv(proc.Args), b.strv(proc.Env)
-	b.doing("execute", proc.Args[0])
-	for _, c := range candidates(proc.Args[0], proc.Env) {
-		b.add(modeExec, unix.SYS_EXECVE, b.str(c), argv, envp)
-	}
-	b.add(modeExecFailed, 0)
 }

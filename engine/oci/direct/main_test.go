@@ -209,3 +209,10 @@ func run(t testing.TB, s bundle.Starter, script string, edit func(*bundle.Bundle
 	}
 	return o
 }
+
+// specs1000 is a user that is not root.
+var specs1000 = specs.User{UID: 1000, GID: 1000}
+
+func bindMount(from, to string, opts ...string) specs.Mount {
+	return specs.Mount{Source: from, Destination: to, Type: "bind", Options: append([]string{"rbind"}, opts...)}
+}

@@ -29,6 +29,8 @@ type plan struct {
 	notes  []string
 	later  []func() // what comes after all mounts and devices
 
+	report      int // write end of the report pipe
+	image       int // of berth's init, or the trampoline
 	noSetgroups bool
 	dirs        map[string]arg // directories of the container that the child has open, by canonical path
 	unusedMount arg
@@ -125,7 +127,7 @@ func (p *plan) start(root int) error {
 		return err
 	}
 	p.signals()
-	p.exec(p.spec.Process)
+	p.command(p.spec.Process, p.bundle.Init)
 	p.begin()
 	return nil
 }

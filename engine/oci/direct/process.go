@@ -12,34 +12,51 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/initbin"
 )
 
 // Process is a started container.
 type Process struct {
-	s     *Starter
-	child *child
-	root  *os.File
-	mntns int // keeps the container's mounts, so that its end does not pay for taking them down; -1 where none
-	notes []string
+	s      *Starter
+	child  *child
+	root   *os.File
+	report *os.File // of berth's init, or the trampoline
+	init   bool
+	mntns  int // keeps the container's mounts, so that its end does not pay for taking them down; -1 where none
+	notes  []string
 }
 
 var _ bundle.Process = (*Process)(nil)
 
 // started makes the process of what the thread answered, or the error of the step that failed.
-func (s *Starter) started(p *plan, r *request, root *os.File) (*Process, error) {
+func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process, error) {
 	if r.errno != 0 {
+		_ = report.Close()
 		return nil, fmt.Errorf("make process: %w", r.errno)
 	}
-	c := newChild(r.pid, int(r.pidfd))
-	if err, exec := p.b.failure(r.prog.failed, r.prog.errno); err != nil {
-		_, _ = c.wait()
-		_ = c.close()
-		if exec {
-			return nil, &bundle.StartError{Command: p.spec.Process.Args[0], Errno: syscall.Errno(r.prog.errno)}
-		}
-		return nil, fmt.Errorf("start container: %w", err)
+	proc := &Process{s: s, child: newChild(r.pid, int(r.pidfd)), root: root, mntns: r.mntns, report: report, init: p.bundle.Init, notes: p.notes}
+	err := p.b.failure(r.prog.failed, r.prog.errno)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("start container: %w", err)
+	case proc.init:
+		err = awaitInit(report, p.spec.Process.Args[0])
+	default:
+		err = awaitTrampoline(report, p.spec.Process.Args[0])
 	}
-	return &Process{s: s, child: c, root: root, mntns: r.mntns, notes: p.notes}, nil
+	if err != nil {
+		proc.discard()
+		return nil, err
+	}
+	return proc, nil
+}
+
+// discard ends a process that did not come to its command. The root stays open.
+func (p *Process) discard() {
+	_ = p.child.kill(unix.SIGKILL)
+	_, _ = p.child.wait()
+	p.root = nil
+	_ = p.Close()
 }
 
 // Pid is the process id of the container's pid 1, in this process's namespace.
@@ -48,8 +65,25 @@ func (p *Process) Pid() int { return p.child.pid }
 // Notes says what is not as the spec wanted it, and why.
 func (p *Process) Notes() []string { return p.notes }
 
-// Wait implements bundle.Process.
-func (p *Process) Wait() (bundle.Status, error) { return p.child.wait() }
+// Wait implements bundle.Process. Where berth's init is pid 1, it tells how the command ended; should the
+// init itself have been killed, its own end is the answer.
+func (p *Process) Wait() (bundle.Status, error) {
+	st, err := p.child.wait()
+	if err != nil || !p.init {
+		return st, err
+	}
+	rec, err := initbin.ReadRecord(p.report)
+	if err != nil || rec.Kind != initbin.Ended {
+		return st, nil //nolint:nilerr // no record: the init did not live to write it
+	}
+	st.Code, st.Signal = 0, 0
+	if ws := syscall.WaitStatus(rec.Value); ws.Signaled() {
+		st.Signal = ws.Signal()
+	} else {
+		st.Code = ws.ExitStatus()
+	}
+	return st, nil
+}
 
 // Kill implements bundle.Process.
 func (p *Process) Kill() error { return p.child.kill(unix.SIGKILL) }
@@ -76,7 +110,11 @@ func (p *Process) Close() error {
 		_ = unix.Close(p.mntns)
 		p.mntns = -1
 	}
-	return errors.Join(p.root.Close(), p.child.close())
+	errs := []error{p.child.close(), p.report.Close()}
+	if p.root != nil {
+		errs = append(errs, p.root.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // child is a process that was made here, held by a pidfd. Its end is waited for through the runtime's poller:

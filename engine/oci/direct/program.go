@@ -20,10 +20,6 @@ type mode uint8
 const (
 	// modeCall is a system call. An errno that is not passed over ends the child.
 	modeCall mode = iota
-	// modeExec tries to execute; the errno is kept as execvp(3) does, and the next step runs.
-	modeExec
-	// modeExecFailed ends the child with the errno that was kept.
-	modeExecFailed
 	// modeSkip goes on after pass[0].skip further steps.
 	modeSkip
 	// modeStore writes args[0] to the four bytes at mem.
@@ -63,9 +59,8 @@ type program struct {
 	regs  unsafe.Pointer // *uintptr, as many as any step names
 	// failed is 1 + the index of the step that ended the child, and errno why. A child that has executed
 	// its command leaves them 0.
-	failed  uintptr
-	errno   uintptr
-	execErr uintptr
+	failed uintptr
+	errno  uintptr
 	// report, where not nil, is shared memory that takes failed and errno as well: for a child without CLONE_VM.
 	report *report
 }
@@ -239,14 +234,12 @@ func (e *stepError) Error() string {
 
 func (e *stepError) Unwrap() error { return e.errno }
 
-// failure is the error of the step with 1-based number failed; exec reports that it was the command that
-// could not be executed.
-func (b *builder) failure(failed, errno uintptr) (err error, exec bool) {
+// failure is the error of the step with 1-based number failed; nil where that is 0.
+func (b *builder) failure(failed, errno uintptr) error {
 	if failed == 0 {
-		return nil, false
+		return nil
 	}
-	i := int(failed) - 1
-	return &stepError{b.whats[i], syscall.Errno(errno)}, b.steps[i].mode == modeExecFailed
+	return &stepError{b.whats[failed-1], syscall.Errno(errno)}
 }
 
 // minusOne is -1 as an argument.

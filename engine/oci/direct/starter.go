@@ -19,6 +19,8 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/direct/trampoline"
+	"github.com/berth-project/berth/engine/oci/initbin"
 	"github.com/berth-project/berth/engine/oci/rootfs"
 	"github.com/berth-project/berth/engine/oci/seccomp"
 )
@@ -34,8 +36,10 @@ type Config struct {
 type Starter struct {
 	plain    *threads
 	revealed *threads
-	proc     int // a mount of procfs that nothing else sees
-	self     int // pidfd of this process
+	proc     int      // a mount of procfs that nothing else sees
+	self     int      // pidfd of this process
+	init     *os.File // berth's init
+	jump     *os.File // the trampoline
 	caps     capSet
 	lastCap  int
 	inUserNS bool
@@ -63,10 +67,16 @@ func New(c Config) (*Starter, error) {
 
 func (s *Starter) open() error {
 	var err error
-	if s.self, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
-		return fmt.Errorf("%w: pidfd_open: %w", berth.ErrUnsupported, err)
-	}
 	if err := probe(); err != nil {
+		return err
+	}
+	if err := s.openSelf(); err != nil {
+		return err
+	}
+	if s.init, err = initbin.Memfd(); err != nil {
+		return err
+	}
+	if s.jump, err = trampoline.Memfd(); err != nil {
 		return err
 	}
 	if s.inUserNS, err = inUserNamespace(); err != nil {
@@ -85,6 +95,18 @@ func (s *Starter) open() error {
 	s.hasKcore = err == nil
 	s.hasAppArmor = hasAppArmor()
 	return nil
+}
+
+// openSelf opens the pidfd by which a child sees that this process lives. Its number is high, as a child's
+// other descriptors are placed at fixed ones.
+func (s *Starter) openSelf() error {
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return fmt.Errorf("%w: pidfd_open: %w", berth.ErrUnsupported, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	s.self, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highFd)
+	return err
 }
 
 // probe reports which of the calls that every start needs this kernel lacks.
@@ -169,7 +191,30 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 func (s *Starter) start(b *bundle.Bundle, root *os.File) (*Process, error) {
 	p := &plan{s: s, spec: b.Spec, bundle: b, b: newBuilder(), dirs: map[string]arg{}}
 	defer p.close()
+	report, w, err := pipe()
+	if err != nil {
+		return nil, err
+	}
 	r := &request{pin: true}
+	err = s.prepare(p, r, w, int(root.Fd()))
+	if err == nil {
+		err = s.plain.do(r)
+	}
+	_ = w.Close()
+	if err != nil {
+		_ = report.Close()
+		return nil, err
+	}
+	return s.started(p, r, root, report)
+}
+
+// prepare makes the program of the start.
+func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error {
+	b := p.bundle
+	p.report, p.image = int(report.Fd()), int(s.jump.Fd())
+	if b.Init {
+		p.image = int(s.init.Fd())
+	}
 	for _, ns := range b.Spec.Linux.Namespaces {
 		p.flags |= namespaceFlags[ns.Type]
 	}
@@ -180,12 +225,12 @@ func (s *Starter) start(b *bundle.Bundle, root *os.File) (*Process, error) {
 	if prof := b.Spec.Linux.Seccomp; prof != nil {
 		f, err := s.filters.Compile(prof)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		p.filter = f
 	}
-	if err := p.start(int(root.Fd())); err != nil {
-		return nil, err
+	if err := p.start(root); err != nil {
+		return err
 	}
 	r.args.flags = p.flags | unix.CLONE_VM
 	if b.Cgroup != nil {
@@ -195,11 +240,7 @@ func (s *Starter) start(b *bundle.Bundle, root *os.File) (*Process, error) {
 		}
 	}
 	r.prog = p.b.finish()
-	if err := s.plain.do(r); err != nil {
-		return nil, err
-	}
-	runtime.KeepAlive(p)
-	return s.started(p, r, root)
+	return nil
 }
 
 // Close ends every container that still runs, and frees what the starter holds.
@@ -211,6 +252,11 @@ func (s *Starter) Close() error {
 }
 
 func (s *Starter) closeFiles() {
+	for _, f := range []*os.File{s.init, s.jump} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
 	for _, fd := range []int{s.proc, s.self} {
 		if fd >= 0 {
 			_ = unix.Close(fd)

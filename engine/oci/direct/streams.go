@@ -3,7 +3,6 @@ package direct
 import (
 	"fmt"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +12,10 @@ func (p *plan) streamsFirst() error {
 	for _, f := range []*os.File{p.bundle.Stdin, p.bundle.Stdout, p.bundle.Stderr} {
 		if f == nil {
 			continue
+		}
+		// A command expects to be made to wait; a stream that this program polls may be set otherwise.
+		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+			return fmt.Errorf("set up stream %s: %w", f.Name(), err)
 		}
 		if err := giveAway(int(f.Fd()), p.hostUID(p.spec.Process.User.UID)); err != nil {
 			return fmt.Errorf("give %s to the container's user: %w", f.Name(), err)
@@ -32,9 +35,6 @@ func giveAway(fd int, uid uint32) error {
 	}
 	return unix.Fchown(fd, int(uid), -1)
 }
-
-// highFd is above every descriptor that a command begins with.
-const highFd = 16
 
 // streams adds the steps that give the command its descriptors, and close all others.
 func (p *plan) streams() error {
@@ -58,17 +58,19 @@ func (p *plan) streams() error {
 				continue
 			}
 		}
-		from[i] = b.open(unix.SYS_FCNTL, from[i], unix.F_DUPFD_CLOEXEC, highFd)
+		from[i] = p.high(from[i])
 	}
+	b.doing("move report pipe", "")
+	report, image := p.high(p.inherit(p.report)), p.high(p.inherit(p.image))
 	for i := range from {
 		b.doing("place stream", [3]string{"stdin", "stdout", "stderr"}[i])
 		b.call(unix.SYS_DUP3, from[i], arg(i), 0)
 	}
+	p.placeImage(report, image)
+	// What stays is closed by the command's execve.
 	b.doing("close descriptors", "")
-	keep := []int{p.s.self}
 	p.inherit(p.s.self)
-	slices.Sort(keep)
-	b.closeAllBut(3, keep)
+	b.closeAllBut(imageFD+1, []int{p.s.self})
 	return nil
 }
 

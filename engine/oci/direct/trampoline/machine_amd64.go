@@ -1,0 +1,6 @@
+package trampoline
+
+const (
+	elfMachine   uint16 = 62 // EM_X86_64
+	segmentAlign        = 4096
+)
