@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,6 +40,12 @@ func helper(what string, args []string) error {
 			unix.CloseOnExec(fd)
 		}
 		return unix.Exec("/proc/self/exe", append([]string{"helper", "helper"}, args[1:]...), os.Environ())
+	case "v2only": // the tests that args name, where only cgroup2 is mounted
+		if err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "")); err != nil {
+			return err
+		}
+		return unix.Exec("/proc/self/exe", append([]string{"cgroup.test"}, args...), os.Environ())
 	case "hog": // touches BYTES of memory
 		n, _ := strconv.Atoi(args[0])
 		b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
@@ -50,9 +57,11 @@ func helper(what string, args []string) error {
 		}
 		fmt.Println("touched")
 		return nil
-	case "spin": // uses the CPU for DURATION of wall time
+	case "spin": // uses the CPU for DURATION of CPU time
 		d, err := time.ParseDuration(args[0])
-		for end := time.Now().Add(d); time.Now().Before(end); {
+		var now unix.Timespec
+		for time.Duration(now.Nano()) < d {
+			_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &now)
 		}
 		return err
 	case "sleep":

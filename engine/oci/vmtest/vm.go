@@ -1,0 +1,177 @@
+// Package vmtest runs static binaries in a small virtual machine with cgroup v2, for tests on hosts that
+// have none: Debian's cloud kernel, an initramfs of busybox and what the caller adds, and QEMU without
+// hardware help. A boot takes some seconds. Times measured inside mean nothing; results do.
+//
+// It is for tests only. It fetches the kernel by apt-get once and keeps it in the user's cache directory.
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Config says what the machine has and runs. Inside, everything runs as root, / is a tmpfs, cgroup2 is
+// mounted on /sys/fs/cgroup, loopback is up, and /etc/passwd has a user "user" with uid 1000.
+type Config struct {
+	// Files are files and directories of this host, by their path inside. What is executable stays so.
+	Files map[string]string
+	// Commands run one after another, whatever their exit; the first word is a path inside or a busybox
+	// applet.
+	Commands [][]string
+	// Env is set beside PATH and HOME: "K=V".
+	Env []string
+	// Modules are kernel modules to load, with those that they need; nil is DefaultModules.
+	Modules []string
+	// Disk is the size in bytes of an empty disk, /dev/vda; 0 is none.
+	Disk int64
+	// Memory of the machine in MiB; 0 is 1500.
+	Memory int
+	// Timeout of boot and commands together; 0 is three minutes.
+	Timeout time.Duration
+	// Output also gets what the commands write, as they do; nil is nobody.
+	Output io.Writer
+}
+
+// DefaultModules are loaded where Config names none.
+func DefaultModules() []string {
+	return []string{
+		"overlay", "loop", "veth", "dummy", "tun", "bridge",
+		"nf_tables", "nft_chain_nat", "nft_masq", "nft_ct", "nft_reject_inet",
+	}
+}
+
+// Result is what the commands left.
+type Result struct {
+	Status []int  // exit status of each command, as a shell gives it
+	Output []byte // stdout and stderr of all, in order
+}
+
+// Run boots a machine and fails the test if it does not come to the end of the commands. Their exit is the
+// caller's to judge.
+func Run(t testing.TB, cfg Config) Result {
+	t.Helper()
+	r, err := Boot(t.Context(), cfg)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, r.Output)
+	}
+	return r
+}
+
+// Build compiles the tests of a package into a static binary and answers its path.
+func Build(t testing.TB, pkg string) string {
+	t.Helper()
+	return build(t, "test", "-c", "-o", filepath.Join(t.TempDir(), "test"), pkg)
+}
+
+// BuildCommand compiles a main package into a static binary and answers its path.
+func BuildCommand(t testing.TB, pkg string) string {
+	t.Helper()
+	return build(t, "build", "-o", filepath.Join(t.TempDir(), filepath.Base(pkg)), pkg)
+}
+
+func build(t testing.TB, args ...string) string {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), "go", args...)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	for i, a := range args {
+		if a == "-o" {
+			return args[i+1]
+		}
+	}
+	return ""
+}
+
+// Boot is Run outside a test.
+func Boot(ctx context.Context, cfg Config) (Result, error) {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 3 * time.Minute
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = 1500
+	}
+	if cfg.Modules == nil {
+		cfg.Modules = DefaultModules()
+	}
+	k, err := fetch(ctx)
+	if err != nil {
+		return Result{}, fmt.Errorf("virtual machine: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "berth-vm-")
+	if err != nil {
+		return Result{}, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	if err := writeInitramfs(filepath.Join(dir, "initrd"), k, cfg); err != nil {
+		return Result{}, fmt.Errorf("virtual machine: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
+	defer cancel()
+	return boot(ctx, dir, k, cfg)
+}
+
+// boot runs QEMU. The first serial line is the kernel's, the second what the commands write, the third
+// their exits.
+func boot(ctx context.Context, dir string, k kernel, cfg Config) (Result, error) {
+	console, status := filepath.Join(dir, "console"), filepath.Join(dir, "status")
+	args := []string{
+		// No KVM: where it is nested it may hang.
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-m", strconv.Itoa(cfg.Memory),
+		"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-display", "none", "-no-reboot", "-nodefaults",
+		"-serial", "file:" + console, "-serial", "stdio", "-serial", "file:" + status,
+		"-kernel", k.image, "-initrd", filepath.Join(dir, "initrd"),
+		"-append", "console=ttyS0 panic=-1 quiet",
+	}
+	if cfg.Disk > 0 {
+		disk := filepath.Join(dir, "disk")
+		f, err := os.Create(disk)
+		if err != nil {
+			return Result{}, err
+		}
+		err = errors.Join(f.Truncate(cfg.Disk), f.Close())
+		if err != nil {
+			return Result{}, err
+		}
+		args = append(args, "-drive", "if=virtio,format=raw,file="+disk)
+	}
+	var out, errs bytes.Buffer
+	c := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	c.Stdout, c.Stderr = &out, &errs
+	if cfg.Output != nil {
+		c.Stdout = io.MultiWriter(&out, cfg.Output)
+	}
+	err := c.Run()
+	r := Result{Output: out.Bytes()}
+	if errors.Is(err, exec.ErrNotFound) {
+		return r, errors.New("virtual machine: there is no qemu-system-x86_64: apt-get install qemu-system-x86")
+	}
+	lines, _ := os.ReadFile(status)
+	for f := range strings.FieldsSeq(string(lines)) {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			break
+		}
+		r.Status = append(r.Status, n)
+	}
+	if len(r.Status) < len(cfg.Commands) {
+		last, _ := os.ReadFile(console)
+		return r, fmt.Errorf("virtual machine: it ended after %d of %d commands (%w)\n%s%s",
+			len(r.Status), len(cfg.Commands), errors.Join(err, context.Cause(ctx)), errs.Bytes(), tail(last))
+	}
+	return r, nil
+}
+
+func tail(b []byte) []byte { return b[max(0, len(b)-4000):] }

@@ -1,0 +1,46 @@
+package vmtest
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestRun(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sub", "run"), []byte("#!/bin/sh\necho \"$1 $K\"; exit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := Run(t, Config{
+		Files: map[string]string{"/data": dir},
+		Env:   []string{"K=it's set"},
+		Disk:  64 << 20,
+		Commands: [][]string{
+			{"/data/sub/run", "a b"},
+			{"sh", "-c", "cat /sys/fs/cgroup/cgroup.controllers; stat -f -c %T /; grep -c overlay /proc/filesystems"},
+			{"sh", "-c", "mke2fs /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt && grep -c /mnt /proc/mounts"},
+			{"sh", "-c", "kill -9 $$"},
+			{"nothing-of-this-name"},
+		},
+		Modules: append(DefaultModules(), "virtio_pci", "virtio_blk"),
+	})
+	if want := []int{3, 0, 0, 137, 127}; !reflect.DeepEqual(r.Status, want) {
+		t.Errorf("exits %v, want %v", r.Status, want)
+	}
+	want := "a b it's set\ncpuset cpu io memory hugetlb pids rdma misc\ntmpfs\n1\n1\n"
+	if got := string(r.Output); !strings.HasPrefix(got, want) {
+		t.Errorf("output %q, want %q first", got, want)
+	}
+}
+
+func TestPanicIsAnError(t *testing.T) {
+	_, err := Boot(t.Context(), Config{Commands: [][]string{{"sh", "-c", "echo c >/proc/sysrq-trigger"}}})
+	if err == nil || !strings.Contains(err.Error(), "ended after 0 of 1 commands") || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("a panic: %v", err)
+	}
+}
