@@ -171,7 +171,7 @@ func TestRandomProfilesDecideAsLibseccomp(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, goarch := range []string{"amd64", "arm64"} {
 		var profiles []*specs.LinuxSeccomp
-		for range 70 {
+		for range 40 {
 			profiles = append(profiles, randomProfile(r, goarch, true))
 		}
 		broken := 0

@@ -7,7 +7,7 @@
 package seccomp
 
 import (
-	"encoding/json"
+	"encoding/binary"
 	"fmt"
 	"runtime"
 	"sync"
@@ -63,17 +63,18 @@ const cacheMax = 64
 
 // Compile is the function Compile, remembered by the content of the profile.
 func (c *Cache) Compile(profile *specs.LinuxSeccomp) (*Filter, error) {
-	key, err := json.Marshal(profile)
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w: %w", berth.ErrInvalid, err)
+	if profile == nil {
+		return Compile(nil)
 	}
+	key := keyOf(profile)
 	c.mu.Lock()
-	f := c.filters[string(key)]
+	f := c.filters[key]
 	c.mu.Unlock()
 	if f != nil {
 		return f, nil
 	}
-	if f, err = Compile(profile); err != nil {
+	f, err := Compile(profile)
+	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -81,6 +82,46 @@ func (c *Cache) Compile(profile *specs.LinuxSeccomp) (*Filter, error) {
 	if c.filters == nil || len(c.filters) >= cacheMax {
 		c.filters = map[string]*Filter{}
 	}
-	c.filters[string(key)] = f
+	c.filters[key] = f
 	return f, nil
+}
+
+// keyOf is all of a profile that a filter hangs on. Each text is followed by a zero, and each list by its length.
+func keyOf(p *specs.LinuxSeccomp) string {
+	b := make([]byte, 0, 16<<10)
+	text := func(s string) { b = append(append(b, s...), 0) }
+	number := func(n uint64) { b = binary.LittleEndian.AppendUint64(b, n) }
+	errno := func(e *uint) {
+		if e == nil {
+			number(^uint64(0))
+			return
+		}
+		number(uint64(*e))
+	}
+	text(string(p.DefaultAction))
+	errno(p.DefaultErrnoRet)
+	for _, a := range p.Architectures {
+		text(string(a))
+	}
+	number(uint64(len(p.Architectures)))
+	for _, f := range p.Flags {
+		text(string(f))
+	}
+	number(uint64(len(p.Flags)))
+	for _, s := range p.Syscalls {
+		text(string(s.Action))
+		errno(s.ErrnoRet)
+		for _, n := range s.Names {
+			text(n)
+		}
+		number(uint64(len(s.Names)))
+		for _, a := range s.Args {
+			number(uint64(a.Index))
+			number(a.Value)
+			number(a.ValueTwo)
+			text(string(a.Op))
+		}
+		number(uint64(len(s.Args)))
+	}
+	return string(b)
 }
