@@ -60,7 +60,7 @@ var supported = map[string]bool{
 // Check implements bundle.Starter: nil where the start of a container of this spec heeds every field of it.
 // ErrInvalid says that the spec makes no sense, ErrUnsupported that another runtime may be able to.
 func (s *Starter) Check(spec *specs.Spec) error {
-	if err := checkFields(reflect.ValueOf(spec).Elem(), "", supported); err != nil {
+	if err := s.checkFields(spec); err != nil {
 		return err
 	}
 	if spec.Process == nil || len(spec.Process.Args) == 0 {
@@ -104,6 +104,10 @@ func (s *Starter) Check(spec *specs.Spec) error {
 		}
 	}
 	return nil
+}
+
+func (s *Starter) checkFields(spec *specs.Spec) error {
+	return checkFields(reflect.ValueOf(spec).Elem(), "", supported)
 }
 
 // checkFields refuses every field below v that is set and not in known.
@@ -189,7 +193,7 @@ func (s *Starter) checkProcess(p *specs.Process) error {
 	if a := p.ApparmorProfile; a != "" && a != "unconfined" && !s.hasAppArmor {
 		return fmt.Errorf("process.apparmorProfile: %w: this kernel has no AppArmor", berth.ErrUnsupported)
 	}
-	return nil
+	return s.checkGroups(&p.User)
 }
 
 // checkNamespaces demands what confines a container; there is no way here to start one without.

@@ -77,7 +77,7 @@ func (p *plan) user(u *specs.User) {
 	groups := make([]uint32, len(u.AdditionalGids)+1) // never empty, so that it has an address
 	n := copy(groups, u.AdditionalGids)
 	b.keep = append(b.keep, groups)
-	if !p.noSetgroups {
+	if !p.s.noSetgroups {
 		b.doing("set supplementary groups", "")
 		b.call(unix.SYS_SETGROUPS, arg(n), obj(b, &groups[0]))
 	}
@@ -125,7 +125,7 @@ func (p *plan) dieWithParent() {
 // noted.
 func (p *plan) limits(proc *specs.Process) error {
 	b := p.b
-	may := p.s.caps.has(capSysResource) && !p.s.inUserNS
+	may := p.s.caps.has(capSysResource) && !p.s.inUserNS && !p.userNS
 	for _, l := range proc.Rlimits {
 		kind, ok := rlimitTypes[l.Type]
 		if !ok {
@@ -164,6 +164,11 @@ func (p *plan) oomScore(score *int) error {
 			p.note(fmt.Sprintf("oom_score_adj is %d instead of %d: lowering it needs CAP_SYS_RESOURCE", own, want))
 			want = own
 		}
+	}
+	if p.userNS && p.flags&unix.CLONE_NEWUSER != 0 {
+		// The child has no power over its own score; whoever maps its ids has.
+		p.oom = strconv.Itoa(want)
+		return nil
 	}
 	p.writeProc("set oom_score_adj", "self/oom_score_adj", strconv.Itoa(want), true)
 	return nil

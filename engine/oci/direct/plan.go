@@ -3,6 +3,7 @@ package direct
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -29,9 +30,13 @@ type plan struct {
 	notes  []string
 	later  []func() // what comes after all mounts and devices
 
-	report      int // write end of the report pipe
-	image       int // of berth's init, or the trampoline
-	noSetgroups bool
+	threadNet   int            // network namespace that the forking thread joins for the moment; -1 is none
+	report      int            // write end of the report pipe
+	image       int            // of berth's init, or the trampoline
+	mapper      *os.File       // talks with a child in a new user namespace
+	oom         string         // oom_score_adj that mapIDs sets
+	tty         arg            // the terminal; 0 is none
+	consoleSock int            // brings its master
 	dirs        map[string]arg // directories of the container that the child has open, by canonical path
 	unusedMount arg
 	hows        []unix.OpenHow
@@ -44,9 +49,17 @@ type plan struct {
 func (p *plan) own(fd int) { p.owned = append(p.owned, fd) }
 
 func (p *plan) close() {
+	p.closeOwned()
+	if p.mapper != nil {
+		_ = p.mapper.Close()
+	}
+}
+
+func (p *plan) closeOwned() {
 	for _, fd := range p.owned {
 		_ = unix.Close(fd)
 	}
+	p.owned = nil
 }
 
 // note says something that is not as the spec wants it, and is allowed to be so.
@@ -82,17 +95,25 @@ func (p *plan) start(root int) error {
 	b := p.b
 	p.root = p.inherit(root)
 	p.view = &view{root: root, owner: -1, group: -1, b: b}
+	if p.userNS {
+		p.view.owner, p.view.group = int(p.hostUID(0)), int(p.hostGID(0))
+	}
 	if err := p.streamsFirst(); err != nil {
 		return err
 	}
-	p.namespaces()
+	p.joinCgroups()
 	if err := p.oomScore(p.spec.Process.OOMScoreAdj); err != nil {
+		return err
+	}
+	if err := p.userNamespace(); err != nil {
+		return err
+	}
+	if err := p.namespaces(); err != nil {
 		return err
 	}
 	b.doing("begin session", "")
 	b.call(unix.SYS_SETSID)
-	b.doing("join new session keyring", "")
-	b.call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).ok(unix.ENOSYS)
+	p.keyring()
 	b.doing("set umask", "")
 	b.call(unix.SYS_UMASK, 0)
 	b.doing("mount", "root")
@@ -102,6 +123,12 @@ func (p *plan) start(root int) error {
 		return err
 	}
 	if err := p.devices(); err != nil {
+		return err
+	}
+	if err := p.terminal(p.root, p.spec.Process); err != nil {
+		return err
+	}
+	if err := p.consoleMount(); err != nil {
 		return err
 	}
 	for _, f := range p.later {
@@ -123,6 +150,7 @@ func (p *plan) start(root int) error {
 	if err := p.streams(); err != nil {
 		return err
 	}
+	p.control()
 	if err := p.person(p.spec.Process); err != nil {
 		return err
 	}
@@ -155,26 +183,66 @@ func (b *builder) closeAllBut(first int, keep []int) {
 	b.call(unix.SYS_CLOSE_RANGE, arg(next), arg(^uint32(0)), 0)
 }
 
-// namespaces joins cgroups and namespaces.
-func (p *plan) namespaces() {
-	b := p.b
-	if cg := p.bundle.Cgroup; cg != nil {
-		zero := b.str("0")
-		for _, f := range cg.JoinV1() {
-			b.doing("join cgroup", f.Name())
-			b.call(unix.SYS_WRITE, p.inherit(int(f.Fd())), zero, 1)
-		}
+// keyring gives the child a session keyring of its own, so that berth's cannot be reached.
+func (p *plan) keyring() {
+	p.b.doing("join new session keyring", "")
+	p.b.call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).ok(unix.ENOSYS)
+}
+
+// joinCgroups joins those of v1; that of v2 was joined by clone3.
+func (p *plan) joinCgroups() {
+	cg := p.bundle.Cgroup
+	if cg == nil {
+		return
 	}
+	zero := p.b.str("0")
+	for _, f := range cg.JoinV1() {
+		p.b.doing("join cgroup", f.Name())
+		p.b.call(unix.SYS_WRITE, p.inherit(int(f.Fd())), zero, 1)
+	}
+}
+
+// namespaces makes or joins the namespaces that clone3 has not made.
+func (p *plan) namespaces() error {
+	b := p.b
 	if _, ok := namespace(p.spec, specs.CgroupNamespace); ok {
 		b.doing("make cgroup namespace", "")
 		b.call(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
-	if p.bundle.NetNS != nil {
-		b.doing("join network namespace", p.bundle.NetNS.Name())
-		b.call(unix.SYS_SETNS, p.inherit(int(p.bundle.NetNS.Fd())), unix.CLONE_NEWNET)
-	} else if p.flags&unix.CLONE_NEWNET != 0 {
-		p.loopback()
+	net, err := p.netNS()
+	if err != nil {
+		return err
 	}
+	switch {
+	case p.flags&unix.CLONE_NEWNET != 0:
+		p.loopback()
+	case net < 0:
+	case p.userNS:
+		// The child has no power over a namespace from outside its user namespace: the thread that makes the
+		// child joins it beforehand.
+		p.threadNet = net
+	default:
+		b.doing("join network namespace", "")
+		b.call(unix.SYS_SETNS, p.inherit(net), unix.CLONE_NEWNET)
+	}
+	return nil
+}
+
+// netNS is a descriptor of the network namespace to join; -1 where there is none.
+func (p *plan) netNS() (int, error) {
+	if p.bundle.NetNS != nil {
+		return int(p.bundle.NetNS.Fd()), nil
+	}
+	ns, _ := namespace(p.spec, specs.NetworkNamespace)
+	if ns.Path == "" {
+		return -1, nil
+	}
+	fd, err := unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("network namespace %s: %w", ns.Path, err)
+	}
+	p.own(fd)
+	return fd, nil
 }
 
 // loopback brings the loopback interface of a new network namespace up.

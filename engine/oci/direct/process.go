@@ -1,7 +1,6 @@
 package direct
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,21 +8,52 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/initbin"
+	"github.com/berth-project/berth/engine/oci/seccomp"
 )
 
 // Process is a started container.
 type Process struct {
-	s      *Starter
-	child  *child
-	root   *os.File
-	report *os.File // of berth's init, or the trampoline
-	init   bool
-	mntns  int // keeps the container's mounts, so that its end does not pay for taking them down; -1 where none
-	notes  []string
+	s       *Starter
+	child   *child
+	root    *os.File
+	report  *os.File // of berth's init, or the trampoline
+	init    bool
+	mntns   int // keeps the container's mounts, so that its end does not pay for taking them down; -1 where none
+	notes   []string
+	console *os.File
+	confine confinement
+}
+
+// confinement is what a further process of a container shares with it, beside its mounts.
+type confinement struct {
+	namespaces uint64 // CLONE_NEW*, of those that the container has for itself
+	userNS     bool
+	uids, gids []specs.LinuxIDMapping
+	filter     *seccomp.Filter
+	cgroup     bundle.Cgroup
+}
+
+// allNamespaces are the flags of the namespaces that clone3 makes here.
+const allNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWUSER
+
+// confined says how the plan's container is confined.
+func (p *plan) confined() confinement {
+	c := confinement{
+		namespaces: p.flags & allNamespaces, userNS: p.userNS, uids: p.spec.Linux.UIDMappings, gids: p.spec.Linux.GIDMappings,
+		filter: p.filter, cgroup: p.bundle.Cgroup,
+	}
+	if _, ok := namespace(p.spec, specs.CgroupNamespace); ok {
+		c.namespaces |= unix.CLONE_NEWCGROUP
+	}
+	if _, ok := namespace(p.spec, specs.NetworkNamespace); ok || p.bundle.NetNS != nil {
+		c.namespaces |= unix.CLONE_NEWNET
+	}
+	return c
 }
 
 var _ bundle.Process = (*Process)(nil)
@@ -34,7 +64,7 @@ func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process,
 		_ = report.Close()
 		return nil, fmt.Errorf("make process: %w", r.errno)
 	}
-	proc := &Process{s: s, child: newChild(r.pid, int(r.pidfd)), root: root, mntns: r.mntns, report: report, init: p.bundle.Init, notes: p.notes}
+	proc := &Process{s: s, child: newChild(r.pid, int(r.pidfd)), root: root, mntns: r.mntns, report: report, init: p.bundle.Init, notes: p.notes, confine: p.confined()}
 	err := p.b.failure(r.prog.failed, r.prog.errno)
 	switch {
 	case err != nil:
@@ -43,6 +73,9 @@ func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process,
 		err = awaitInit(report, p.spec.Process.Args[0])
 	default:
 		err = awaitTrampoline(report, p.spec.Process.Args[0])
+	}
+	if err == nil {
+		proc.console, err = p.console()
 	}
 	if err != nil {
 		proc.discard()
@@ -91,13 +124,8 @@ func (p *Process) Kill() error { return p.child.kill(unix.SIGKILL) }
 // Signal implements bundle.Process.
 func (p *Process) Signal(sig syscall.Signal) error { return p.child.kill(sig) }
 
-// Exec implements bundle.Process.
-func (p *Process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess, error) {
-	return nil, errors.New("exec")
-}
-
 // Console is the master of the container's terminal; nil without one.
-func (p *Process) Console() *os.File { return nil }
+func (p *Process) Console() *os.File { return p.console }
 
 // RootFS is the container's root. As long as the container runs, a walk from it crosses into what is mounted
 // there; afterwards there is only the root itself.
@@ -111,6 +139,9 @@ func (p *Process) Close() error {
 		p.mntns = -1
 	}
 	errs := []error{p.child.close(), p.report.Close()}
+	if p.console != nil {
+		errs = append(errs, p.console.Close())
+	}
 	if p.root != nil {
 		errs = append(errs, p.root.Close())
 	}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
@@ -44,6 +45,8 @@ type Starter struct {
 	lastCap  int
 	inUserNS bool
 	hasKcore bool
+	// noSetgroups: this user namespace forbids setgroups(2).
+	noSetgroups bool
 	// hasAppArmor: profiles can be set. SELinux labels are refused by name.
 	hasAppArmor bool
 	filters     seccomp.Cache
@@ -94,6 +97,7 @@ func (s *Starter) open() error {
 	_, err = os.Stat("/proc/kcore")
 	s.hasKcore = err == nil
 	s.hasAppArmor = hasAppArmor()
+	s.noSetgroups = setgroupsDenied()
 	return nil
 }
 
@@ -189,16 +193,16 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 }
 
 func (s *Starter) start(b *bundle.Bundle, root *os.File) (*Process, error) {
-	p := &plan{s: s, spec: b.Spec, bundle: b, b: newBuilder(), dirs: map[string]arg{}}
+	p := &plan{s: s, spec: b.Spec, bundle: b, b: newBuilder(), dirs: map[string]arg{}, threadNet: -1}
 	defer p.close()
 	report, w, err := pipe()
 	if err != nil {
 		return nil, err
 	}
-	r := &request{pin: true}
+	r := &request{pin: true, netns: -1}
 	err = s.prepare(p, r, w, int(root.Fd()))
 	if err == nil {
-		err = s.plain.do(r)
+		err = s.withMapping(p, r)
 	}
 	_ = w.Close()
 	if err != nil {
@@ -218,7 +222,7 @@ func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error 
 	for _, ns := range b.Spec.Linux.Namespaces {
 		p.flags |= namespaceFlags[ns.Type]
 	}
-	if b.NetNS != nil {
+	if ns, _ := namespace(b.Spec, specs.NetworkNamespace); b.NetNS != nil || ns.Path != "" {
 		p.flags &^= unix.CLONE_NEWNET
 	}
 	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
@@ -239,6 +243,7 @@ func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error 
 			r.args.cgroup = uint64(dir.Fd())
 		}
 	}
+	r.netns = p.threadNet
 	r.prog = p.b.finish()
 	return nil
 }

@@ -44,6 +44,8 @@ func (p *plan) streams() error {
 	for i, f := range []*os.File{p.bundle.Stdin, p.bundle.Stdout, p.bundle.Stderr} {
 		b.doing("open stream", [3]string{"stdin", "stdout", "stderr"}[i])
 		switch {
+		case p.tty != 0:
+			from[i] = p.tty
 		case i == 0 && p.bundle.ReplaceStdin != "":
 			// By now the root is the container's, and links lead nowhere else.
 			h := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOCTTY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}

@@ -28,11 +28,14 @@ type request struct {
 	args  cloneArgs
 	prog  *program
 	pin   bool // take a descriptor of the child's mount namespace
-	pid   int
-	pidfd int32
-	mntns int // -1 where there is none
-	errno syscall.Errno
-	done  chan struct{}
+	netns int  // network namespace in which the child is made; -1 is this process's
+	// parentTid, where not nil, takes the child's pid before the child runs.
+	parentTid *int32
+	pid       int
+	pidfd     int32
+	mntns     int // -1 where there is none
+	errno     syscall.Errno
+	done      chan struct{}
 }
 
 // threads are the operating system's threads that make children. A child dies with the thread that made it
@@ -105,6 +108,12 @@ func (t *threads) run(ready chan<- error) {
 		ready <- err
 		return
 	}
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		ready <- err
+		return
+	}
+	defer func() { _ = unix.Close(home) }()
 	stack, err := newStack()
 	if err == nil {
 		err = t.confine()
@@ -114,7 +123,7 @@ func (t *threads) run(ready chan<- error) {
 		return
 	}
 	for r := range t.requests {
-		t.fork(r, stack)
+		t.fork(r, stack, home)
 		t.mu.Lock()
 		t.idle++
 		t.mu.Unlock()
@@ -123,12 +132,26 @@ func (t *threads) run(ready chan<- error) {
 	_ = unix.Munmap(stack)
 }
 
-func (t *threads) fork(r *request, stack []byte) {
+func (t *threads) fork(r *request, stack []byte, home int) {
 	r.pidfd, r.mntns = -1, -1
 	r.args.flags |= unix.CLONE_PIDFD | unix.CLONE_VFORK | cloneClearSighand
 	r.args.pidfd = uint64(uintptr(unsafe.Pointer(&r.pidfd)))
 	r.args.exitSignal = uint64(unix.SIGCHLD)
 	r.args.useStack(stack)
+	if r.parentTid != nil {
+		r.args.parentTid = uint64(uintptr(unsafe.Pointer(r.parentTid)))
+	}
+	if r.netns >= 0 {
+		if err := unix.Setns(r.netns, unix.CLONE_NEWNET); err != nil {
+			r.errno = err.(syscall.Errno)
+			return
+		}
+		defer func() {
+			if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+				panic("direct: a thread is lost in a container's network namespace: " + err.Error())
+			}
+		}()
+	}
 	r.pid, r.errno = clone(&r.args, r.prog)
 	if r.errno != 0 || !r.pin || r.prog.failed != 0 {
 		return
