@@ -94,7 +94,7 @@ type Filter struct {
 // berth.ErrInvalid for a token that is none.
 func (s *Store) List(ctx context.Context, f Filter) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		where, args, err := f.where()
+		where, args, err := s.where(ctx, &f)
 		if err != nil {
 			yield(Record{}, fmt.Errorf("list tasks: %w", err))
 			return
@@ -133,7 +133,7 @@ func (s *Store) List(ctx context.Context, f Filter) iter.Seq2[Record, error] {
 	}
 }
 
-func (f *Filter) where() (where string, args []any, err error) {
+func (s *Store) where(ctx context.Context, f *Filter) (where string, args []any, err error) {
 	conds := []string{"1"}
 	add := func(cond string, a ...any) {
 		conds = append(conds, cond)
@@ -141,11 +141,20 @@ func (f *Filter) where() (where string, args []any, err error) {
 	}
 	if len(f.States) > 0 {
 		marks := strings.TrimSuffix(strings.Repeat("?, ", len(f.States)), ", ")
+		failed, running := true, true
 		var states []any
 		for _, st := range f.States {
 			states = append(states, string(st))
+			failed = failed && st.Final() && st != berth.Complete
+			running = running && !st.Final()
 		}
 		add("state IN ("+marks+")", states...)
+		if failed {
+			add(isFailed)
+		}
+		if running {
+			add("open = 1")
+		}
 	}
 	keys := make([]string, 0, len(f.Labels))
 	for k := range f.Labels {
@@ -163,7 +172,17 @@ func (f *Filter) where() (where string, args []any, err error) {
 		add("name <> '' AND name >= ? AND name < ?", f.NamePrefix, after(f.NamePrefix))
 	}
 	if !f.Since.IsZero() {
-		add("created >= ?", f.Since.UnixNano())
+		// The clock may have been set back: the first of them need not be the first in order of submission.
+		// The + keeps SQLite from walking through all tasks in the order of n.
+		var first sql.NullInt64
+		since := f.Since.UnixNano()
+		if err := s.db.QueryRowContext(ctx, "SELECT min(+n) FROM tasks WHERE created >= ?", since).Scan(&first); err != nil {
+			return "", nil, kinded(err)
+		}
+		if !first.Valid {
+			return "WHERE 0", nil, nil
+		}
+		add("n >= ? AND created >= ?", first.Int64, since)
 	}
 	if f.UID != nil {
 		add("uid = ?", *f.UID)
@@ -238,11 +257,12 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 				return err
 			}
 		}
-		if err := s.exec(ctx, tx, "DELETE FROM events WHERE task = ?", id); err != nil {
+		// Insert before delete: the number of the last event is not given again.
+		seq, err := s.insertEvent(ctx, tx, &Event{Task: id, Kind: Removed, Time: time.Now()})
+		if err != nil {
 			return err
 		}
-		_, err := s.insertEvent(ctx, tx, &Event{Task: id, Kind: Removed, Time: time.Now()})
-		return err
+		return s.exec(ctx, tx, "DELETE FROM events WHERE task = ? AND seq < ?", id, seq)
 	})
 	if err != nil {
 		return fmt.Errorf("remove task %s: %w", id, err)

@@ -63,28 +63,21 @@ func Open(ctx context.Context, path string, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	h, err := readHeader(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := create(ctx, path); err != nil {
 			return nil, fmt.Errorf("create %s: %w", path, kinded(err))
 		}
-		h, err = readHeader(path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, kinded(err))
 	}
 	// In WAL mode, synchronous=NORMAL makes an append one write without a flush.
-	dsn := fmt.Sprintf("%s?_pragma=busy_timeout(%d)&_pragma=synchronous(NORMAL)&_pragma=cache_size(-1024)&_pragma=wal_autocheckpoint(256)&_txlock=immediate",
+	dsn := fmt.Sprintf("%s?mode=rw&_pragma=busy_timeout(%d)&_pragma=synchronous(NORMAL)&_pragma=cache_size(-1024)&_pragma=wal_autocheckpoint(400)&_txlock=immediate",
 		fileURI(path), opts.BusyTimeout.Milliseconds())
 	s := &Store{path: path, alive: opts.Alive, stmts: map[string]*sql.Stmt{}, changed: make(chan struct{})}
 	if s.db, err = openDB(dsn); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	if h.version != schemaVersion {
-		if err := s.migrate(ctx); err != nil {
-			_ = s.db.Close()
-			return nil, fmt.Errorf("open %s: %w", path, kinded(err))
-		}
+	if err := s.check(ctx); err != nil {
+		_ = s.db.Close()
+		return nil, fmt.Errorf("open %s: %w", path, kinded(err))
 	}
 	return s, nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -134,9 +135,10 @@ func TestFilesThatAreNoDatabase(t *testing.T) {
 		data []byte
 		says string
 	}{
-		{"empty", nil, "too short"},
-		{"text", []byte(strings.Repeat("hello ", 100)), "not a database"},
-		{"another program's database", foreignData, "not berth's"},
+		{"empty", nil, "not a database of berth's"},
+		{"short", []byte("hi"), "not a database"},
+		{"text", []byte(strings.Repeat("hello ", 100)), "damaged; move it away"},
+		{"another program's database", foreignData, "not a database of berth's"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "berth.db")
@@ -147,6 +149,9 @@ func TestFilesThatAreNoDatabase(t *testing.T) {
 			isKind(t, err, berth.ErrInvalid)
 			if !strings.Contains(err.Error(), c.says) {
 				t.Errorf("error %q does not say %q", err, c.says)
+			}
+			if after, err := os.ReadFile(path); err != nil || string(after) != string(c.data) {
+				t.Errorf("the file was changed to %d bytes (%v)", len(after), err)
 			}
 		})
 	}
@@ -177,5 +182,80 @@ func BenchmarkAppend(b *testing.B) {
 		if _, err := s.Append(bg, Event{Task: "a", Kind: "note"}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestNewerAndDamagedDatabases(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "berth.db")
+	s, err := Open(bg, path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		submit(t, s, berth.Task{ID: fmt.Sprint("t", i), Description: strings.Repeat("x", 500)})
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := slices.Clone(whole)
+	for i := 4096; i < len(damaged); i++ { // all but the first page
+		damaged[i] = byte(i)
+	}
+	if err := os.WriteFile(path, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, path)
+	_, err = s.Get(bg, "t1")
+	isKind(t, err, berth.ErrInvalid)
+	_, err = s.Append(bg, Event{Task: "t1", Kind: "x"})
+	isKind(t, err, berth.ErrInvalid)
+
+	newer := filepath.Join(t.TempDir(), "berth.db")
+	whole[63]++ // the last byte of user_version
+	if err := os.WriteFile(newer, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(bg, newer, Options{})
+	isKind(t, err, berth.ErrUnsupported)
+}
+
+// How a `berth run` finds the store when no other has it open: closed, or left behind by one that exited.
+func BenchmarkOpenSubmitAlone(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		close bool
+	}{{"closed", true}, {"left", false}} {
+		b.Run(c.name, func(b *testing.B) {
+			path := filepath.Join(b.TempDir(), "berth.db")
+			run := func() {
+				s, err := Open(bg, path, Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				submit(b, s, berth.Task{ID: berth.NewID()})
+				if c.close {
+					_ = s.Close()
+					return
+				}
+				b.StopTimer()
+				wal, err := os.ReadFile(path + "-wal")
+				if err != nil {
+					b.Fatal(err)
+				}
+				_ = s.Close()
+				if err := os.WriteFile(path+"-wal", wal, 0o600); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+			run()
+			for b.Loop() {
+				run()
+			}
+		})
 	}
 }
