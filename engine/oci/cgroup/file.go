@@ -93,6 +93,15 @@ func parseInt(b []byte) (int64, error) {
 	return int64(min(n, math.MaxInt64)), nil //nolint:gosec // bounded on the same line
 }
 
+// readSigned reads a file that holds one number, which may be negative.
+func readSigned(path string) (int64, error) {
+	b, err := read(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+}
+
 // readKey reads one value of a file of lines "key value"; ok is false where there is no such key.
 func readKey(path, key string) (value int64, ok bool, err error) {
 	b, err := read(path)

@@ -25,6 +25,8 @@ type Group struct {
 	v2     string              // directory
 	shared bool                // v1[devices] is not this group's alone
 	limits Limits
+	reuse  bool     // Pool may give it out again
+	base   counters // what was used before it was given out
 
 	mu    sync.Mutex
 	join  []*os.File // open tasks files
@@ -40,6 +42,14 @@ func (h *Host) Make(spec Spec) (*Group, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
+	return h.makeNamed(spec, "")
+}
+
+// makeNamed makes a group under another path than spec's, if it has one.
+func (h *Host) makeNamed(spec Spec, name string) (*Group, error) {
+	if name != "" {
+		spec.Path = name
+	}
 	if err := h.supports(spec.Limits); err != nil {
 		return nil, err
 	}
@@ -47,7 +57,7 @@ func (h *Host) Make(spec Spec) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{host: h, limits: spec.Limits}
+	g := &Group{host: h, limits: spec.Limits, reuse: name != ""}
 	if err := g.make(spec, set); err != nil {
 		g.unmake()
 		return nil, kind("make cgroup "+spec.Path, err)

@@ -91,8 +91,10 @@ func helper(what string, args []string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := f.Write([]byte(strings.Repeat("x", n))); err != nil {
-			return err
+		for chunk := []byte(strings.Repeat("x", 1<<20)); n > 0; n -= len(chunk) {
+			if _, err := f.Write(chunk[:min(n, len(chunk))]); err != nil {
+				return err
+			}
 		}
 		return f.Sync()
 	}

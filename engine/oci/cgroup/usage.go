@@ -28,10 +28,17 @@ func (g *Group) Usage() (berth.Usage, error) {
 			*to = &n
 		}
 	}
-	if s, ok, err := g.cpuSeconds(); err != nil {
+	now, err := g.count()
+	if err != nil {
 		errs = append(errs, err)
-	} else if ok {
+	}
+	if now.hasCPU {
+		s := now.cpu - g.base.cpu
 		u.CPUSeconds = &s
+	}
+	if now.hasIO {
+		r, w := now.io.read-g.base.io.read, now.io.written-g.base.io.written
+		u.BytesRead, u.BytesWritten = &r, &w
 	}
 	if dir, v2 := g.dir(memory); dir != "" {
 		now, peak := "/memory.usage_in_bytes", "/memory.max_usage_in_bytes"
@@ -49,11 +56,6 @@ func (g *Group) Usage() (berth.Usage, error) {
 		n, err = readInt(dir + "/pids.peak")
 		take(&u.PeakPIDs, n, true, err)
 	}
-	if r, w, ok, err := g.ioBytes(); err != nil {
-		errs = append(errs, err)
-	} else if ok {
-		u.BytesRead, u.BytesWritten = &r, &w
-	}
 	return u, kind("usage of cgroup "+g.path, errors.Join(errs...))
 }
 
@@ -62,6 +64,22 @@ func (g *Group) Final() (berth.Usage, error) {
 	u, err := g.Usage()
 	u.Memory, u.PIDs = nil, nil
 	return u, err
+}
+
+// counters are what only ever grows: a group that is used again subtracts what they were.
+type counters struct {
+	cpu    float64 // seconds
+	hasCPU bool
+	io     moved
+	hasIO  bool
+	kills  int64
+}
+
+func (g *Group) count() (c counters, err error) {
+	var errs [2]error
+	c.cpu, c.hasCPU, errs[0] = g.cpuSeconds()
+	c.io, c.hasIO, errs[1] = g.ioBytes()
+	return c, errors.Join(errs[:]...)
 }
 
 func (g *Group) cpuSeconds() (s float64, ok bool, err error) {
@@ -73,17 +91,14 @@ func (g *Group) cpuSeconds() (s float64, ok bool, err error) {
 		return 0, false, nil
 	}
 	us, ok, err := readKey(g.v2+"/cpu.stat", "usage_usec")
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, false, nil
-	}
-	return float64(us) / 1e6, ok, err
+	return float64(us) / 1e6, ok, optional(err)
 }
 
 // ioBytes are the bytes that the group moved from and to disks, children included.
-func (g *Group) ioBytes() (read1, written int64, ok bool, err error) {
+func (g *Group) ioBytes() (sum moved, ok bool, err error) {
 	dir, v2 := g.dir(blkio)
 	if dir == "" {
-		return 0, 0, false, nil
+		return moved{}, false, nil
 	}
 	file, parse := dir+"/blkio.throttle.io_service_bytes_recursive", parseBlkio
 	if v2 {
@@ -94,17 +109,14 @@ func (g *Group) ioBytes() (read1, written int64, ok bool, err error) {
 		b, err = read(dir + "/blkio.throttle.io_service_bytes")
 	}
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-		return 0, 0, false, err
+		return moved{}, false, optional(err)
 	}
 	for dev, n := range parse(b) {
 		if !stacked(dev) {
-			read1, written = read1+n.read, written+n.written
+			sum.read, sum.written = sum.read+n.read, sum.written+n.written
 		}
 	}
-	return read1, written, true, nil
+	return sum, true, nil
 }
 
 type moved struct{ read, written int64 } // bytes
@@ -170,13 +182,18 @@ func stacked(dev string) bool {
 
 // OOMKills is how many of the group's processes the kernel killed for want of memory.
 func (g *Group) OOMKills() (int64, error) {
+	n, err := g.kills()
+	return n - g.base.kills, kind("kills in cgroup "+g.path, err)
+}
+
+func (g *Group) kills() (int64, error) {
 	dir, v2 := g.dir(memory)
 	if dir == "" {
 		return 0, nil
 	}
 	if v2 { // counts children too
 		n, _, err := readKey(dir+"/memory.events", "oom_kill")
-		return n, kind("kills in cgroup "+g.path, err)
+		return n, err
 	}
 	total := int64(0)
 	err := walk(dir, func(d string) error {
@@ -184,7 +201,7 @@ func (g *Group) OOMKills() (int64, error) {
 		total += n
 		return err
 	})
-	return total, kind("kills in cgroup "+g.path, err)
+	return total, err
 }
 
 // OOMDetail says in one line why the kernel killed the group's processes.

@@ -1,0 +1,282 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+)
+
+// Pool gives groups out, and takes those of ended containers back. On v1 and hybrid hosts, where a group is
+// a directory in each of several hierarchies, it keeps some for the next container; on v2, where peaks
+// cannot be set back, it only removes them beside the way. It may be used concurrently.
+type Pool struct {
+	host     *Host
+	instance string
+	work     chan *Group
+	done     sync.WaitGroup
+	made     atomic.Int64
+
+	mu     sync.Mutex
+	parked []*Group
+	size   int
+	closed bool
+}
+
+// maxResidue is how many bytes of an ended container may still be charged to a parked group: what the kernel
+// keeps in reserve for each CPU, and a little page cache.
+const maxResidue = 384 << 10
+
+// NewPool makes a pool of the instance's groups that parks up to size of them. Close it.
+func (h *Host) NewPool(instance string, size int) *Pool {
+	p := &Pool{host: h, instance: instance, size: size, work: make(chan *Group, 256)}
+	if h.version == V2 {
+		p.size = 0
+	}
+	for range 2 { // one may wait for a slow kernel
+		p.done.Go(func() {
+			for g := range p.work {
+				p.recycle(g)
+			}
+		})
+	}
+	return p
+}
+
+// Get gives out a group that is as a new one. Its Path is the pool's choice; that of spec counts only where
+// the pool has none that fits: one with another parent or with other than the default devices is always
+// made. Errors are those of Make.
+func (p *Pool) Get(spec Spec) (*Group, error) {
+	if spec.Parent != "" || len(spec.Devices) > 0 || p.size == 0 {
+		return p.host.Make(spec)
+	}
+	if err := errors.Join(spec.check(), p.host.supports(spec.Limits)); err != nil {
+		return nil, err
+	}
+	for {
+		g := p.pop()
+		if g == nil {
+			return p.host.makeNamed(spec, fmt.Sprintf("%s/_pool-%d-%d", p.instance, os.Getpid(), p.made.Add(1)))
+		}
+		// A group that somebody removed meanwhile, say.
+		if err := g.Set(spec.Limits); err != nil {
+			p.remove(g)
+			continue
+		}
+		return g, nil
+	}
+}
+
+// Put takes a group back when its container has ended and its usage was read; the group must not be used
+// afterwards. What is still in it is killed. clean says that nothing in the container could write to cgroup
+// files: it had neither CAP_SYS_ADMIN nor a cgroup file system of the host; only such a group is used again.
+func (p *Pool) Put(g *Group, clean bool) {
+	g.reuse = g.reuse && clean
+	p.mu.Lock()
+	closed := p.closed
+	if !closed {
+		select {
+		case p.work <- g:
+			p.mu.Unlock()
+			return
+		default: // more than the workers can do: the caller helps
+		}
+	}
+	p.mu.Unlock()
+	p.remove(g)
+}
+
+// Close removes the parked groups and waits until those that were put back are gone.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	close(p.work)
+	p.mu.Unlock()
+	p.done.Wait()
+	var errs []error
+	for g := p.pop(); g != nil; g = p.pop() {
+		errs = append(errs, p.remove(g))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Pool) pop() *Group {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.parked)
+	if n == 0 {
+		return nil
+	}
+	g := p.parked[n-1]
+	p.parked = p.parked[:n-1]
+	return g
+}
+
+// recycle parks a group, or removes it.
+func (p *Pool) recycle(g *Group) {
+	p.mu.Lock()
+	full := p.closed || len(p.parked) >= p.size
+	p.mu.Unlock()
+	if !full && g.reuse && g.reset() == nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.parked = append(p.parked, g) // two workers may exceed the size by one
+		return
+	}
+	_ = p.remove(g)
+}
+
+func (p *Pool) remove(g *Group) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	busy, err := g.Populated()
+	if busy || err != nil {
+		if err := g.Kill(ctx); err != nil {
+			return err
+		}
+	}
+	return g.Remove(ctx)
+}
+
+// errDirty says that a group is not as a new one.
+var errDirty = errors.New("the cgroup is not as a new one")
+
+// reset makes a group as a new one, or errs: it has no processes and no children, its limits are those that
+// it was given, its peaks start at what is left of the last container, at most maxResidue, and its counters
+// are remembered, to be subtracted.
+func (g *Group) reset() error {
+	if busy, err := g.Populated(); err != nil || busy {
+		return errors.Join(errDirty, err)
+	}
+	for _, dir := range g.dirs() {
+		var st unix.Stat_t
+		if err := unix.Lstat(dir, &st); err != nil || st.Nlink != 2 {
+			return errors.Join(errDirty, err)
+		}
+	}
+	if err := g.holds(); err != nil {
+		return err
+	}
+	if err := g.resetMemory(); err != nil {
+		return err
+	}
+	if err := g.renewPIDs(); err != nil {
+		return err
+	}
+	return g.remember()
+}
+
+// holds checks what a container would have had to change to escape a limit, or to burden the next.
+func (g *Group) holds() error {
+	q, period := quota(g.limits.CPU)
+	if g.limits.CPU == 0 {
+		q = -1
+	}
+	limit := g.limits.Memory &^ int64(os.Getpagesize()-1)
+	for _, f := range []struct {
+		c    controller
+		name string
+		want int64
+	}{
+		{cpu, "cpu.cfs_quota_us", q},
+		{cpu, "cpu.cfs_period_us", period},
+		{cpu, "cpu.shares", 1024},
+		{memory, "memory.limit_in_bytes", limit},
+		{memory, "memory.memsw.limit_in_bytes", limit},
+		{blkio, "notify_on_release", 0},
+		{memory, "notify_on_release", 0},
+	} {
+		if g.v1[f.c] == "" || f.want == 0 && f.name[0] == 'm' {
+			continue // unlimited memory is written as a number that depends on the kernel: see setMemory
+		}
+		got, err := readSigned(g.v1[f.c] + "/" + f.name)
+		if optional(err) != nil || err == nil && got != f.want {
+			return fmt.Errorf("%w: %s is %d: %w", errDirty, f.name, got, err)
+		}
+	}
+	return nil
+}
+
+// resetMemory reclaims what the last container left in the page cache, so that the next is not billed for it.
+func (g *Group) resetMemory() error {
+	dir := g.v1[memory]
+	if dir == "" {
+		return nil
+	}
+	now, err := readInt(dir + "/memory.usage_in_bytes")
+	if err != nil {
+		return err
+	}
+	if now > maxResidue {
+		if now > 256<<20 {
+			return errDirty // removing it is quicker than reclaiming it
+		}
+		if err := write(dir+"/memory.force_empty", "0"); err != nil {
+			return err
+		}
+		if now, err = readInt(dir + "/memory.usage_in_bytes"); err != nil || now > maxResidue {
+			return errors.Join(errDirty, err)
+		}
+	}
+	disabled, _, err := readKey(dir+"/memory.oom_control", "oom_kill_disable")
+	if err != nil || disabled != 0 {
+		return errors.Join(errDirty, err)
+	}
+	return errors.Join(
+		write(dir+"/memory.max_usage_in_bytes", "0"), write(dir+"/memory.failcnt", "0"),
+		optional(write(dir+"/memory.memsw.max_usage_in_bytes", "0")), optional(write(dir+"/memory.memsw.failcnt", "0")),
+	)
+}
+
+// renewPIDs makes the pids cgroup anew where it has a peak, which cannot be set back.
+func (g *Group) renewPIDs() error {
+	dir := g.v1[pids]
+	if dir == "" || !exists(dir+"/pids.peak") {
+		return nil
+	}
+	if contains(g.v1[:pids], dir) || contains(g.v1[pids+1:], dir) {
+		return errDirty
+	}
+	if err := os.Remove(dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	fd, err := open(dir+"/tasks", unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(uintptr(fd), dir+"/tasks")
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, f := range g.join {
+		if f.Name() == file.Name() {
+			_ = f.Close()
+			g.join[i] = file
+			return g.setPIDs(g.limits.PIDs)
+		}
+	}
+	_ = file.Close()
+	return errors.Join(errDirty, berth.ErrNotFound)
+}
+
+// remember keeps the counters as they are now.
+func (g *Group) remember() error {
+	now, err := g.count()
+	kills, err2 := g.kills()
+	now.kills = kills
+	g.base = now
+	return errors.Join(err, err2)
+}
