@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 var next atomic.Int64
@@ -46,4 +47,36 @@ func BenchmarkMakeRemove(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkPool is what a container's cgroups cost where a parked group is there.
+func BenchmarkPool(b *testing.B) {
+	h, err := Find(b.Context(), Options{Base: "berth-bench", Adopt: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = h.RemoveAll(b.Context(), "bench") }()
+	p := h.NewPool("bench", 4)
+	defer func() { _ = p.Close() }()
+	parked := func() int {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.parked)
+	}
+	var recycling time.Duration
+	for i := range b.N {
+		g, err := p.Get(Spec{Path: "bench/" + strconv.Itoa(i), Limits: Limits{CPU: 1, Memory: int64(64+i%2) * mib, PIDs: 100}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		begin := time.Now()
+		p.Put(g, true)
+		for parked() == 0 {
+			time.Sleep(10 * time.Microsecond)
+		}
+		recycling += time.Since(begin)
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(recycling.Nanoseconds())/float64(b.N), "recycle-ns/op")
 }
