@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/internal/cli/userns"
 	"github.com/berth-project/berth/tes/document"
 )
 
@@ -25,7 +28,9 @@ type app struct {
 	env      []string // "K=V"
 	dir      string   // the working directory
 	global   globalOptions
-	settings settings
+	rootless bool // root of a user namespace that berth has made
+	// noNamespace says why there is no user namespace, to a command that can do without.
+	noNamespace string
 }
 
 // globalOptions are the flags that every command has.
@@ -38,11 +43,15 @@ type globalOptions struct {
 
 // Main runs berth with the arguments, streams and environment of this process, and returns its exit code.
 func Main() int {
+	userns.HelperMain()
+	hiddenMains()
+	rootless := userns.Entered()
+	signal.Ignore(syscall.SIGPIPE) // writes answer EPIPE
 	dir, err := os.Getwd()
 	if err != nil {
 		dir = "" // relative paths are refused where they are met
 	}
-	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Environ(), dir: dir}
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Environ(), dir: dir, rootless: rootless}
 	return a.run(context.Background(), os.Args[1:])
 }
 
@@ -99,7 +108,10 @@ outputs that are yours, and nothing left behind.`,
 			return cmd.Help()
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return a.configure(cmd)
+			if err := a.configure(cmd); err != nil {
+				return err
+			}
+			return a.enter(cmd)
 		},
 	}
 	root.SetIn(a.in)
@@ -118,8 +130,9 @@ outputs that are yours, and nothing left behind.`,
 			root.AddCommand(c)
 		}
 	}
-	group("tasks", a.runCommand())
-	group("host", a.completionCommand())
+	group("tasks", a.runCommand(), a.psCommand(), a.logsCommand(), a.waitCommand(), a.execCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand())
+	group("host", a.imageCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
+	root.AddCommand(a.workerCommand(), a.docsCommand())
 	root.SetHelpCommand(a.helpCommand())
 	return root
 }

@@ -67,7 +67,7 @@ own 124, 125 or 137 looks the same: the last line on standard error and --result
   berth run --cpus 2 --memory 1GiB --input reads.fq:/in/reads.fq --output out/:/work/*.bam IMAGE align /in/reads.fq
   berth run -f task.yaml --result result.json`,
 		Args:        argCount(0, -1),
-		Annotations: map[string]string{ownExit: "yes"},
+		Annotations: map[string]string{ownExit: "yes", asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.given = func(flag string) bool {
 				f := cmd.Flags().Lookup(flag)
@@ -168,8 +168,11 @@ func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
 			a.say("warning: %s", w)
 		}
 	}
-	_ = ctx
-	return unsupported("run: not wired")
+	task.ID = berth.NewID()
+	if o.detach {
+		return a.runDetached(ctx, task)
+	}
+	return a.runForeground(ctx, o, task)
 }
 
 // documentFlags are those that make no sense with a document, which says them for each of its executors.

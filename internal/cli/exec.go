@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth"
+)
+
+type execOptions struct {
+	interactive, tty bool
+	env              []string
+	workdir, user    string
+	step             int64
+}
+
+func (a *app) execCommand() *cobra.Command {
+	o := &execOptions{}
+	cmd := &cobra.Command{
+		Use:   "exec [flags] TASK COMMAND [ARG...]",
+		Short: "Run a further command in a running task",
+		Long: `Run a command in the container of a task's running step, with the same limits. Flags end at TASK. The exit code
+is the command's; 126 and 127 where it cannot be run or is not there; 125 for all that is berth's own.`,
+		Args:        argCount(2, -1),
+		Annotations: map[string]string{ownExit: "yes", asRoot: "yes"},
+		RunE:        func(cmd *cobra.Command, args []string) error { return a.exec(cmd.Context(), o, args[0], args[1:]) },
+	}
+	flags := cmd.Flags()
+	flags.SetInterspersed(false)
+	flags.BoolVarP(&o.interactive, "interactive", "i", false, "give the command berth's standard input")
+	flags.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	flags.VarP(listValue{&o.env, "K=V"}, "env", "e", "set a variable; K alone takes the host's (repeat)")
+	flags.StringVarP(&o.workdir, "workdir", "w", "", "working `DIR` (default the container's)")
+	flags.StringVar(&o.user, "user", "", "run as this `UID[:GID]` or name (default the container's)")
+	flags.Var(intValue{&o.step, 1}, "step", "the step, from 1 (default the one that runs)")
+	return cmd
+}
+
+func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []string) error {
+	h, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	r, err := h.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	c, err := h.running(ctx, r.ID, int(o.step))
+	if err != nil {
+		return err
+	}
+	execer, ok := c.(berth.Execer)
+	if !ok {
+		return unsupported("exec: this engine cannot")
+	}
+	spec := berth.ExecSpec{Command: argv, WorkingDir: o.workdir, User: o.user, TTY: o.tty}
+	for _, e := range o.env {
+		spec.Env = a.appendEnv(spec.Env, e)
+	}
+	stdio := berth.Stdio{Out: a.out, Err: a.err}
+	if o.interactive {
+		stdio.In = a.in
+	}
+	ctx, stop := notify(ctx)
+	defer stop()
+	var exit berth.Exit
+	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
+		stdio.Resize = sizes
+		exit, err = execer.Exec(ctx, spec, stdio)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if exit.Reason != berth.Exited && exit.Reason != berth.Signaled && exit.Detail != "" {
+		a.say("%s", colon(string(exit.Reason), exit.Detail))
+	}
+	return exitOf(execCode(exit))
+}
+
+func execCode(e berth.Exit) int {
+	switch {
+	case e.Signal > 0:
+		return 128 + e.Signal
+	case e.Code < 0:
+		return exitOwn
+	}
+	return e.Code
+}
+
+// exitOf ends berth with a code.
+func exitOf(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return exitError(code)
+}
+
+// running finds the container of a running step, or of step number n, from 1.
+func (h *host) running(ctx context.Context, task string, n int) (berth.Container, error) {
+	rec, err := h.runner.Record(ctx, task)
+	if err != nil {
+		return nil, err
+	}
+	for i := len(rec.Steps) - 1; i >= 0; i-- {
+		s := rec.Steps[i]
+		if s.Started && s.Exit == nil && s.Spec.ID != "" && (n == 0 || n == i+1) {
+			return h.container(ctx, task, s.Spec.ID)
+		}
+	}
+	return nil, &quietError{"task " + task + ": no step of it runs: it is " + string(rec.State), berth.ErrConflict}
+}

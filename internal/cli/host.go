@@ -1,0 +1,125 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/image"
+	"github.com/berth-project/berth/internal/cli/userns"
+	"github.com/berth-project/berth/ledger"
+	"github.com/berth-project/berth/runner"
+	"github.com/berth-project/berth/store"
+)
+
+// host is what commands work on: one data directory, and what was opened in it.
+type host struct {
+	dir     string
+	tasks   *store.Store
+	engine  berth.Engine
+	images  *image.Store
+	ledger  *ledger.Ledger
+	runner  *runner.Runner
+	closers []func() error
+}
+
+func (h *host) close() {
+	for _, c := range h.closers {
+		_ = c()
+	}
+}
+
+// asRoot marks the commands that act as root, of the machine or of a user namespace: they unpack images,
+// change owners, and start the monitor.
+const asRoot = "acts as root"
+
+// enter becomes root of a user namespace, for a command that acts as root and was started by another. It
+// does not return then: the process is executed again.
+func (a *app) enter(cmd *cobra.Command) error {
+	if cmd.Annotations[asRoot]+cmd.Annotations[probes] == "" || !userns.Needed() {
+		return nil
+	}
+	if dry := cmd.Flags().Lookup("dry-run"); dry != nil && dry.Value.String() == "true" && cmd.Name() == "run" {
+		return nil
+	}
+	if cmd.Annotations[probes] == "" {
+		return userns.Enter(exitCode(cmd, berth.ErrDenied))
+	}
+	if a.noNamespace = userns.Refused(); a.noNamespace != "" {
+		return nil
+	}
+	return userns.Enter(exitCode(cmd, berth.ErrDenied))
+}
+
+// dataDir is the directory of everything that berth keeps.
+func (a *app) dataDir() (string, error) {
+	switch {
+	case a.global.dataDir != "":
+		return a.abs(a.global.dataDir), nil
+	case !a.rootless && !userns.Needed():
+		return "/var/lib/berth", nil
+	}
+	if dir := a.getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "berth"), nil
+	}
+	if home := a.getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".local", "share", "berth"), nil
+	}
+	return "", invalid("where is berth to keep its data? HOME is not set; give --data-dir, or set BERTH_DATA_DIR")
+}
+
+func (a *app) logger() *slog.Logger {
+	if !a.global.debug {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// openTasks opens what is known of tasks, for commands that only look. Nothing is made where there is nothing.
+func (a *app) openTasks(ctx context.Context) (*host, error) {
+	dir, err := a.dataDir()
+	if err != nil {
+		return nil, err
+	}
+	h := &host{dir: dir}
+	file := filepath.Join(dir, "berth.db")
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return h, nil
+	}
+	return h, h.openStore(ctx, file)
+}
+
+func (h *host) openStore(ctx context.Context, file string) error {
+	tasks, err := store.Open(ctx, file, store.Options{})
+	if err != nil {
+		return err
+	}
+	h.tasks = tasks
+	h.runner = runner.New(runner.Config{Store: tasks, DataDir: h.dir})
+	return nil
+}
+
+// find finds a task as a user names it: by name, ID, or the beginning of an ID.
+func (h *host) find(ctx context.Context, ref string) (store.Record, error) {
+	if h.tasks == nil {
+		return store.Record{}, &quietError{"task \"" + ref + "\": there is no such task", berth.ErrNotFound}
+	}
+	return h.tasks.Find(ctx, ref)
+}
+
+// fileKind is the kind of error of an operation on a file that the user named.
+func fileKind(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return berth.ErrNotFound
+	case errors.Is(err, fs.ErrPermission):
+		return berth.ErrDenied
+	}
+	return berth.ErrInvalid
+}

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/runner"
+	"github.com/berth-project/berth/tes"
+	"github.com/berth-project/berth/tes/document"
+)
+
+func (a *app) inspectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect TASK...",
+		Short: "Tell all that is known of tasks, as a JSON list",
+		Long: `Tell all that is known of tasks, as a JSON list with an object for each: the task document, the steps, what
+happened, and how it ended. Of a running step, its IP address and what it uses now.`,
+		Args:        argCount(1, -1),
+		Annotations: map[string]string{asRoot: "yes"},
+		RunE:        func(cmd *cobra.Command, args []string) error { return a.inspect(cmd.Context(), args) },
+	}
+}
+
+// taskDetails is what inspect tells of a task.
+type taskDetails struct {
+	ID       string          `json:"id"`
+	Name     string          `json:"name,omitempty"`
+	State    berth.State     `json:"state"`
+	Created  time.Time       `json:"created"`
+	Detached bool            `json:"detached"`
+	Attempts int             `json:"attempts"` // of which all but the first were for what was lost
+	Task     json.RawMessage `json:"task"`
+	Steps    []stepDetails   `json:"steps"`
+	Log      []runner.Line   `json:"log"`
+	Result   *berth.Result   `json:"result"`
+	ExitCode *int            `json:"exit_code"` // of berth run
+}
+
+type stepDetails struct {
+	ID      string       `json:"id"`
+	Image   berth.Image  `json:"image"`
+	Running bool         `json:"running"`
+	LogDir  string       `json:"log_dir"`
+	Address string       `json:"address,omitempty"`
+	Usage   *berth.Usage `json:"usage,omitempty"` // now
+	Exit    *berth.Exit  `json:"exit,omitempty"`
+}
+
+func (a *app) inspect(ctx context.Context, refs []string) error {
+	h, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	list := []taskDetails{}
+	for _, ref := range refs {
+		r, err := h.find(ctx, ref)
+		if err != nil {
+			return err
+		}
+		rec, err := h.runner.Record(ctx, r.ID)
+		if err != nil {
+			return err
+		}
+		d, err := h.details(ctx, r.ID, rec)
+		if err != nil {
+			return err
+		}
+		list = append(list, d)
+	}
+	enc := jsonEncoder(a.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(list)
+}
+
+func (h *host) details(ctx context.Context, id string, rec *runner.Record) (taskDetails, error) {
+	doc, err := tes.Marshal(rec.Task, document.JSON)
+	if err != nil {
+		if doc, err = json.Marshal(rec.Task); err != nil { // not UTF-8
+			return taskDetails{}, err
+		}
+	}
+	d := taskDetails{
+		ID: id, Name: rec.Task.Name, State: rec.State, Created: rec.Created, Detached: rec.Detached, Attempts: 1 + rec.Attempts,
+		Task: doc, Steps: []stepDetails{}, Log: rec.Log, Result: rec.Result,
+	}
+	if rec.Result != nil {
+		res, code := complete(*rec.Result), taskExit(*rec.Result)
+		d.Result, d.ExitCode = &res, &code
+	}
+	if d.Log == nil {
+		d.Log = []runner.Line{}
+	}
+	for i, s := range rec.Steps {
+		if s.Spec.ID == "" {
+			continue
+		}
+		step := stepDetails{ID: s.Spec.ID, Image: s.Spec.Image, LogDir: h.runner.LogDir(id, i), Exit: s.Exit, Running: s.Started && s.Exit == nil}
+		if step.Running {
+			h.live(ctx, id, &step)
+		}
+		d.Steps = append(d.Steps, step)
+	}
+	return d, nil
+}
+
+// live fills in what only a running container knows. That it has ended meanwhile is no error.
+func (h *host) live(ctx context.Context, task string, step *stepDetails) {
+	c, err := h.container(ctx, task, step.ID)
+	if err != nil {
+		return
+	}
+	if s, ok := c.(berth.Statser); ok {
+		if usage, err := s.Stats(ctx); err == nil {
+			step.Usage = &usage
+		}
+	}
+	if addresser, ok := c.(berth.Addresser); ok {
+		if address, err := addresser.Address(ctx); err == nil {
+			step.Address = address
+		}
+	}
+}
+
+// container finds the container of a step.
+func (h *host) container(ctx context.Context, task, step string) (berth.Container, error) {
+	sandbox, err := h.engine.Attach(ctx, task)
+	if err != nil {
+		return nil, err
+	}
+	return sandbox.Container(ctx, step)
+}
+
+func isNotFound(err error) bool { return errors.Is(err, berth.ErrNotFound) }

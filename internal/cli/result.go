@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/runner"
+)
+
+// taskExit is the exit code of berth run for a task that ended so.
+func taskExit(res berth.Result) int { return runner.ExitCode(res) }
+
+// complete makes lists of what is nil, so that programs find a list.
+func complete(res berth.Result) berth.Result {
+	if res.Outputs == nil {
+		res.Outputs = []berth.OutputFile{}
+	}
+	return res
+}
+
+// writeResult writes a result to a file, which appears whole or not at all.
+func (a *app) writeResult(name string, res berth.Result) error {
+	data, err := json.MarshalIndent(complete(res), "", "  ")
+	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	path := a.abs(name)
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		return os.WriteFile(path, append(data, '\n'), 0o644) //nolint:gosec // a pipe or a device, as asked for
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
+	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	_, err = tmp.Write(append(data, '\n'))
+	if err == nil {
+		err = tmp.Chmod(0o644)
+	}
+	if bad := tmp.Close(); err == nil {
+		err = bad
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+		return fmt.Errorf("write result: %w", err)
+	}
+	return nil
+}
+
+// verdict is the last line on standard error: how the task ended, where that is no plain exit of its
+// command; "" where it is.
+func verdict(res berth.Result) string {
+	switch {
+	case res.State == berth.Complete, res.State == berth.ExecutorError && res.Reason == berth.Exited:
+		return ""
+	case res.State == berth.Canceled:
+		return colon("Canceled", res.Detail)
+	case res.State == berth.SystemError && (res.Reason == "" || res.Reason == berth.Exited):
+		return colon(string(res.State), res.Detail)
+	}
+	return colon(string(res.Reason), stepDetail(res)) + causes(res)
+}
+
+// stepDetail is the detail of the step that ended the task, without the words that its reason says too.
+func stepDetail(res berth.Result) string {
+	for i := len(res.Steps) - 1; i >= 0; i-- {
+		s := res.Steps[i]
+		if s.Exit.Reason != res.Reason || s.Exit.Detail == "" || !strings.HasSuffix(res.Detail, s.Exit.Detail) {
+			continue
+		}
+		if len(res.Steps) > 1 {
+			return fmt.Sprintf("step %d: %s", s.Index+1, s.Exit.Detail)
+		}
+		return s.Exit.Detail
+	}
+	return res.Detail
+}
+
+// causes are what usually is behind a command that did not start.
+func causes(res berth.Result) string {
+	switch {
+	case res.Reason != berth.NeverStarted || strings.Contains(res.Detail, "line endings"):
+		return ""
+	case res.ExitCode == 126:
+		return "; is it an executable file, and for this machine's kind of processor?"
+	}
+	return "; is it in the image, is the interpreter that its first line names, and has the script no Windows line endings?"
+}
+
+// colon joins two texts, and leaves out what says nothing new.
+func colon(a, b string) string {
+	switch {
+	case b == "" || strings.EqualFold(a, b):
+		return a
+	case strings.HasPrefix(strings.ToLower(b), strings.ToLower(a)+":"):
+		return b
+	}
+	return a + ": " + b
+}

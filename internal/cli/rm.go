@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/store"
+)
+
+type rmOptions struct{ force, all bool }
+
+func (a *app) rmCommand() *cobra.Command {
+	o := &rmOptions{}
+	cmd := &cobra.Command{
+		Use:   "rm [flags] TASK... | --all",
+		Short: "Forget ended tasks: their records, logs, and what --keep kept",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if o.all {
+				return noArgs(cmd, args)
+			}
+			return argCount(1, -1)(cmd, args)
+		},
+		Annotations: map[string]string{asRoot: "yes"},
+		RunE:        func(cmd *cobra.Command, args []string) error { return a.rm(cmd.Context(), o, args) },
+	}
+	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "end tasks that have not ended, at once; a task that is not there is no error")
+	cmd.Flags().BoolVar(&o.all, "all", false, "every task that has ended")
+	return cmd
+}
+
+func (a *app) rm(ctx context.Context, o *rmOptions, refs []string) error {
+	h, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	ctx, stop := notify(ctx)
+	defer stop()
+	remove := func(ctx context.Context, id string) error {
+		if o.force {
+			if err := h.runner.Cancel(ctx, id, true); err != nil {
+				return err
+			}
+			if _, err := h.runner.Wait(ctx, id); err != nil {
+				return err
+			}
+		}
+		return h.runner.Remove(ctx, id)
+	}
+	if !o.all {
+		if o.force {
+			refs = slices.DeleteFunc(slices.Clone(refs), func(ref string) bool {
+				_, err := h.find(ctx, ref)
+				return isNotFound(err)
+			})
+		}
+		return a.each(ctx, h, refs, remove)
+	}
+	var ids []string
+	final := store.Filter{States: []berth.State{berth.Complete, berth.ExecutorError, berth.SystemError, berth.Canceled}}
+	for r, err := range h.tasks.List(ctx, final) {
+		if err != nil {
+			return fmt.Errorf("list tasks: %w", err)
+		}
+		ids = append(ids, r.ID)
+	}
+	return a.eachID(ctx, ids, remove)
+}

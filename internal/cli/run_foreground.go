@@ -1,0 +1,205 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/runner"
+)
+
+// foreground is a task that this process runs and shows.
+type foreground struct {
+	a        *app
+	o        *runOptions
+	h        *host
+	id       string
+	cancel   context.CancelCauseFunc // of the task
+	progress *progress
+	waiting  bool
+	sizes    <-chan berth.Size
+	streams  sync.WaitGroup // that copy what the running step writes
+}
+
+// runForeground runs a task to its end. Its exit code is that of the task.
+func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task) error {
+	res, err := a.drive(ctx, o, task)
+	if err != nil {
+		res = refused(task, err)
+	}
+	if o.result != "" {
+		if bad := a.writeResult(o.result, res); err == nil {
+			err = bad
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if last := verdict(res); last != "" {
+		a.say("%s", oneLine(errors.New(last)))
+	}
+	return exitOf(taskExit(res))
+}
+
+// refused is the result of a task that came to nothing, so that --result never shows an older one.
+func refused(task berth.Task, err error) berth.Result {
+	res := berth.Result{ID: task.ID, Name: task.Name, State: berth.SystemError, ExitCode: exitOwn, Detail: oneLine(err), DiskEnforcement: string(berth.DiskNone)}
+	if len(task.Steps) > 0 {
+		res.Image = task.Steps[0].Image
+	}
+	if errors.Is(err, berth.ErrCanceled) {
+		res.State, res.Reason, res.ExitCode = berth.Canceled, berth.Stopped, exitCanceled
+	}
+	return res
+}
+
+func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (berth.Result, error) {
+	h, err := a.open(ctx)
+	if err != nil {
+		return berth.Result{}, err
+	}
+	defer h.close()
+	a.revive(ctx, h)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	f := &foreground{a: a, o: o, h: h, id: task.ID, cancel: cancel, progress: a.newProgress(o.progress, o.quiet)}
+	defer f.progress.close()
+	ctx, stop := twice(ctx, f.endNow)
+	defer stop()
+	var res berth.Result
+	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
+		f.sizes = sizes
+		res, err = h.runner.Run(ctx, task, f.hooks())
+		return err
+	})
+	f.streams.Wait()
+	return res, err
+}
+
+// endNow is what a second interrupt does.
+func (f *foreground) endNow() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := f.h.runner.Cancel(ctx, f.id, true); err != nil && !errors.Is(err, berth.ErrNotFound) {
+		f.a.say("%v", err)
+	}
+}
+
+func (f *foreground) hooks() runner.Hooks {
+	return runner.Hooks{
+		Waiting:  f.wait,
+		Progress: f.progress.report,
+		Warn: func(text string) {
+			if !f.o.quiet {
+				f.a.say("warning: %s", text)
+			}
+		},
+		Started: f.started,
+		Ended:   func(int, berth.Exit) { f.streams.Wait() },
+	}
+}
+
+func (f *foreground) wait(why string) {
+	if f.o.quiet {
+		return
+	}
+	if why != "" {
+		f.waiting = true
+		f.a.say("waiting: %s", why)
+	} else if f.waiting {
+		f.waiting = false
+		f.a.say("no longer waiting")
+	}
+}
+
+// started connects a step's streams to berth's.
+func (f *foreground) started(_ int, c berth.Container) {
+	// The streams end with the container, not with what asks for its end.
+	ctx := context.Background()
+	logs, ok := c.(berth.LogReader)
+	if !ok {
+		f.a.say("warning: what the task writes cannot be shown: the engine keeps no logs")
+		return
+	}
+	for _, s := range []struct {
+		stderr bool
+		to     io.Writer
+	}{{false, f.a.out}, {true, f.a.err}} {
+		r, err := logs.Logs(ctx, berth.LogOptions{Stderr: s.stderr, Follow: true})
+		if err != nil {
+			f.a.say("warning: what the task writes cannot be shown: %v", err)
+			continue
+		}
+		f.streams.Go(func() {
+			defer func() { _ = r.Close() }()
+			f.copied(io.Copy(s.to, r))
+		})
+	}
+	if f.o.interactive {
+		f.feed(ctx, c)
+	}
+	if resizer, ok := c.(berth.Terminal); ok && f.sizes != nil {
+		go func() { // ends with the process: nobody tells that there will be no further sizes
+			for size := range f.sizes {
+				if err := resizer.Resize(ctx, size.Rows, size.Cols); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+// copied ends the task where nobody reads its output any more, as a pipe does with a command.
+func (f *foreground) copied(_ int64, err error) {
+	switch {
+	case err == nil:
+	case errors.Is(err, syscall.EPIPE):
+		f.cancel(fmt.Errorf("%w: nobody reads its output any more", berth.ErrCanceled))
+	default:
+		f.a.say("warning: what the task writes could not be shown: %v", err)
+	}
+}
+
+// feed gives the task berth's standard input.
+func (f *foreground) feed(ctx context.Context, c berth.Container) {
+	stdin, ok := c.(berth.StdinWriter)
+	if !ok {
+		f.a.say("warning: the engine passes no standard input on")
+		return
+	}
+	w, err := stdin.Stdin(ctx)
+	if err != nil {
+		if !errors.Is(err, berth.ErrNotFound) && !errors.Is(err, berth.ErrConflict) { // it has ended
+			f.a.say("warning: no standard input: %v", err)
+		}
+		return
+	}
+	go func() { // ends with the process: a pending read of standard input cannot be given up
+		_, _ = io.Copy(w, f.a.in) // that the task stopped reading is its own affair
+		_ = w.Close()
+	}()
+}
+
+// runDetached submits a task and prints its ID.
+func (a *app) runDetached(ctx context.Context, task berth.Task) error {
+	h, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	a.revive(ctx, h)
+	id, err := h.runner.Submit(ctx, task)
+	if err != nil {
+		return err
+	}
+	if err := a.startWorker(h.dir, id); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(a.out, id)
+	return err
+}

@@ -1,0 +1,75 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth"
+)
+
+type waitOptions struct {
+	format, result string
+}
+
+func (a *app) waitCommand() *cobra.Command {
+	o := &waitOptions{}
+	cmd := &cobra.Command{
+		Use:   "wait [flags] TASK...",
+		Short: "Wait for the end of tasks, and print their exit codes",
+		Long: `Wait until each task has ended, and print its exit code, one a line, in the order of the arguments: the
+code with which berth run would have ended. With --format json, each line is the object that berth run --result
+writes. The exit code of berth wait itself is 0 once all have ended, however they have.`,
+		Args: argCount(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.wait(cmd.Context(), o, args) },
+	}
+	formatFlag(cmd, &o.format)
+	cmd.Flags().StringVar(&o.result, "result", "", "also write the result of the one task to this `FILE`, as one JSON object")
+	return cmd
+}
+
+func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
+	if o.result != "" && len(refs) > 1 {
+		return invalid("wait: --result takes one task, not %d", len(refs))
+	}
+	h, err := a.openTasks(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	ids := make([]string, len(refs))
+	for i, ref := range refs {
+		r, err := h.find(ctx, ref)
+		if err != nil {
+			return err
+		}
+		ids[i] = r.ID
+	}
+	a.revive(ctx, h)
+	ctx, stop := notify(ctx)
+	defer stop()
+	for _, id := range ids {
+		res, err := h.runner.Wait(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := a.printResult(o, res); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) printResult(o *waitOptions, res berth.Result) error {
+	if o.result != "" {
+		if err := a.writeResult(o.result, res); err != nil {
+			return err
+		}
+	}
+	if o.format == "json" {
+		return jsonEncoder(a.out).Encode(complete(res))
+	}
+	_, err := fmt.Fprintln(a.out, taskExit(res))
+	return err
+}

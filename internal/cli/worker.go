@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/runner"
+)
+
+// self is this program, even after its file was replaced.
+const self = "/proc/self/exe"
+
+// workerCommand is the hidden command that brings a detached task forward: to the point where nothing but
+// waiting is left, or to its end. Without a task it puts right what killed processes left.
+func (a *app) workerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:         "worker [TASK]",
+		Hidden:      true,
+		Args:        argCount(0, 1),
+		Annotations: map[string]string{asRoot: "yes"},
+		RunE:        func(cmd *cobra.Command, args []string) error { return a.work(cmd.Context(), args) },
+	}
+}
+
+func (a *app) work(ctx context.Context, args []string) error {
+	h, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	if len(args) == 0 {
+		found, err := a.reconcile(ctx, h)
+		for _, f := range found {
+			err = errors.Join(err, f.Err)
+		}
+		return err
+	}
+	_, err = h.runner.Drive(ctx, args[0], runner.Hooks{})
+	if errors.Is(err, runner.ErrParked) {
+		return nil
+	}
+	return err
+}
+
+// workerArgs is the command line of a worker, but for the task's ID.
+func (a *app) workerArgs(dir string) []string {
+	args := []string{self, "--data-dir", dir, "--engine", a.global.engine}
+	if a.global.debug {
+		args = append(args, "--debug")
+	}
+	return append(args, "worker")
+}
+
+// startWorker starts a worker that outlives this process.
+func (a *app) startWorker(dir string, task ...string) error {
+	log, err := os.OpenFile(filepath.Join(dir, "run", "worker.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	defer func() { _ = log.Close() }()
+	args := append(a.workerArgs(dir), task...)
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // our own program, which outlives us on purpose
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = a.env, "/", log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	go func() { _ = cmd.Wait() }() // only reaps: the worker outlives us
+	return nil
+}
+
+// revive has a worker look after tasks that have lost their driver: it was killed, or the machine went down.
+// Whatever goes wrong is not what the user asked about.
+func (a *app) revive(ctx context.Context, h *host) {
+	if h.tasks == nil {
+		return
+	}
+	for r, err := range h.tasks.Stale(ctx) {
+		if err == nil {
+			err = a.startWorker(h.dir)
+		}
+		if err != nil {
+			a.logger().Warn("look after tasks without a driver", "task", r.ID, "err", err)
+		}
+		return
+	}
+}
