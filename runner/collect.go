@@ -163,7 +163,11 @@ func (d *drive) journal(tmp string) error {
 		return kind(err)
 	}
 	_, err = f.Write(append(encode(tmp), '\n'))
-	return kind(errors.Join(err, f.Close()))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return kind(err)
+	}
+	d.at("output")
+	return nil
 }
 
 // removeTemporary removes the temporary files that the journal names.

@@ -237,7 +237,14 @@ func (s *diskSandbox) Close(ctx context.Context) error {
 	if !exists(s.dir) {
 		return nil
 	}
-	spec := s.spec()
+	b, err := os.ReadFile(filepath.Join(s.dir, "spec"))
+	if err != nil {
+		return os.RemoveAll(s.dir) // a supervisor is removing it
+	}
+	var spec berth.SandboxSpec
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return err
+	}
 	cs, _ := filepath.Glob(filepath.Join(s.dir, "c", "*"))
 	for _, c := range cs {
 		if err := (&diskContainer{s, filepath.Base(c), c}).Stop(ctx, 0); err != nil {

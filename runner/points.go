@@ -23,6 +23,7 @@ func Points() []string {
 		"step saved",    // what lay in the container's root is copied
 		"step removed",  // the container is gone
 		"collecting",    // no output is collected yet
+		"output",        // one is about to be written beside its place
 		"collected",     // all are
 		"outcome",       // recorded
 		"closed",        // the sandbox is gone
