@@ -238,6 +238,9 @@ func checkMounts(spec *specs.Spec) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
+		if err := checkCgroupMount(spec, m); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 		if o.bind && !path.IsAbs(m.Source) {
 			return fmt.Errorf("%s: source %q: %w: it is not absolute", name, m.Source, berth.ErrInvalid)
 		}

@@ -170,11 +170,10 @@ func (p *plan) newMount(fsType, source, dest string, o *mountOptions) (planned, 
 	switch {
 	case fsType == "tmpfs":
 		c = contentEmpty
-		if mode == 0 {
-			mode = 0o755
+		if mode != 0 {
+			// As in runc: what the image has there gives the mode, unless an option says otherwise.
+			fs = append([]fsOption{{"mode", fmt.Sprintf("%04o", mode)}}, fs...)
 		}
-		// As in runc: what the image has there gives the mode, unless an option says otherwise.
-		fs = append([]fsOption{{"mode", fmt.Sprintf("%04o", mode)}}, fs...)
 		if o.readOnly() {
 			attrs &^= unix.MOUNT_ATTR_RDONLY
 			p.later = append(p.later, func(m arg) func() { return func() { p.makeReadOnly(m, dest) } }(p.nextMount()))
