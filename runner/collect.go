@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -56,23 +57,51 @@ func (d *drive) tidyStep(sandbox berth.Sandbox, i int) error {
 // saveStreams puts what a step wrote to where its stdout and stderr files are expected, for those that lie
 // in no volume.
 func (d *drive) saveStreams(i int) {
-	for _, rs := range d.lay.streams {
-		if rs.step != i {
+	for _, s := range d.lay.streams {
+		if s.step != i {
 			continue
 		}
-		name := "stdout"
-		if rs.stderr {
-			name = "stderr"
-		}
-		to := filepath.Join(d.dir.rooted(), rs.path)
-		err := os.MkdirAll(filepath.Dir(to), 0o700)
-		if err == nil {
-			err = copyFile(filepath.Join(d.dir.logs(i), name), to)
-		}
-		if err != nil {
-			d.warn(fmt.Sprintf("step %d: %s was not saved: %v", i+1, rs.path, err))
+		if err := d.saveStream(s); err != nil {
+			d.warn(fmt.Sprintf("step %d: %s was not saved: %v", i+1, s.path, err))
 		}
 	}
+}
+
+func (d *drive) saveStream(s stream) error {
+	host, rel := d.dir.rooted(), s.path[1:]
+	if s.mount.path != "" {
+		host, rel = s.mount.host, strings.TrimPrefix(s.path[len(s.mount.path):], "/")
+	} else if err := os.MkdirAll(host, 0o700); err != nil {
+		return kind(err)
+	}
+	// The container may have changed what lies in the mount: a link there leads nowhere outside it.
+	root, err := os.OpenRoot(host)
+	if err != nil {
+		return kind(err)
+	}
+	defer func() { _ = root.Close() }()
+	if err := root.MkdirAll(path.Dir(rel), 0o755); err != nil {
+		return kind(err)
+	}
+	in, err := os.Open(filepath.Join(d.dir.logs(s.step), s.name()))
+	if err != nil {
+		return kind(err)
+	}
+	defer func() { _ = in.Close() }()
+	if err := root.Remove(rel); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return kind(err)
+	}
+	out, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return kind(err)
+	}
+	if uid, gid := d.r.cfg.UID, d.r.cfg.GID; s.mount.path != "" && uid+gid > 0 {
+		err = out.Chown(uid, gid)
+	}
+	if err == nil {
+		_, err = io.Copy(out, in)
+	}
+	return kind(errors.Join(err, out.Close()))
 }
 
 // saveRooted reads the outputs that lie in no mount out of a container's root. What is not there is not

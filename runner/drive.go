@@ -80,11 +80,15 @@ func (d *drive) toEnd() (berth.Result, error) {
 	}
 	if d.rec.Outcome == nil {
 		res, err := d.work()
-		if err != nil {
+		if left(err) {
 			return res, err
+		} else if err != nil {
+			res = d.decide(err, collected{})
 		}
 		if err := d.record(KindOutcome, "", "", res); err != nil {
-			return res, err
+			// On a full disk, tidying up may make room for the final record.
+			d.r.cfg.Logger.Error("outcome not recorded", "task", d.rec.Task.ID, "err", err)
+			d.rec.Outcome = &res
 		}
 		d.at("outcome")
 	}
@@ -174,7 +178,10 @@ func (d *drive) append(e store.Event) error {
 	if d.rec.Cancel != nil && !e.State.Final() {
 		e.State = "" // CANCELING stays until the end, whatever still happens
 	}
-	_, err := d.r.cfg.Store.Append(ctx, e)
+	err := d.retry(ctx, func() error {
+		_, err := d.r.cfg.Store.Append(ctx, e)
+		return err
+	})
 	if errors.Is(err, berth.ErrConflict) && !e.State.Final() {
 		// Another process recorded that the task is to end.
 		if err := d.reload(ctx); err != nil {

@@ -20,9 +20,9 @@ type layout struct {
 	// rooted are the outputs, by index, that lie in no mount: they are read out of the root of each
 	// container after its end.
 	rooted []int
-	// streams are the stdout and stderr files, by step, that lie where no volume can be: what the log holds
-	// is put there after the step.
-	streams []rootStream
+	// streams are the stdout and stderr files that lie in no volume: what the log holds is put there after
+	// the step.
+	streams []stream
 }
 
 // place is one mounted path.
@@ -31,7 +31,7 @@ type place struct {
 	kind  placeKind
 	index int    // of the input, for placeInput
 	host  string // source, for placeMount
-	file  bool   // source is known to be one file
+	ro    bool   // for placeMount
 }
 
 type placeKind int
@@ -43,11 +43,19 @@ const (
 	placeTmpfs
 )
 
-// rootStream is a stream of a step that is kept beneath the container's root.
-type rootStream struct {
+// stream is the stdout or stderr file of a step that lies in no volume.
+type stream struct {
 	step   int
 	path   string
 	stderr bool
+	mount  place // it lies in; of path "" where it lies in no mount
+}
+
+func (s stream) name() string {
+	if s.stderr {
+		return "stderr"
+	}
+	return "stdout"
 }
 
 // newLayout computes the layout of a task whose paths Check found absolute and clean.
@@ -65,7 +73,7 @@ func newLayout(t *berth.Task) (*layout, error) {
 			if m.Type == berth.MountTmpfs {
 				kind = placeTmpfs
 			}
-			l.places = append(l.places, place{path: path.Clean(m.Target), kind: kind, host: m.Source})
+			l.places = append(l.places, place{path: path.Clean(m.Target), kind: kind, host: m.Source, ro: m.ReadOnly})
 		}
 	}
 	implied := []string{}
@@ -90,19 +98,12 @@ func newLayout(t *berth.Task) (*layout, error) {
 		}
 	}
 	for i, s := range t.Steps {
-		for k, file := range []string{s.Stdout, s.Stderr} {
-			if file == "" {
-				continue
+		for _, st := range []stream{{step: i, path: s.Stdout}, {step: i, path: s.Stderr, stderr: true}} {
+			dir, err := l.stream(st)
+			if err != nil {
+				return nil, err
 			}
-			dir := path.Dir(path.Clean(file))
-			p, ok := l.at(dir)
-			switch {
-			case ok && p.kind != placeVolume:
-				return nil, fmt.Errorf("step %d: %s %s: %w: it lies in the mount %s, and must lie in a volume", i+1, []string{"stdout", "stderr"}[k], file, berth.ErrUnsupported, p.path)
-			case ok:
-			case !mountable(dir):
-				l.streams = append(l.streams, rootStream{i, path.Clean(file), k == 1})
-			default:
+			if dir != "" {
 				implied = append(implied, dir)
 			}
 		}
@@ -114,6 +115,29 @@ func newLayout(t *berth.Task) (*layout, error) {
 	slices.SortFunc(l.volumes, func(a, b berth.Volume) int { return cmp.Compare(a.Path, b.Path) })
 	slices.SortStableFunc(l.places, func(a, b place) int { return cmp.Compare(a.path, b.path) })
 	return l, nil
+}
+
+// stream finds out where the file of a stream is to lie. It returns the directory that must be a volume for
+// it, or "".
+func (l *layout) stream(s stream) (volume string, err error) {
+	if s.path == "" {
+		return "", nil
+	}
+	s.path = path.Clean(s.path)
+	dir := path.Dir(s.path)
+	p, ok := l.at(dir)
+	switch {
+	case ok && p.kind == placeVolume:
+		return "", nil
+	case ok && p.kind == placeMount && !p.ro:
+		s.mount = p
+	case ok:
+		return "", fmt.Errorf("step %d: %s %s: %w: nothing can be kept in %s", s.step+1, s.name(), s.path, berth.ErrInvalid, p.path)
+	case mountable(dir):
+		return dir, nil
+	}
+	l.streams = append(l.streams, s)
+	return "", nil
 }
 
 // at finds the innermost mounted path that holds p. Of two at the same path, the later step's counts.

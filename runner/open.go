@@ -269,7 +269,7 @@ func (d *drive) mounts(i int) []berth.Mount {
 	}
 	seen := map[string]bool{}
 	for _, rs := range d.lay.streams {
-		if rs.step < i && !seen[rs.path] {
+		if rs.step < i && rs.mount.path == "" && !seen[rs.path] {
 			seen[rs.path] = true
 			out = append(out, berth.Mount{Source: path.Join(d.dir.rooted(), rs.path), Target: rs.path, ReadOnly: true})
 		}

@@ -90,6 +90,15 @@ func TestRun(t *testing.T) {
 			runs:  1,
 		},
 		{
+			name: "stdout in a mount of this host",
+			task: berth.Task{Steps: []berth.Step{{
+				Image: "i", Command: []string{"echo said"}, Stdout: "/host/said", Mounts: []berth.Mount{{Target: "/host", Source: "HERE"}},
+			}}},
+			want:  berth.Result{State: berth.Complete, Reason: berth.Exited},
+			files: map[string]string{"said": "said\n"},
+			runs:  1,
+		},
+		{
 			name: "the first failure ends the row, outputs are collected, missing ones only warned of",
 			task: berth.Task{
 				Steps:   []berth.Step{sh(`echo part > $R/out/a; exit 3`), sh(`echo no > $R/out/a`)},
@@ -206,6 +215,13 @@ func (b *testbed) at(t berth.Task) berth.Task {
 	if t.ID == "" {
 		t.ID = "t"
 	}
+	for _, s := range t.Steps {
+		for i, m := range s.Mounts {
+			if m.Source == "HERE" {
+				s.Mounts[i].Source = b.dir
+			}
+		}
+	}
 	t.Outputs = slices.Clone(t.Outputs)
 	for i := range t.Outputs {
 		t.Outputs[i].URL = filepath.Join(b.dir, t.Outputs[i].URL)
@@ -292,6 +308,9 @@ func TestRunRefuses(t *testing.T) {
 			Steps: []berth.Step{sh("true")}, Inputs: []berth.Input{{URL: "s3://a/b", Path: "/a"}},
 		}, berth.ErrUnsupported, "s3"},
 		{"environment without =", berth.Task{Steps: []berth.Step{{Image: "i", Env: []string{"A"}}}}, berth.ErrInvalid, "NAME=VALUE"},
+		{"stdout in an input", berth.Task{
+			Steps: []berth.Step{{Image: "i", Stdout: "/in/o"}}, Inputs: []berth.Input{{URL: "/a", Path: "/in"}},
+		}, berth.ErrInvalid, "nothing can be kept in /in"},
 		{"id", berth.Task{ID: "A", Steps: []berth.Step{sh("true")}}, berth.ErrInvalid, "id"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -63,18 +63,3 @@ func untarOne(r io.Reader, h *tar.Header, name string, root *os.Root) error {
 	}
 	return nil
 }
-
-// copyFile copies what is in a file to a new one, with its holes.
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
-}
