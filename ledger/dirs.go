@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -71,7 +73,7 @@ func (l *Ledger) ownDir() (string, error) {
 	d := l.cfg.Dirs
 	err := l.checkShared(d.Shared)
 	if errors.Is(err, fs.ErrNotExist) && (l.id.hostRoot || d.PerUser == "") {
-		if err := makeShared(d.Shared); err != nil {
+		if err := makeShared(d.Shared); err != nil && d.PerUser == "" {
 			return "", fmt.Errorf("make ledger: %w: %w", berth.ErrDenied, err)
 		}
 		err = l.checkShared(d.Shared)
@@ -111,14 +113,24 @@ func (l *Ledger) perUserDir() (string, error) {
 	return path, nil
 }
 
+// makeShared makes the shared directory, which nobody ever sees with another mode. No error if it is there.
 func makeShared(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	tmp := path + "." + strings.ToLower(rand.Text()[:8])
+	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o777|os.ModeSticky)
+	defer os.Remove(tmp)
+	if err := os.Chmod(tmp, 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // checkShared reports whether path can be trusted: in any other directory a user could take away what

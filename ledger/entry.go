@@ -49,6 +49,7 @@ type Entry struct {
 	Holders  []Holder  `json:"holders,omitempty"`
 
 	path    string
+	inode   [2]uint64 // device and inode
 	touched time.Time // the last sign of life of a ticket
 }
 
@@ -93,6 +94,27 @@ func (l *Ledger) create(dir string, e *Entry) (*os.File, error) {
 		_ = f.Close()
 		return nil, err
 	}
+	return f, nil
+}
+
+// removed reports whether an entry's file has been deleted, which berth does only on release: logind deletes
+// what users who log out have in /dev/shm.
+func removed(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
+}
+
+// restore writes e to a new file in place of old. The ledger is locked.
+func (l *Ledger) restore(old *os.File, e *Entry) (*os.File, error) {
+	dir, err := l.ownDir()
+	if err != nil {
+		return nil, err
+	}
+	f, err := l.create(dir, e)
+	if err != nil {
+		return nil, err
+	}
+	_ = old.Close()
 	return f, nil
 }
 
@@ -167,7 +189,7 @@ func (l *Ledger) read(fd int, dir, name string) (Entry, error) {
 		if err := l.checkEntry(&e, name, st.Uid); err != nil {
 			return Entry{}, err
 		}
-		e.path = path
+		e.path, e.inode = path, [2]uint64{st.Dev, st.Ino}
 		c = cached{ino: st.Ino, size: st.Size, entry: e}
 		l.mu.Lock()
 		l.cache[path] = c

@@ -196,8 +196,18 @@ func TestRemovedFilesAreWrittenAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.silent("lent", 300_000_000)
+	// What is claimed without its file is in the ledger all the same.
+	if s, err = l.Snapshot(bg); err != nil || len(s.Leases) != 1 || len(s.Waiting) != 2 {
+		t.Fatalf("snapshot is %+v (%v)", s, err)
+	}
+	if err := os.Remove(s.Waiting[0].path); err != nil {
+		t.Fatal(err)
+	}
 	a.Release()
 	b.say("lent")
+	if free(t, l) {
+		t.Error("free though b has it")
+	}
 	b.release()
 	c.say("lent")
 }

@@ -121,6 +121,25 @@ func TestWhatIsIgnored(t *testing.T) {
 	isKind(t, err, berth.ErrUnavailable)
 }
 
+func TestHardLinkCountsOnce(t *testing.T) {
+	l := open(t, config(t))
+	ls, err := l.Acquire(bg, Request{Task: "a", CPU: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ls.Release()
+	dir := filepath.Join(l.cfg.Dirs.PerUser, perUserPrefix+"evil")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(ls.entry.path, filepath.Join(dir, ls.ID())); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := l.Snapshot(bg); err != nil || s.Lent.CPU != 1 || len(s.Leases) != 1 {
+		t.Errorf("snapshot is %+v (%v)", s, err)
+	}
+}
+
 func TestLeasesEndWithTheBoot(t *testing.T) {
 	l := open(t, config(t))
 	before := open(t, l.cfg)

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 )
 
@@ -100,29 +98,19 @@ func (ls *Lease) current() (Entry, error) {
 func (ls *Lease) Refresh(ctx context.Context) error {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	if ls.file == nil {
+	if ls.file == nil || !removed(ls.file) {
 		return nil
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(ls.file.Fd()), &st); err != nil || st.Nlink > 0 {
-		return err
 	}
 	unlock, err := ls.ledger.lock(ctx)
 	if err != nil {
 		return fmt.Errorf("lease %s: %w", ls.ID(), err)
 	}
 	defer unlock()
-	dir, err := ls.ledger.ownDir()
-	if err != nil {
-		return err
+	f, err := ls.ledger.restore(ls.file, &ls.entry)
+	if err == nil {
+		ls.file = f
 	}
-	f, err := ls.ledger.create(dir, &ls.entry)
-	if err != nil {
-		return err
-	}
-	_ = ls.file.Close()
-	ls.file = f
-	return nil
+	return err
 }
 
 // Release ends this process's hold. What was lent is free once nobody holds it. It may be called again, and

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/berth-project/berth"
@@ -111,12 +112,54 @@ func BenchmarkAcquireWith50Live(b *testing.B) {
 		}
 		defer ls.Release()
 	}
-	for b.Loop() {
-		fresh, _ := New(l.cfg) // as each `berth run` has it: nothing is cached
-		ls, err := fresh.Acquire(bg, Request{Task: "y", CPU: 1})
+	acquire := func(l *Ledger) {
+		ls, err := l.Acquire(bg, Request{Task: "y", CPU: 1})
 		if err != nil {
 			b.Fatal(err)
 		}
 		ls.Release()
 	}
+	b.Run("first of a process", func(b *testing.B) {
+		defer reportCPU(b)()
+		for b.Loop() {
+			fresh, err := New(l.cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
+			acquire(fresh)
+		}
+	})
+	b.Run("again", func(b *testing.B) {
+		defer reportCPU(b)()
+		for b.Loop() {
+			acquire(l)
+		}
+	})
+	b.Run("8 at once", func(b *testing.B) {
+		defer reportCPU(b)()
+		b.SetParallelism(4) // of 2 CPUs
+		b.RunParallel(func(pb *testing.PB) {
+			own, err := New(l.cfg)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			for pb.Next() {
+				acquire(own)
+			}
+		})
+	})
+}
+
+// reportCPU adds the CPU time of an operation, which says more than its wall time on a busy machine.
+func reportCPU(b *testing.B) func() {
+	cpu := func() int64 {
+		var ru syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
+			b.Fatal(err)
+		}
+		return ru.Utime.Nano() + ru.Stime.Nano()
+	}
+	before := cpu()
+	return func() { b.ReportMetric(float64(cpu()-before)/float64(b.N), "cpu-ns/op") }
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +39,9 @@ func (t *ticket) claim(ctx context.Context) (*Lease, error) {
 		return nil, fmt.Errorf("lend to %s: %w", t.req.Task, err)
 	}
 	defer unlock()
+	if err := t.restore(); err != nil {
+		return nil, err
+	}
 	v := l.look()
 	v.sweep()
 	d, err := t.judge(&v, time.Now())
@@ -58,13 +60,16 @@ func (t *ticket) claim(ctx context.Context) (*Lease, error) {
 
 // take turns the ticket into a lease. The ledger is locked.
 func (t *ticket) take(v *view, devices []Device) (*Lease, error) {
+	was := t.entry
 	t.entry.Lent, t.entry.Chooses, t.entry.Devices = true, false, devices
+	var err error
 	if t.published() {
-		if err := appendEntry(t.file, &t.entry); err != nil {
-			t.entry.Lent = false
-			return nil, err
-		}
-	} else if err := t.create(v); err != nil {
+		err = appendEntry(t.file, &t.entry)
+	} else {
+		err = t.create(v)
+	}
+	if err != nil {
+		t.entry = was
 		return nil, err
 	}
 	return &Lease{ledger: t.ledger, file: t.file, entry: t.entry}, nil
@@ -73,21 +78,23 @@ func (t *ticket) take(v *view, devices []Device) (*Lease, error) {
 // publish puts the ticket at the end of the line, unless it stands in it. The ledger is locked.
 func (t *ticket) publish(v *view) error {
 	if t.published() {
-		var st unix.Stat_t
-		if err := unix.Fstat(int(t.file.Fd()), &st); err == nil && st.Nlink > 0 {
-			return nil
-		}
-		// Something has removed the file (logind does, of users who log out): it keeps its place.
-		_ = t.file.Close()
-		f, err := t.ledger.create(filepath.Dir(t.entry.path), &t.entry)
-		if err != nil {
-			return err
-		}
-		t.file = f
 		return nil
 	}
 	t.entry.Devices, t.entry.Chooses = t.req.Devices, t.req.Choose != nil
 	return t.create(v)
+}
+
+// restore writes the ticket's file again where something has removed it, with its old place in line. The
+// ledger is locked.
+func (t *ticket) restore() error {
+	if !t.published() || !removed(t.file) {
+		return nil
+	}
+	f, err := t.ledger.restore(t.file, &t.entry)
+	if err == nil {
+		t.file = f
+	}
+	return err
 }
 
 // create writes the entry as the last in order of arrival.
@@ -150,17 +157,14 @@ func (t *ticket) wait(ctx context.Context) (*Lease, error) {
 
 // look gives a sign of life and claims what has become free. Most looks find nothing, and take no lock.
 func (t *ticket) look(ctx context.Context) (*Lease, error) {
-	var st unix.Stat_t
-	fd := int(t.file.Fd())
-	_ = unix.Futimes(fd, nil)
-	gone := unix.Fstat(fd, &st) == nil && st.Nlink == 0
+	_ = unix.Futimes(int(t.file.Fd()), nil)
 	v := t.ledger.look()
 	d, err := t.judge(&v, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("lend to %s: %w", t.req.Task, err)
 	}
 	t.why, t.before = d.why, d.before
-	if !d.ok && !gone {
+	if !d.ok && !removed(t.file) {
 		return nil, nil
 	}
 	lease, err := t.claim(ctx)

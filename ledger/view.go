@@ -46,6 +46,7 @@ func (l *Ledger) look() view {
 	slices.SortFunc(v.entries, func(a, b Entry) int {
 		return cmp.Or(cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.ID, b.ID))
 	})
+	v.entries = slices.CompactFunc(v.entries, func(a, b Entry) bool { return a.inode == b.inode }) // a hard link
 	v.capUsers()
 	return v
 }
