@@ -282,9 +282,9 @@ func (u *unpacker) finish() (layerRecord, error) {
 	}
 	sort.Strings(rec.Implied)
 	for _, l := range u.links {
-		if there, err := u.exists(l.Name); err != nil {
+		if still, err := u.isFree(l.Name); err != nil {
 			return layerRecord{}, err
-		} else if !there {
+		} else if still {
 			rec.Links = append(rec.Links, l)
 		}
 	}
@@ -319,22 +319,23 @@ func (u *unpacker) openDir(real string) (int, error) {
 	return fd, sysErr("open", err)
 }
 
-// exists reports whether this layer has something at a path.
-func (u *unpacker) exists(real string) (bool, error) {
+// isFree reports whether a path is still free, in a directory of this layer: nothing that came later took
+// its place, or its directory's.
+func (u *unpacker) isFree(real string) (bool, error) {
 	dir, base := path.Split(real)
 	at, err := u.tree.open(strings.TrimSuffix(dir, "/"), nil)
-	if err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return false, nil
-		}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, berth.ErrInvalid) {
+		return false, nil
+	}
+	if err != nil || at.path != strings.TrimSuffix(dir, "/") {
 		return false, err
 	}
 	var st unix.Stat_t
 	err = unix.Fstatat(at.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+		return true, nil
 	}
-	return err == nil, sysErr("stat", err)
+	return false, sysErr("stat", err)
 }
 
 // umask reads the mask of this process, without changing it as umask(2) would.

@@ -179,11 +179,14 @@ func (u *unpacker) rootEntry(hdr *tar.Header) error {
 // parent opens the directory of an entry and makes what is missing of it.
 func (u *unpacker) parent(dir string) (node, error) {
 	return u.tree.open(dir, func(at node, base string) error {
-		real := path.Join(at.path, base)
-		if err := unix.Mkdirat(at.fd, base, 0o700); err != nil {
-			return sysErr("mkdir", err)
+		opaque, err := u.mkdir(at, base)
+		if err != nil {
+			return err
 		}
-		u.dirs[real] = &dirMeta{mode: 0o755, implied: true}
+		u.dirs[path.Join(at.path, base)] = &dirMeta{mode: 0o755, implied: !opaque}
+		if opaque {
+			return u.opaqueDir(at.fd, base)
+		}
 		return nil
 	})
 }
