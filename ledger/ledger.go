@@ -126,6 +126,15 @@ func checkDevices(task string, devices []Device) error {
 	return nil
 }
 
+// Check reports whether req makes sense and could ever be lent: what Acquire refuses without a look at the
+// ledger. Errors: berth.ErrInvalid, and berth.ErrExhausted with what there is in its text.
+func (l *Ledger) Check(req Request) error {
+	if err := req.check(); err != nil {
+		return err
+	}
+	return l.cfg.Capacity.couldFit(&req)
+}
+
 // Acquire lends what req asks for, in order of arrival: it waits while the machine has no room, and while
 // another waits that came before. A request for nothing is lent nothing, at once.
 //
@@ -133,10 +142,7 @@ func checkDevices(task string, devices []Device) error {
 // free now and req.NoWait is set, and where the ledger's lock is held by another for too long;
 // berth.ErrDenied where the ledger's directory cannot be trusted or made; context.Cause(ctx) at its end.
 func (l *Ledger) Acquire(ctx context.Context, req Request) (*Lease, error) {
-	if err := req.check(); err != nil {
-		return nil, err
-	}
-	if err := l.cfg.Capacity.couldFit(&req); err != nil {
+	if err := l.Check(req); err != nil {
 		return nil, err
 	}
 	if req.empty() {

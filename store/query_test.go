@@ -140,6 +140,9 @@ func TestListWhileWriting(t *testing.T) {
 	if n != 2*pageSize+1 || events != n || ids(t, s, Filter{}) != "" {
 		t.Errorf("%d listed, %d events left", n, events)
 	}
+	if last, err := s.Last(bg); err != nil || last != int64(3*n) {
+		t.Errorf("last event is %d (%v), want %d", last, err, 3*n)
+	}
 	// A sequence number is never used twice, whatever is removed.
 	if seq, err := s.Submit(bg, Submission{Task: berth.Task{ID: "new"}}); err != nil || seq != int64(3*n+1) {
 		t.Errorf("next event is %d (%v), want %d", seq, err, 3*n+1)

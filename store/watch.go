@@ -35,6 +35,15 @@ func (s *Store) Events(ctx context.Context, since int64, task string) iter.Seq2[
 	}
 }
 
+// Last is the number of the newest event, from which on Watch tells only what comes; 0 if there is none.
+func (s *Store) Last(ctx context.Context) (seq int64, err error) {
+	var n sql.NullInt64
+	if err := s.db.QueryRowContext(ctx, "SELECT max(seq) FROM events").Scan(&n); err != nil {
+		return 0, fmt.Errorf("last event: %w", kinded(err))
+	}
+	return n.Int64, nil
+}
+
 func (s *Store) events(ctx context.Context, since int64, task string) ([]Event, error) {
 	query, args := "SELECT seq, task, time, kind, state, data FROM events WHERE seq > ? ORDER BY seq LIMIT ?", []any{since, pageSize}
 	if task != "" {
@@ -126,6 +135,7 @@ func (s *Store) Settle(ctx context.Context, id string) (Record, error) {
 	if err != nil || r.State.Final() {
 		return r, err
 	}
+	// From the beginning: what happened since the look is told as well.
 	for e, err := range s.Watch(ctx, 0, id) {
 		if err != nil {
 			return Record{}, err
