@@ -252,7 +252,7 @@ func (d *drive) mounted(sandbox berth.Sandbox) (out []staging.Mount, closeAll fu
 			}
 			out = append(out, staging.Mount{Path: p.path, Root: root})
 		case placeInput:
-			out = append(out, staging.Mount{Path: p.path, HostPath: d.rec.Inputs.Staged[p.index].Source})
+			out = append(out, staging.Mount{Path: p.path, HostPath: d.rec.Opening.Inputs[p.index].Source})
 		case placeMount:
 			out = append(out, staging.Mount{Path: p.path, HostPath: p.host})
 		case placeTmpfs: // it ended with its step
@@ -265,6 +265,9 @@ func (d *drive) mounted(sandbox berth.Sandbox) (out []staging.Mount, closeAll fu
 func (d *drive) stage(ctx context.Context) ([]Staged, error) {
 	if err := d.dir.removeWork(); err != nil { // half of what a process before staged
 		return nil, fmt.Errorf("inputs: %w", kind(err))
+	}
+	if len(d.rec.Task.Inputs) == 0 {
+		return nil, nil
 	}
 	if err := os.MkdirAll(d.dir.inputs(), 0o700); err != nil {
 		return nil, fmt.Errorf("inputs: %w", kind(err))

@@ -49,7 +49,7 @@ type scenario struct {
 }
 
 var (
-	beforeStep = []string{"submitted", "admit", "admitted", "prepared", "opening", "open", "opened", "step starting"}
+	beforeStep = []string{"submitted", "admit", "admitted", "prepared", "opening", "open", "step starting"}
 	afterSteps = []string{"collecting", "output", "collected", "outcome", "closed", "cleaned", "final"}
 )
 

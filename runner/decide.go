@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,10 +84,7 @@ func (d *drive) result(files []berth.OutputFile) berth.Result {
 	if im, ok := d.rec.image(t.Steps[0].Image, t.Steps[0].Platform); ok {
 		res.ImageDigest = im.Digest
 	}
-	res.DiskEnforcement = string(berth.DiskNone)
-	if o := d.rec.Opened; o != nil {
-		res.Engine, res.DiskEnforcement = o.Engine, string(o.Disk)
-	}
+	res.Engine, res.DiskEnforcement = d.rec.Engine, string(cmp.Or(d.rec.Disk, berth.DiskNone))
 	for _, s := range res.Steps {
 		if !s.Exit.Started.IsZero() && res.Started == nil {
 			res.Started = &s.Exit.Started

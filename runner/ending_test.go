@@ -41,7 +41,7 @@ func TestCancel(t *testing.T) {
 			want: berth.Result{State: berth.Canceled, Reason: berth.Stopped, ExitCode: -1, Detail: "an end was asked for"},
 		},
 		{
-			name: "before its step starts", steps: []berth.Step{sh(forever)}, point: "opened",
+			name: "before its step starts", steps: []berth.Step{sh(forever)}, point: "open",
 			want: berth.Result{State: berth.Canceled, Reason: berth.Stopped, ExitCode: -1, Detail: "an end was asked for"},
 		},
 		{

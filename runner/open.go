@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"sync"
+	"slices"
+	"strings"
 
 	"github.com/berth-project/berth"
 )
@@ -21,17 +22,28 @@ func (d *drive) open() (berth.Sandbox, error) {
 	if err := d.admit(); err != nil {
 		return nil, err
 	}
-	if err := d.prepare(); err != nil {
+	o, err := d.prepare()
+	if err != nil {
 		return nil, err
 	}
-	spec := d.sandboxSpec()
-	e := d.event(KindOpening, "", "", Opening{Spec: spec})
-	e.Sandbox = &spec.ID
+	e := d.event(KindOpening, "", o.text(), o)
+	e.Sandbox = &o.Spec.ID
 	if err := d.append(e); err != nil {
 		return nil, err
 	}
 	d.at("opening")
-	return d.openSandbox(spec)
+	return d.openSandbox(o.Spec)
+}
+
+// text names the images' digests.
+func (o *Opening) text() string {
+	var out []string
+	for _, im := range o.Images {
+		if im.Image.Digest != "" {
+			out = append(out, fmt.Sprintf("image %s is %s", im.Ref, im.Image.Digest))
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // reopen finds the sandbox again that a process before opened. Steps may run in it, so it waits for
@@ -47,13 +59,7 @@ func (d *drive) reopen() (berth.Sandbox, error) {
 	} else if err != nil {
 		return nil, d.leaving(fmt.Errorf("attach to sandbox: %w", err))
 	}
-	if d.rec.Opened == nil {
-		err = d.opened(sandbox)
-	}
-	if err == nil {
-		err = d.adopt(sandbox)
-	}
-	return sandbox, err
+	return sandbox, d.adopt(sandbox)
 }
 
 // sandboxGone decides how a task goes on whose sandbox is not there. Where a step was to be started,
@@ -89,7 +95,7 @@ func (d *drive) openAgain() (berth.Sandbox, error) {
 	if err := d.admit(); err != nil {
 		return nil, err
 	}
-	return d.openSandbox(*d.rec.Opening)
+	return d.openSandbox(d.rec.Opening.Spec)
 }
 
 func (d *drive) openSandbox(spec berth.SandboxSpec) (sandbox berth.Sandbox, err error) {
@@ -101,23 +107,7 @@ func (d *drive) openSandbox(spec berth.SandboxSpec) (sandbox berth.Sandbox, err 
 		return nil, d.failed(fmt.Errorf("open sandbox: %w", err))
 	}
 	d.at("open")
-	if err := d.opened(sandbox); err != nil {
-		return sandbox, err
-	}
 	return sandbox, d.keep(sandbox)
-}
-
-func (d *drive) opened(sandbox berth.Sandbox) error {
-	info, err := d.r.cfg.Engine.Info(d.alive)
-	if err != nil {
-		return d.leaving(fmt.Errorf("engine: %w", err))
-	}
-	o := Opened{Engine: info.Name, Disk: sandbox.DiskEnforcement()}
-	if err := d.record(KindOpened, "", "", o); err != nil {
-		return err
-	}
-	d.at("opened")
-	return nil
 }
 
 func (d *drive) sandboxSpec() berth.SandboxSpec {
@@ -135,60 +125,34 @@ func (d *drive) sandboxSpec() berth.SandboxSpec {
 }
 
 // prepare gets all images and inputs at once.
-func (d *drive) prepare() error {
-	t := &d.rec.Task
-	type name struct{ ref, platform string }
-	wanted := map[name]bool{}
-	for _, s := range t.Steps {
-		if _, ok := d.rec.image(s.Image, s.Platform); !ok {
-			wanted[name{s.Image, s.Platform}] = true
+func (d *drive) prepare() (*Opening, error) {
+	o := &Opening{Spec: d.sandboxSpec()}
+	for _, s := range d.rec.Task.Steps {
+		same := func(im Imaged) bool { return im.Ref == s.Image && im.Platform == s.Platform }
+		if !slices.ContainsFunc(o.Images, same) {
+			o.Images = append(o.Images, Imaged{Ref: s.Image, Platform: s.Platform})
 		}
 	}
-	var mu sync.Mutex
-	var images []Imaged
 	calls := []func(context.Context) error{}
-	for n := range wanted {
-		calls = append(calls, func(ctx context.Context) error {
-			im := Imaged{Ref: n.ref, Platform: n.platform}
-			var err error
-			if im.Image, err = d.image(ctx, n.ref, n.platform); err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			images = append(images, im)
-			return nil
-		})
-	}
-	var staged []Staged
-	if d.rec.Inputs == nil {
+	for i := range o.Images {
 		calls = append(calls, func(ctx context.Context) (err error) {
-			staged, err = d.stage(ctx)
+			im := &o.Images[i]
+			im.Image, err = d.image(ctx, im.Ref, im.Platform)
 			return err
 		})
 	}
+	calls = append(calls, func(ctx context.Context) (err error) {
+		o.Inputs, err = d.stage(ctx)
+		return err
+	})
 	if err := together(d.stop, calls...); err != nil {
-		return d.failed(err)
+		return nil, d.failed(err)
 	}
-	for _, im := range images {
-		text := ""
-		if im.Image.Digest != "" {
-			text = fmt.Sprintf("image %s is %s", im.Ref, im.Image.Digest)
-			if d.hooks.Note != nil {
-				d.hooks.Note(text)
-			}
-		}
-		if err := d.record(KindImage, "", text, im); err != nil {
-			return err
-		}
-	}
-	if d.rec.Inputs == nil {
-		if err := d.record(KindStaged, "", "", Inputs{Staged: staged}); err != nil {
-			return err
-		}
+	if text := o.text(); text != "" && d.hooks.Note != nil {
+		d.hooks.Note(text)
 	}
 	d.at("prepared")
-	return nil
+	return o, nil
 }
 
 // image finds or pulls one image. Several run at once.
@@ -262,10 +226,8 @@ func (d *drive) stepSpec(i int) berth.StepSpec {
 // root, and what the user asked for.
 func (d *drive) mounts(i int) []berth.Mount {
 	var out []berth.Mount
-	if d.rec.Inputs != nil {
-		for k, in := range d.rec.Task.Inputs {
-			out = append(out, berth.Mount{Source: d.rec.Inputs.Staged[k].Source, Target: path.Clean(in.Path), ReadOnly: true})
-		}
+	for k, in := range d.rec.Task.Inputs {
+		out = append(out, berth.Mount{Source: d.rec.Opening.Inputs[k].Source, Target: path.Clean(in.Path), ReadOnly: true})
 	}
 	seen := map[string]bool{}
 	for _, rs := range d.lay.streams {

@@ -8,10 +8,9 @@ func Points() []string {
 		"submitted",     // recorded, QUEUED
 		"admit",         // nothing is lent yet
 		"admitted",      // lent and recorded, INITIALIZING
-		"prepared",      // images and inputs are there and recorded
-		"opening",       // the sandbox's spec is recorded
+		"prepared",      // images and inputs are there
+		"opening",       // they and the sandbox's spec are recorded
 		"open",          // the sandbox is there
-		"opened",        // recorded
 		"step starting", // the step's spec is recorded
 		"step start",    // the container is there
 		"step started",  // recorded, RUNNING

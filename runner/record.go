@@ -46,16 +46,12 @@ type (
 	Admitted struct {
 		Lease string `json:"lease,omitempty"` // "" where nothing was asked for
 	}
-	// Inputs is the data of KindStaged.
-	Inputs struct {
-		Staged []Staged `json:"staged,omitempty"` // in the order of the task's inputs
-	}
 	// Staged is an input that can be mounted.
 	Staged struct {
 		Source string         `json:"source"` // host path
 		Type   berth.FileType `json:"type"`   // as found
 	}
-	// Imaged is the data of KindImage.
+	// Imaged is what an image was resolved to.
 	Imaged struct {
 		Ref      string      `json:"ref"` // as the step names it
 		Platform string      `json:"platform,omitempty"`
@@ -63,17 +59,16 @@ type (
 	}
 	// Opening is the data of KindOpening.
 	Opening struct {
-		Spec berth.SandboxSpec `json:"spec"`
-	}
-	// Opened is the data of KindOpened.
-	Opened struct {
-		Engine string                `json:"engine"`
-		Disk   berth.DiskEnforcement `json:"disk_enforcement"`
+		Spec   berth.SandboxSpec `json:"spec"`
+		Images []Imaged          `json:"images"`
+		Inputs []Staged          `json:"inputs,omitempty"` // in the order of the task's
 	}
 	// Starting is the data of KindStarting.
 	Starting struct {
-		Index int            `json:"index"`
-		Spec  berth.StepSpec `json:"spec"`
+		Index  int                   `json:"index"`
+		Spec   berth.StepSpec        `json:"spec"`
+		Engine string                `json:"engine"`
+		Disk   berth.DiskEnforcement `json:"disk_enforcement"`
 	}
 	// Stepped is the data of KindStarted, KindEnded and KindAgain.
 	Stepped struct {
@@ -96,12 +91,11 @@ type Record struct {
 	Sandbox  string        // that is to be closed; ""
 
 	Admitted *Admitted
-	Images   []Imaged
-	Inputs   *Inputs
-	Opening  *berth.SandboxSpec
-	Opened   *Opened
-	Steps    []StepRecord // of each step that was to be started, by index
-	Attempts int          // how often something was run again
+	Opening  *Opening
+	Engine   string                // of the last step that was to be started
+	Disk     berth.DiskEnforcement // likewise
+	Steps    []StepRecord          // of each step that was to be started, by index
+	Attempts int                   // how often something was run again
 	Cancel   *Cancel
 	Outcome  *berth.Result // decided, perhaps not final
 	Log      []Line        // what there is to tell people, oldest first
@@ -154,24 +148,15 @@ func (rec *Record) add(se store.Event) error {
 	switch Kind(se.Kind) {
 	case KindAdmitted:
 		return set(e.Data, &rec.Admitted)
-	case KindImage:
-		return push(e.Data, &rec.Images)
-	case KindStaged:
-		return set(e.Data, &rec.Inputs)
 	case KindOpening:
-		o := Opening{}
-		if err := json.Unmarshal(e.Data, &o); err != nil {
-			return err
-		}
-		rec.Opening, rec.Opened = &o.Spec, nil
-	case KindOpened:
-		return set(e.Data, &rec.Opened)
+		return set(e.Data, &rec.Opening)
 	case KindStarting:
 		s := Starting{}
 		if err := json.Unmarshal(e.Data, &s); err != nil {
 			return err
 		}
 		*rec.step(s.Index) = StepRecord{Spec: s.Spec}
+		rec.Engine, rec.Disk = s.Engine, s.Disk
 	case KindStarted, KindEnded:
 		s := Stepped{}
 		if err := json.Unmarshal(e.Data, &s); err != nil {
@@ -207,7 +192,7 @@ func (rec *Record) again(index int) {
 		*rec.step(index) = StepRecord{}
 		return
 	}
-	rec.Steps, rec.Opening, rec.Opened = nil, nil, nil
+	rec.Steps, rec.Opening = nil, nil
 }
 
 func (rec *Record) step(i int) *StepRecord {
@@ -219,7 +204,10 @@ func (rec *Record) step(i int) *StepRecord {
 
 // image finds what an image was resolved to.
 func (rec *Record) image(ref, platform string) (berth.Image, bool) {
-	for _, im := range rec.Images {
+	if rec.Opening == nil {
+		return berth.Image{}, false
+	}
+	for _, im := range rec.Opening.Images {
 		if im.Ref == ref && im.Platform == platform {
 			return im.Image, true
 		}
@@ -244,14 +232,5 @@ func set[T any](data json.RawMessage, p **T) error {
 		return err
 	}
 	*p = v
-	return nil
-}
-
-func push[T any](data json.RawMessage, s *[]T) error {
-	var v T
-	if err := json.Unmarshal(data, &v); err != nil {
-		return err
-	}
-	*s = append(*s, v)
 	return nil
 }

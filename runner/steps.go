@@ -147,7 +147,12 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 			return nil, fmt.Errorf("logs of step %d: %w", i+1, kind(err))
 		}
 		// Intent before effect: with the ID recorded, whoever comes next finds the container.
-		if err := d.record(KindStarting, "", "", Starting{Index: i, Spec: spec}); err != nil {
+		info, err := d.r.cfg.Engine.Info(d.alive)
+		if err != nil {
+			return nil, d.leaving(fmt.Errorf("engine: %w", err))
+		}
+		data := Starting{Index: i, Spec: spec, Engine: info.Name, Disk: sandbox.DiskEnforcement()}
+		if err := d.record(KindStarting, "", "", data); err != nil {
 			return nil, err
 		}
 	}
