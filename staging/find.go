@@ -11,17 +11,20 @@ import (
 	"github.com/berth-project/berth"
 )
 
-// maxLooked bounds how many names one pattern is compared with, and so how many it can match. Links make
-// trees in which patterns match more names than there are files.
-const maxLooked = 5_000_000
+// maxLooked and maxFollowed bound how many names one pattern is compared with, and how many links it
+// follows: links make trees in which patterns match more names than there are files.
+const (
+	maxLooked   = 5_000_000
+	maxFollowed = 100_000
+)
 
 // finder matches one pattern against a view.
 type finder struct {
-	ctx    context.Context //nolint:containedctx // lives for one call
-	view   *View
-	accept func(*node) bool
-	looked int
-	found  []string
+	ctx              context.Context //nolint:containedctx // lives for one call
+	view             *View
+	accept           func(*node) bool
+	looked, followed int
+	found            []string
 }
 
 // find lists the container paths that match a pattern, sorted, of nodes that accept takes. Links are
@@ -106,6 +109,9 @@ func (f *finder) name(dir *node, name, at string, segments []segment, states []i
 	defer func() { n.close() }()
 	link := n.isLink()
 	if link && (ends || len(plain) > 0) {
+		if f.followed++; f.followed > maxFollowed {
+			return fmt.Errorf("%w: more than %d symbolic links to follow", berth.ErrExhausted, maxFollowed)
+		}
 		target, err := f.view.resolve(n.path, true)
 		switch {
 		case err == nil:

@@ -102,8 +102,9 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("%w: more than %d of them", errRedirect, maxRedirects)
 	}
-	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return fmt.Errorf("%w: from https to %s", errRedirect, req.URL.Scheme)
+	https, http := req.URL.Scheme == "https", req.URL.Scheme == "http"
+	if !https && (!http || via[0].URL.Scheme == "https") {
+		return fmt.Errorf("%w: from %s to %s", errRedirect, via[0].URL.Scheme, req.URL.Scheme)
 	}
 	return nil
 }
@@ -200,13 +201,12 @@ func (d *download) try(ctx context.Context) error {
 // begin makes the file ready for what the answer holds.
 func (d *download) begin(resp *http.Response) error {
 	if resp.StatusCode == http.StatusPartialContent {
-		var from, to int64
-		total := "*"
-		_, err := fmt.Sscanf(strings.ReplaceAll(resp.Header.Get("Content-Range"), "/", " "), "bytes %d-%d %s", &from, &to, &total)
-		if err != nil || from != d.size {
-			// Not what was asked for: from the start, and without ranges.
+		from, total, ok := contentRange(resp.Header.Get("Content-Range"))
+		if !ok || from != d.size || d.total >= 0 && total >= 0 && total != d.total {
+			// Not what was asked for: once more from the start.
 			return &temporary{err: errors.Join(errors.New("the server answered with another range"), d.restart())}
 		}
+		d.total = max(d.total, total)
 		return nil
 	}
 	if resp.StatusCode != http.StatusOK {
@@ -224,6 +224,22 @@ func (d *download) begin(resp *http.Response) error {
 		d.same = resp.Header.Get("Last-Modified")
 	}
 	return nil
+}
+
+// contentRange reads "bytes FROM-TO/TOTAL"; total is -1 where it is "*".
+func contentRange(s string) (from, total int64, ok bool) {
+	s, ok = strings.CutPrefix(s, "bytes ")
+	first, rest, ok2 := strings.Cut(s, "-")
+	_, last, ok3 := strings.Cut(rest, "/")
+	from, err := strconv.ParseInt(first, 10, 64)
+	if !ok || !ok2 || !ok3 || err != nil {
+		return 0, 0, false
+	}
+	if last == "*" {
+		return from, -1, true
+	}
+	total, err = strconv.ParseInt(last, 10, 64)
+	return from, total, err == nil && total >= 0
 }
 
 func (d *download) restart() error {

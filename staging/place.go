@@ -142,12 +142,12 @@ func (p *place) close() { p.dir.Close() }
 
 // file writes a regular file under the temporary name.
 func (p *place) file(ctx context.Context, n *node) (int64, error) {
-	p.made = true
-	return p.c.write(ctx, int(p.dir.Fd()), p.tmp, n)
+	return p.c.write(ctx, int(p.dir.Fd()), p.tmp, n, func() { p.made = true })
 }
 
-// write makes a new file that is what n is, with its mode and modification time and the outputs' owner.
-func (c *collector) write(ctx context.Context, dir int, name string, n *node) (int64, error) {
+// write makes a new file that is what n is, with its mode and modification time and the outputs' owner, and
+// calls made as soon as it is there.
+func (c *collector) write(ctx context.Context, dir int, name string, n *node, made func()) (int64, error) {
 	src, err := n.open()
 	if err != nil {
 		return 0, readFault(n.path, err)
@@ -157,6 +157,7 @@ func (c *collector) write(ctx context.Context, dir int, name string, n *node) (i
 	if err != nil {
 		return 0, err
 	}
+	made()
 	dst := os.NewFile(uintptr(fd), name)
 	size, err := copyFile(ctx, dst, src)
 	if err == nil {

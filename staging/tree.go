@@ -109,7 +109,7 @@ func (t *tree) copy(n *node, dst int, name, rel string, depth int) error {
 		t.c.warn("output %s: %s is %s, which is left out", t.from, t.at(rel), n.kind())
 		return nil
 	}
-	size, err := t.c.write(t.ctx, dst, name, n)
+	size, err := t.c.write(t.ctx, dst, name, n, func() {})
 	if err != nil {
 		return err
 	}

@@ -212,19 +212,19 @@ func (v *View) resolve(p string, follow bool) (*node, error) {
 	for links := 0; len(todo) > 0; {
 		name := todo[0]
 		todo = todo[1:]
+		dir := stack[len(stack)-1]
+		if !dir.isDir() {
+			return nil, errNotThere
+		}
 		if name == "" || name == "." {
 			continue
 		}
 		if name == ".." {
 			if len(stack) > 1 {
-				stack[len(stack)-1].close()
+				dir.close()
 				stack = stack[:len(stack)-1]
 			}
 			continue
-		}
-		dir := stack[len(stack)-1]
-		if !dir.isDir() {
-			return nil, errNotThere
 		}
 		if len(stack) > maxDepth {
 			return nil, fmt.Errorf("%w: more than %d directories deep", berth.ErrInvalid, maxDepth)

@@ -1,0 +1,314 @@
+package staging_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/staging"
+)
+
+func needRoot(t *testing.T, why string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: " + why)
+	}
+}
+
+// A task that swaps files for links and pipes while it is being collected gets nothing of the host's.
+func TestCollectWhileTheTaskMovesThings(t *testing.T) {
+	secret := plant(t, t.TempDir(), "s/f=SECRET")
+	vol := plant(t, t.TempDir(), "d/a=1", "d/s/f=2")
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop.Store(true)
+	swap := func(at string, makes ...func(tmp string) error) {
+		wg.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				tmp := at + ".tmp"
+				if makes[i%len(makes)](tmp) != nil || unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, at, unix.RENAME_EXCHANGE) != nil {
+					_ = os.Rename(tmp, at)
+				}
+				_ = os.RemoveAll(tmp)
+				runtime.Gosched()
+			}
+		})
+	}
+	file := func(p string) error { return os.WriteFile(p, []byte("1"), 0o644) }
+	dir := func(p string) error { return errors.Join(os.Mkdir(p, 0o755), file(p+"/f")) }
+	out := func(p string) error { return os.Symlink(filepath.Join(secret, "s"), p) }
+	swap(filepath.Join(vol, "d/a"), file, func(p string) error { return os.Symlink(filepath.Join(secret, "s/f"), p) }, func(p string) error { return unix.Mkfifo(p, 0o644) })
+	swap(filepath.Join(vol, "d/s"), dir, out, func(p string) error { return os.Symlink("../../../../../../../../"+secret+"/s", p) })
+	v := view(t, staging.Mount{Path: "/v", Root: volume(t, vol)})
+	done := 0
+	for range 100 {
+		dest := t.TempDir()
+		_, err := staging.Collect(t.Context(), v, []berth.Output{
+			{Path: "/v/d", URL: dest + "/d"}, {Path: "/v/d/s/f", URL: dest + "/f"}, {Path: "/v/**/f", URL: dest + "/g"},
+		}, staging.CollectOptions{})
+		if err == nil {
+			done++
+		}
+		if got := show(t, dest); strings.Contains(got, "SECRET") || strings.Contains(got, secret) || strings.Contains(got, ".berth-") {
+			t.Fatalf("collected %s", got)
+		}
+		_ = os.RemoveAll(dest)
+	}
+	if done == 0 {
+		t.Error("no round came through; the test saw little")
+	}
+}
+
+// A deep tree, links that multiply, and patterns that match ever more end with an error, soon.
+func TestCollectHostileTrees(t *testing.T) {
+	deep := strings.Repeat("d/", 400)
+	multiply := []string{"top/"}
+	for i := range 20 {
+		multiply = append(multiply, fmt.Sprintf("m%d/f=x", i))
+		for j := range 10 {
+			multiply = append(multiply, fmt.Sprintf("m%d/l%d->/v/m%d", i, j, i+1))
+		}
+	}
+	multiply = append(multiply, "m20/f=x", "top/l->/v/m0")
+	self := []string{"f=1"}
+	for i := range 30 {
+		self = append(self, fmt.Sprintf("s%d->.", i))
+	}
+	tests := []struct {
+		name, path string
+		tree       []string
+		err        string
+		files      int
+	}{
+		{name: "deep", path: "/v", tree: []string{deep}, err: "more than 256 directories deep"},
+		{name: "deep file", path: "/v/" + deep + "f", tree: []string{deep + "f=1"}, err: "more than 256 directories deep"},
+		{name: "deep pattern", path: "/v/**/f", tree: []string{deep + "f=1"}, err: "more than 256 directories deep"},
+		{name: "links that multiply", path: "/v/top", tree: multiply, files: 21},
+		{name: "links to themselves", path: "/v/*/*/*/*/*/*/*/f", tree: self, err: "symbolic links to follow"},
+		{name: "links to themselves, recursively", path: "/v/**/f", tree: self, files: 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dest := t.TempDir()
+			v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), tt.tree...))})
+			files, err := staging.Collect(t.Context(), v, []berth.Output{{Path: tt.path, URL: dest + "/out"}}, staging.CollectOptions{})
+			if len(files) != tt.files || tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
+				t.Errorf("%d files, %.200v", len(files), err)
+			}
+			if left, err := os.ReadDir(dest); tt.err != "" && (err != nil || len(left) != 0) {
+				t.Errorf("left %v, %v", left, err)
+			}
+		})
+	}
+}
+
+func TestCollectKeepsHoles(t *testing.T) {
+	vol, dest := t.TempDir(), t.TempDir()
+	f, err := os.Create(filepath.Join(vol, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt([]byte("start"), 0)
+	_, err2 := f.WriteAt([]byte("middle"), 512<<20)
+	if err := errors.Join(err, err2, f.Truncate(1<<30), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := staging.Collect(t.Context(), view(t, staging.Mount{Path: "/v", Root: volume(t, vol)}),
+		[]berth.Output{{Path: "/v/f", URL: dest + "/f"}}, staging.CollectOptions{})
+	if err != nil || got[0].Size != 1<<30 {
+		t.Fatal(got, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dest+"/f", &st); err != nil || st.Size != 1<<30 || st.Blocks*512 > 1<<20 {
+		t.Errorf("%d bytes in %d blocks, %v", st.Size, st.Blocks, err)
+	}
+	g, err := os.Open(dest + "/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	buf := make([]byte, 6)
+	if _, err := g.ReadAt(buf, 512<<20); err != nil || string(buf) != "middle" {
+		t.Errorf("%q, %v", buf, err)
+	}
+}
+
+// Between file systems, where the kernel cannot copy by itself.
+func TestCollectAcrossFileSystems(t *testing.T) {
+	needRoot(t, "mounts a tmpfs")
+	vol, dest := t.TempDir(), t.TempDir()
+	if err := unix.Mount("tmpfs", vol, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(vol, unix.MNT_DETACH)
+	want := strings.Repeat("0123456789", 300_000)
+	plant(t, vol, "f="+want)
+	if _, err := staging.Collect(t.Context(), view(t, staging.Mount{Path: "/v", Root: volume(t, vol)}),
+		[]berth.Output{{Path: "/v/f", URL: dest + "/f"}}, staging.CollectOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(dest + "/f"); err != nil || string(got) != want {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// The owner of outputs is whoever asked for them, also of directories that are made for them.
+func TestCollectOwner(t *testing.T) {
+	needRoot(t, "gives files away")
+	dest := t.TempDir()
+	shared := plant(t, t.TempDir(), "x=1")
+	if err := errors.Join(os.Chown(shared, 5, 77), os.Chmod(shared, 0o775|os.ModeSetgid)); err != nil {
+		t.Fatal(err)
+	}
+	vol := plant(t, t.TempDir(), "d/e/f=1", "d/l->e", "g=2")
+	if err := errors.Join(os.Chown(vol+"/d/e/f", 999, 999), os.Chown(vol+"/g", 999, 999)); err != nil {
+		t.Fatal(err)
+	}
+	v := view(t, staging.Mount{Path: "/v", Root: volume(t, vol)})
+	if _, err := staging.Collect(t.Context(), v, []berth.Output{
+		{Path: "/v/d", URL: dest + "/new/d"}, {Path: "/v/g", URL: dest + "/new/er/g"}, {Path: "/v/g", URL: shared + "/sub/g"},
+	}, staging.CollectOptions{UID: 1234, GID: 5678}); err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string][2]uint32{
+		dest + "/new": {1234, 5678}, dest + "/new/d": {1234, 5678}, dest + "/new/d/e": {1234, 5678}, dest + "/new/d/e/f": {1234, 5678}, dest + "/new/d/l": {1234, 5678},
+		dest + "/new/er": {1234, 5678}, dest + "/new/er/g": {1234, 5678}, shared + "/sub": {1234, 77}, shared + "/sub/g": {1234, 77},
+	} {
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil || [2]uint32{st.Uid, st.Gid} != want {
+			t.Errorf("%s: %d:%d, want %v, %v", p, st.Uid, st.Gid, want, err)
+		}
+	}
+}
+
+// What cannot be written says why, and leaves nothing behind, no new parent directory either.
+func TestCollectCannotWrite(t *testing.T) {
+	needRoot(t, "mounts a small tmpfs, and writes as nobody")
+	full := t.TempDir()
+	if err := unix.Mount("tmpfs", full, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(full, unix.MNT_DETACH)
+	readOnly := t.TempDir()
+	if err := errors.Join(unix.Mount("tmpfs", readOnly, "tmpfs", 0, "size=256k"), unix.Mount("", readOnly, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(readOnly, unix.MNT_DETACH)
+	there := plant(t, t.TempDir(), "dir/x=1", "file=1", "pipe|", "null->/dev/null")
+	v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "d/f="+strings.Repeat("x", 1<<20), "d/a=1", "s=1"))})
+	tests := []struct {
+		name, path, url, err string
+		kind                 error
+	}{
+		{"disk full", "/v/d/f", full + "/new/f", "output /v/d/f: cannot write FULL/new/f: the disk is full (no space left on device)", berth.ErrExhausted},
+		{"disk full, directory", "/v/d", full + "/new/d", "output /v/d: cannot write FULL/new/d: the disk is full (no space left on device)", berth.ErrExhausted},
+		{"read-only file system", "/v/s", readOnly + "/s", "output /v/s: cannot write RO/s: its directory is not writable (read-only file system)", berth.ErrDenied},
+		{"a directory is there", "/v/s", there + "/dir", "output /v/s: cannot write THERE/dir: it is a directory", berth.ErrConflict},
+		{"a pipe is there", "/v/s", there + "/pipe", "output /v/s: cannot write THERE/pipe: it is a named pipe", berth.ErrConflict},
+		{"a device is there", "/v/s", "/dev/null", "output /v/s: cannot write /dev/null: it is a device", berth.ErrConflict},
+		{"a link to a device is there", "/v/s", there + "/null", "output /v/s: cannot write THERE/null: it is a device", berth.ErrConflict},
+		{"below a file", "/v/s", there + "/file/s", "output /v/s: cannot write THERE/file/s: not a directory", berth.ErrConflict},
+		{"root", "/v/d", "file:///", "output /v/d: cannot write /: it is the root directory of this host", berth.ErrConflict},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := staging.Collect(t.Context(), v, []berth.Output{{Path: tt.path, URL: tt.url}}, staging.CollectOptions{})
+			msg := strings.NewReplacer(full, "FULL", readOnly, "RO", there, "THERE").Replace(fmt.Sprint(err))
+			if msg != tt.err || !errors.Is(err, tt.kind) {
+				t.Errorf("%s\nwant %s", msg, tt.err)
+			}
+			if got := show(t, full); got != "" {
+				t.Errorf("left %.100s", got)
+			}
+			if got := show(t, there); got != "dir/x=1 file=1 null->/dev/null pipe|" {
+				t.Errorf("left %s", got)
+			}
+		})
+	}
+	t.Run("permission", func(t *testing.T) {
+		denied := t.TempDir()
+		if err := os.Chmod(denied, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		err := as(65534, func() error {
+			_, err := staging.Collect(t.Context(), v, []berth.Output{{Path: "/v/s", URL: denied + "/new/s"}}, staging.CollectOptions{})
+			return err
+		})
+		want := "output /v/s: cannot write " + denied + "/new/s: its directory is not writable (permission denied)"
+		if fmt.Sprint(err) != want || !errors.Is(err, berth.ErrDenied) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// as runs fn with the file permissions of another user, on this thread alone.
+func as(uid int, fn func() error) error {
+	errs := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0); errno != 0 {
+			errs <- errno
+			return
+		}
+		errs <- fn()
+	}()
+	return <-errs
+}
+
+// What a killed Collect leaves is exactly what its journal names, and is removed by it.
+func TestCollectJournal(t *testing.T) {
+	dest := plant(t, t.TempDir(), "keep=1", ".keep.berth-AAAAAAAAAA.tmp.not=1")
+	v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "d/f=1", "s=1", "n.1=1", "n.2=2"))})
+	var tmp []string
+	crash := errors.New("crash")
+	opts := staging.CollectOptions{Journal: func(p string) error {
+		if _, err := os.Lstat(p); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is there before the journal knows", p)
+		}
+		tmp = append(tmp, p)
+		if len(tmp) == 4 {
+			return crash
+		}
+		return nil
+	}}
+	long := strings.Repeat("n", 255)
+	_, err := staging.Collect(t.Context(), v, []berth.Output{
+		{Path: "/v/d", URL: dest + "/d"}, {Path: "/v/s", URL: dest + "/" + long}, {Path: "/v/n.*", URL: dest + "/n"},
+	}, opts)
+	if !errors.Is(err, crash) || len(tmp) != 4 {
+		t.Fatal(tmp, err)
+	}
+	if got := show(t, dest); got != ".keep.berth-AAAAAAAAAA.tmp.not=1 d/f=1 keep=1 n/n.1=1 "+long+"=1" {
+		t.Errorf("wrote %s", got)
+	}
+	// As if it had been killed in the midst.
+	for i, p := range tmp {
+		if filepath.Dir(p) == dest && i%2 == 0 {
+			plant(t, p, "d/half=1")
+		} else if err := os.WriteFile(p, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := staging.RemoveLeftovers(tmp); err != nil {
+		t.Error(err)
+	}
+	if got := show(t, dest); got != ".keep.berth-AAAAAAAAAA.tmp.not=1 d/f=1 keep=1 n/n.1=1 "+long+"=1" {
+		t.Errorf("left %s", got)
+	}
+	for _, p := range []string{dest + "/keep", dest, "relative/.x.berth-AAAAAAAAAA.tmp", dest + "/.keep.berth-AAAAAAAAAA.tmp.not", dest + "/.x.berth-AAAAAAAAAA.tmp/.."} {
+		if err := staging.RemoveLeftovers([]string{p}); !errors.Is(err, berth.ErrInvalid) {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+}
