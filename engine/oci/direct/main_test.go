@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -99,7 +100,20 @@ var busyboxLayer = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
+// The variables that make this test binary something else than a test.
+const (
+	trapVar   = "BERTH_DIRECT_TRAP"   // it was executed in a container, and says so
+	victimVar = "BERTH_DIRECT_VICTIM" // it starts a container over this layer, and waits to be killed
+)
+
 func TestMain(m *testing.M) {
+	if os.Getenv(trapVar) != "" {
+		fmt.Println("berth's own binary runs in the container")
+		os.Exit(0)
+	}
+	if dir := os.Getenv(victimVar); dir != "" {
+		victim(dir)
+	}
 	code := m.Run()
 	if dir, err := busyboxLayer(); err == nil {
 		_ = os.RemoveAll(dir)
@@ -216,3 +230,6 @@ var specs1000 = specs.User{UID: 1000, GID: 1000}
 func bindMount(from, to string, opts ...string) specs.Mount {
 	return specs.Mount{Source: from, Destination: to, Type: "bind", Options: append([]string{"rbind"}, opts...)}
 }
+
+// testContext is the context of what runs outside a test.
+var testContext = context.Background()

@@ -164,6 +164,10 @@ func (p *plan) newMount(fsType, source, dest string, o *mountOptions) (planned, 
 	if err != nil {
 		return planned{}, err
 	}
+	if (fsType == "proc" || fsType == "sysfs") && at != path.Clean(dest) {
+		// What is hidden below these is hidden by name.
+		return planned{}, fmt.Errorf("%w: the image has a link there, to %s", berth.ErrInvalid, at)
+	}
 	fs := o.fs
 	c := contentFixed
 	attrs := o.set
