@@ -106,7 +106,7 @@ func (s *Store) Stale(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		last := int64(0)
 		for {
-			page, err := s.records(ctx, "WHERE open = 1 AND n > ? ORDER BY n LIMIT ?", last, pageSize)
+			page, err := s.records(ctx, "tasks", "WHERE open = 1 AND tasks.n > ? ORDER BY tasks.n LIMIT ?", last, pageSize)
 			if err != nil {
 				yield(Record{}, fmt.Errorf("list stale tasks: %w", err))
 				return

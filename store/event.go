@@ -60,14 +60,17 @@ func (s *Store) Submit(ctx context.Context, sub Submission) (seq int64, err erro
 	err = s.write(ctx, func(tx *sql.Tx) error {
 		var n int64
 		err := s.row(ctx, tx, `INSERT INTO tasks (id, name, state, created, updated, uid, detached, open, sandbox,
-			driver_pid, driver_start, driver_boot, doc) VALUES (?, ?, ?, ?, ?, ?, ?, 1, '', ?, ?, ?, ?)
+			driver_pid, driver_start, driver_boot) VALUES (?, ?, ?, ?, ?, ?, ?, 1, '', ?, ?, ?)
 			ON CONFLICT (id) DO NOTHING RETURNING n`,
 			t.ID, t.Name, string(e.State), e.Time.UnixNano(), e.Time.UnixNano(), sub.UID, sub.Detached,
-			sub.Driver.PID, sub.Driver.Start, sub.Driver.Boot, string(doc)).Scan(&n)
+			sub.Driver.PID, sub.Driver.Start, sub.Driver.Boot).Scan(&n)
 		if err == sql.ErrNoRows { //nolint:errorlint // database/sql returns it bare
 			return fmt.Errorf("%w: there is a task of this id", berth.ErrConflict)
 		}
 		if err != nil {
+			return err
+		}
+		if err := s.exec(ctx, tx, "INSERT INTO docs (n, task) VALUES (?, ?)", n, string(doc)); err != nil {
 			return err
 		}
 		for k, v := range t.Labels {
@@ -107,11 +110,12 @@ func (s *Store) Append(ctx context.Context, e Event) (seq int64, err error) {
 
 // apply changes the record of e's task.
 func (s *Store) apply(ctx context.Context, tx *sql.Tx, e *Event) error {
+	var n int64
 	var state berth.State
 	var sandbox string
 	var has Driver
-	err := s.row(ctx, tx, "SELECT state, sandbox, driver_pid, driver_start, driver_boot FROM tasks WHERE id = ?", e.Task).
-		Scan(&state, &sandbox, &has.PID, &has.Start, &has.Boot)
+	err := s.row(ctx, tx, "SELECT n, state, sandbox, driver_pid, driver_start, driver_boot FROM tasks WHERE id = ?", e.Task).
+		Scan(&n, &state, &sandbox, &has.PID, &has.Start, &has.Boot)
 	if err != nil {
 		return noRows(err)
 	}
@@ -127,7 +131,13 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, e *Event) error {
 	if e.Sandbox != nil {
 		sandbox = *e.Sandbox
 	}
-	var result, work any
+	open := !state.Final() || sandbox != ""
+	err = s.exec(ctx, tx, "UPDATE tasks SET state = ?, updated = ?, open = ?, sandbox = ? WHERE n = ?",
+		string(state), e.Time.UnixNano(), open, sandbox, n)
+	if err != nil || e.Result == nil && e.Work == nil {
+		return err
+	}
+	var result, work any // nil leaves what is there
 	if e.Result != nil {
 		b, err := json.Marshal(e.Result)
 		if err != nil {
@@ -138,10 +148,7 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, e *Event) error {
 	if e.Work != nil {
 		work = string(e.Work)
 	}
-	open := !state.Final() || sandbox != ""
-	return s.exec(ctx, tx, `UPDATE tasks SET state = ?, updated = ?, open = ?, sandbox = ?,
-		result = coalesce(?, result), work = coalesce(?, work) WHERE id = ?`,
-		string(state), e.Time.UnixNano(), open, sandbox, result, work, e.Task)
+	return s.exec(ctx, tx, "UPDATE docs SET result = coalesce(?, result), work = coalesce(?, work) WHERE n = ?", result, work, n)
 }
 
 func (s *Store) insertEvent(ctx context.Context, tx *sql.Tx, e *Event) (seq int64, err error) {

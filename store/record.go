@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +43,7 @@ func (r Record) Token() string { return strconv.FormatInt(r.n, 36) }
 
 // Get finds a task by its whole ID. berth.ErrNotFound if there is none.
 func (s *Store) Get(ctx context.Context, id string) (Record, error) {
-	rs, err := s.records(ctx, "WHERE id = ?", id)
+	rs, err := s.records(ctx, "tasks", "WHERE id = ?", id)
 	if err == nil && len(rs) == 0 {
 		err = fmt.Errorf("%w: there is no such task", berth.ErrNotFound)
 	}
@@ -59,9 +60,9 @@ func (s *Store) Find(ctx context.Context, ref string) (Record, error) {
 	if !errors.Is(err, berth.ErrNotFound) || ref == "" {
 		return r, err
 	}
-	rs, err := s.records(ctx, "WHERE name = ? AND name <> '' ORDER BY n DESC LIMIT 1", ref)
+	rs, err := s.records(ctx, "tasks", "WHERE name = ? AND name <> '' ORDER BY tasks.n DESC LIMIT 1", ref)
 	if err == nil && len(rs) == 0 {
-		rs, err = s.records(ctx, "WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", ref, after(ref))
+		rs, err = s.records(ctx, "tasks", "WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", ref, after(ref))
 	}
 	if err == nil && len(rs) == 0 {
 		err = fmt.Errorf("%w: there is no such task", berth.ErrNotFound)
@@ -94,7 +95,7 @@ type Filter struct {
 // berth.ErrInvalid for a token that is none.
 func (s *Store) List(ctx context.Context, f Filter) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		where, args, err := s.where(ctx, &f)
+		q, err := s.query(ctx, &f)
 		if err != nil {
 			yield(Record{}, fmt.Errorf("list tasks: %w", err))
 			return
@@ -105,16 +106,16 @@ func (s *Store) List(ctx context.Context, f Filter) iter.Seq2[Record, error] {
 			if f.Limit > 0 {
 				size = min(size, left)
 			}
-			q, a := where, args
+			where, args := q.where(), slices.Clone(q.args)
 			if last != "" {
 				n, err := strconv.ParseInt(last, 36, 64)
 				if err != nil || n <= 0 {
 					yield(Record{}, fmt.Errorf("list tasks: %w: page token %q", berth.ErrInvalid, last))
 					return
 				}
-				q, a = q+" AND n < ?", append(slices.Clone(a), n)
+				where, args = where+" AND "+q.n+" < ?", append(args, n)
 			}
-			page, err := s.records(ctx, q+" ORDER BY n DESC LIMIT ?", append(slices.Clone(a), size)...)
+			page, err := s.records(ctx, q.from, where+" ORDER BY "+q.n+" DESC LIMIT ?", append(args, size)...)
 			if err != nil {
 				yield(Record{}, fmt.Errorf("list tasks: %w", err))
 				return
@@ -133,70 +134,118 @@ func (s *Store) List(ctx context.Context, f Filter) iter.Seq2[Record, error] {
 	}
 }
 
-func (s *Store) where(ctx context.Context, f *Filter) (where string, args []any, err error) {
-	conds := []string{"1"}
-	add := func(cond string, a ...any) {
-		conds = append(conds, cond)
-		args = append(args, a...)
-	}
-	if len(f.States) > 0 {
-		marks := strings.TrimSuffix(strings.Repeat("?, ", len(f.States)), ", ")
-		failed, running := true, true
-		var states []any
-		for _, st := range f.States {
-			states = append(states, string(st))
-			failed = failed && st.Final() && st != berth.Complete
-			running = running && !st.Final()
-		}
-		add("state IN ("+marks+")", states...)
-		if failed {
-			add(isFailed)
-		}
-		if running {
-			add("open = 1")
-		}
-	}
-	keys := make([]string, 0, len(f.Labels))
-	for k := range f.Labels {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		if v := f.Labels[k]; v == "" {
-			add("EXISTS (SELECT 1 FROM labels l WHERE l.n = tasks.n AND l.key = ?)", k)
-		} else {
-			add("n IN (SELECT l.n FROM labels l WHERE l.key = ? AND l.value = ?)", k, v)
-		}
-	}
+// query is a Filter in SQL.
+type query struct {
+	from  string // what is walked through
+	n     string // the column in whose order it is
+	conds []string
+	args  []any
+}
+
+func (q *query) add(cond string, args ...any) {
+	q.conds = append(q.conds, cond)
+	q.args = append(q.args, args...)
+}
+
+func (q *query) where() string { return "WHERE " + strings.Join(q.conds, " AND ") }
+
+// query chooses how to find what f asks for, each page from where the last ended: SQLite would rather sort
+// all that matches, and again for each page.
+func (s *Store) query(ctx context.Context, f *Filter) (query, error) {
+	q := query{from: "tasks", n: "tasks.n", conds: []string{"1"}}
+	q.labels(f.Labels)
+	q.states(f.States)
 	if f.NamePrefix != "" {
-		add("name <> '' AND name >= ? AND name < ?", f.NamePrefix, after(f.NamePrefix))
+		if err := s.queryName(ctx, &q, f.NamePrefix); err != nil {
+			return q, err
+		}
 	}
 	if !f.Since.IsZero() {
-		// The clock may have been set back: the first of them need not be the first in order of submission.
-		// The + keeps SQLite from walking through all tasks in the order of n.
-		var first sql.NullInt64
-		since := f.Since.UnixNano()
-		if err := s.db.QueryRowContext(ctx, "SELECT min(+n) FROM tasks WHERE created >= ?", since).Scan(&first); err != nil {
-			return "", nil, kinded(err)
+		if err := s.querySince(ctx, &q, f.Since.UnixNano()); err != nil {
+			return q, err
 		}
-		if !first.Valid {
-			return "WHERE 0", nil, nil
-		}
-		add("n >= ? AND created >= ?", first.Int64, since)
 	}
 	if f.UID != nil {
-		add("uid = ?", *f.UID)
+		q.add("uid = ?", *f.UID)
 	}
 	if f.Open {
-		add("open = 1")
+		q.add("open = 1")
 	}
-	return "WHERE " + strings.Join(conds, " AND "), args, nil
+	return q, nil
+}
+
+// labels walks through the tasks that have one of the labels, in the order of its index.
+func (q *query) labels(labels map[string]string) {
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		switch v := labels[k]; {
+		case v == "":
+			q.add("EXISTS (SELECT 1 FROM labels l WHERE l.n = tasks.n AND l.key = ?)", k)
+		case q.from == "tasks":
+			q.from, q.n = "labels first CROSS JOIN tasks ON tasks.n = first.n", "first.n"
+			q.add("first.key = ? AND first.value = ?", k, v)
+		default:
+			q.add("EXISTS (SELECT 1 FROM labels l WHERE l.n = tasks.n AND l.key = ? AND l.value = ?)", k, v)
+		}
+	}
+}
+
+func (q *query) states(states []berth.State) {
+	if len(states) == 0 {
+		return
+	}
+	failed, running := true, true
+	var args []any
+	for _, st := range states {
+		args = append(args, string(st))
+		failed = failed && st.Final() && st != berth.Complete
+		running = running && !st.Final()
+	}
+	q.add("state IN ("+strings.TrimSuffix(strings.Repeat("?, ", len(states)), ", ")+")", args...)
+	if failed {
+		q.add(isFailed)
+	}
+	if running {
+		q.add("open = 1")
+	}
+}
+
+// fewNames is how many matches are worth sorting rather than finding them on a walk through all tasks.
+const fewNames = 1000
+
+func (s *Store) queryName(ctx context.Context, q *query, prefix string) error {
+	var matches int
+	err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE name <> '' AND name >= ? AND name < ? LIMIT ?)",
+		prefix, after(prefix), fewNames).Scan(&matches)
+	if err != nil {
+		return kinded(err)
+	}
+	if matches < fewNames {
+		q.add("tasks.n IN (SELECT n FROM tasks WHERE name <> '' AND name >= ? AND name < ?)", prefix, after(prefix))
+	} else {
+		q.add("+name >= ? AND +name < ?", prefix, after(prefix)) // the + keeps SQLite from the index
+	}
+	return nil
+}
+
+func (s *Store) querySince(ctx context.Context, q *query, since int64) error {
+	// The clock may have been set back: the first of them need not be the first in order of submission.
+	// The + keeps SQLite from walking through all tasks in the order of n.
+	var first sql.NullInt64
+	if err := s.db.QueryRowContext(ctx, "SELECT min(+n) FROM tasks WHERE created >= ?", since).Scan(&first); err != nil {
+		return kinded(err)
+	}
+	if !first.Valid {
+		q.add("0")
+		return nil
+	}
+	q.add(q.n+" >= ? AND created >= ?", first.Int64, since)
+	return nil
 }
 
 // records runs a query over tasks to its end.
-func (s *Store) records(ctx context.Context, where string, args ...any) ([]Record, error) {
-	st, err := s.stmt(ctx, `SELECT n, id, name, state, created, updated, uid, detached, open, sandbox, driver_pid,
-		driver_start, driver_boot, result, work, doc FROM tasks `+where)
+func (s *Store) records(ctx context.Context, from, where string, args ...any) ([]Record, error) {
+	st, err := s.stmt(ctx, `SELECT tasks.n, id, name, state, created, updated, uid, detached, open, sandbox, driver_pid,
+		driver_start, driver_boot, result, work, task FROM `+from+` CROSS JOIN docs ON docs.n = tasks.n `+where)
 	if err != nil {
 		return nil, kinded(err)
 	}
@@ -252,7 +301,7 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 		if open {
 			return fmt.Errorf("%w: it has not ended, or its sandbox is still there", berth.ErrConflict)
 		}
-		for _, q := range []string{"DELETE FROM labels WHERE n = ?", "DELETE FROM tasks WHERE n = ?"} {
+		for _, q := range []string{"DELETE FROM labels WHERE n = ?", "DELETE FROM docs WHERE n = ?", "DELETE FROM tasks WHERE n = ?"} {
 			if err := s.exec(ctx, tx, q, n); err != nil {
 				return err
 			}

@@ -17,7 +17,7 @@ const (
 // isFailed is spelled in queries as in the index, so that SQLite finds that the one implies the other.
 const isFailed = "state IN ('EXECUTOR_ERROR', 'SYSTEM_ERROR', 'CANCELED')"
 
-// Columns that every list shows come before the documents, which may spill to further pages.
+// The documents are a table of their own, so that a walk over all tasks reads little.
 const schema = `
 CREATE TABLE tasks (
 	n            INTEGER PRIMARY KEY, -- order of submission
@@ -32,10 +32,13 @@ CREATE TABLE tasks (
 	sandbox      TEXT NOT NULL,                     -- '' when nothing is left of it
 	driver_pid   INTEGER NOT NULL,                  -- 0 is none
 	driver_start INTEGER NOT NULL,
-	driver_boot  TEXT NOT NULL,
-	result       TEXT,
-	work         TEXT,
-	doc          TEXT NOT NULL
+	driver_boot  TEXT NOT NULL
+) STRICT;
+CREATE TABLE docs (
+	n      INTEGER PRIMARY KEY,                     -- of tasks
+	task   TEXT NOT NULL,                           -- berth.Task, in JSON
+	result TEXT,                                    -- berth.Result, in JSON
+	work   TEXT                                     -- what a driver needs to go on, in JSON
 ) STRICT;
 -- Most tasks end COMPLETE, and a scan finds those at once; an index of them all would be written to at each
 -- change of state.
