@@ -41,10 +41,11 @@ func (s *Store) unpackLayer(ctx context.Context, open func(context.Context) (io.
 	defer blob.Close()
 	blobHash, tarHash := sha256.New(), sha256.New()
 	raw, flat, hashed := newPipe(), newPipe(), newPipe()
-	stages := make(chan error, 3)
 	rawReader, flatReader, hashedReader := raw.reader(), flat.reader(), hashed.reader()
-	go func() { stages <- raw.fill(blob, blobHash) }()
-	go func() { defer rawReader.close(); stages <- inflate(ctx, rawReader, flat) }()
+	stages := make(chan error, 2)
+	fetched := make(chan error, 1)
+	go func() { fetched <- raw.fill(source{blob}, blobHash) }()
+	go func() { defer rawReader.close(); stages <- inflate(ctx, rawReader, flat, want.digest != "") }()
 	go func() { defer flatReader.close(); stages <- hashed.fill(flatReader, tarHash) }()
 
 	rec, err := untar(ctx, hashedReader, root, s.opts.Rootless)
@@ -53,38 +54,65 @@ func (s *Store) unpackLayer(ctx context.Context, open func(context.Context) (io.
 		_, err = io.Copy(io.Discard, hashedReader)
 	}
 	hashedReader.close()
-	if err != nil {
+	if err != nil && !errors.Is(err, berth.ErrInvalid) {
 		cancel() // so that no stage waits for bytes that nobody needs
 	}
-	for range 3 {
+	for range 2 {
 		err = moreTelling(err, <-stages)
 	}
-	if err != nil {
+	ferr := <-fetched
+	if got := "sha256:" + hex.EncodeToString(blobHash.Sum(nil)); ferr == nil && want.digest != "" && got != want.digest {
+		// Whatever else went wrong comes from this.
+		return layerRecord{}, fmt.Errorf("%w: layer digest mismatch: it should be %s and what came is %s", berth.ErrInvalid, want.digest, got)
+	}
+	if err = moreTelling(err, ferr); err != nil {
 		return layerRecord{}, err
 	}
 	rec.DiffID = "sha256:" + hex.EncodeToString(tarHash.Sum(nil))
-	if got := "sha256:" + hex.EncodeToString(blobHash.Sum(nil)); want.digest != "" && got != want.digest {
-		return layerRecord{}, fmt.Errorf("%w: layer digest mismatch: it should be %s and what came is %s", berth.ErrInvalid, want.digest, got)
-	}
 	if want.diffID != "" && rec.DiffID != want.diffID {
 		return layerRecord{}, fmt.Errorf("%w: layer digest mismatch: unpacked it should be %s and is %s", berth.ErrInvalid, want.diffID, rec.DiffID)
 	}
 	return rec, s.seal(dir, &rec)
 }
 
-// inflate is the stage between the blob and the archive. It reads the blob to its end, for its digest.
-func inflate(ctx context.Context, blob io.Reader, to *pipe) error {
+// inflate is the stage between the blob and the archive. With whole it reads the blob to its end even where
+// the archive turns out to be bad: its digest then says whether it came as it was made.
+func inflate(ctx context.Context, blob io.Reader, to *pipe, whole bool) error {
 	r, err := decompress(ctx, blob)
-	if err != nil {
+	if err == nil {
+		err = to.fill(inflated{r}, nil)
+		r.Close()
+	} else {
+		err = badArchive(err)
 		_ = to.fill(failing{err}, nil)
-		return err
 	}
-	defer r.Close()
-	if err := to.fill(r, nil); err != nil {
-		return err
+	if whole || err == nil {
+		_, derr := io.Copy(io.Discard, blob)
+		err = moreTelling(err, derr)
 	}
-	_, err = io.Copy(io.Discard, blob)
 	return err
+}
+
+// source gives the errors of a blob's reader a kind, so that they are told from those of its content.
+type source struct{ io.Reader }
+
+func (s source) Read(b []byte) (int, error) {
+	n, err := s.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) && !hasKind(err) && !isContext(err) {
+		err = fmt.Errorf("%w: %w", kindOf(err), err)
+	}
+	return n, err
+}
+
+// inflated gives the errors of a decompressor their kind.
+type inflated struct{ io.Reader }
+
+func (i inflated) Read(b []byte) (int, error) {
+	n, err := i.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = badArchive(err)
+	}
+	return n, err
 }
 
 // failing is a reader that has only an error.

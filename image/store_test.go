@@ -129,13 +129,18 @@ func newImage(t testing.TB, layers ...v1.Layer) v1.Image {
 // serve runs a registry on loopback, behind wrap where that is given. It returns its host.
 func serve(t testing.TB, wrap func(http.Handler) http.Handler) string {
 	t.Helper()
-	h := registrytest.New(registrytest.Logger(discardLog()))
+	h := serveHandler(t)
 	if wrap != nil {
 		h = wrap(h)
 	}
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
 	return strings.TrimPrefix(srv.URL, "http://")
+}
+
+// serveHandler is a registry in memory.
+func serveHandler(testing.TB) http.Handler {
+	return registrytest.New(registrytest.Logger(discardLog()))
 }
 
 // push puts an image into a registry.
