@@ -21,6 +21,11 @@ func (c Config) check(dir string) error {
 	if c.Limit < 0 {
 		return fmt.Errorf("open scratch space: %w: a limit of %d bytes", berth.ErrInvalid, c.Limit)
 	}
+	for _, way := range c.Prefer {
+		if way != berth.DiskQuota && way != berth.DiskLoop && way != berth.DiskSampled {
+			return fmt.Errorf("open scratch space: %w: no way to keep a disk limit is called %q", berth.ErrInvalid, way)
+		}
+	}
 	seen := map[string]bool{}
 	for _, v := range c.Volumes {
 		switch {

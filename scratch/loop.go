@@ -27,8 +27,8 @@ const (
 // makeLoop makes a file system of p.Size bytes for files in an image and mounts it at the part's
 // directory. The image's space is taken at once: a write that the limit allows cannot fail later because
 // others filled the disk, when the kernel could no longer tell the writer.
-func makeLoop(ctx context.Context, area string, p part) error {
-	mkfs, err := findMkfs()
+func makeLoop(ctx context.Context, area, mkfs string, p part) error {
+	mkfs, err := findMkfs(mkfs)
 	if err != nil {
 		return err
 	}
@@ -92,8 +92,12 @@ func dropLoop(dir string) error {
 }
 
 // findMkfs looks where administrators' programs are, too: PATH often lacks these.
-func findMkfs() (string, error) {
-	for _, name := range []string{"mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4", "/usr/local/sbin/mkfs.ext4"} {
+func findMkfs(given string) (string, error) {
+	names := []string{"mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4", "/usr/local/sbin/mkfs.ext4"}
+	if given != "" {
+		names = []string{given}
+	}
+	for _, name := range names {
 		if p, err := exec.LookPath(name); err == nil {
 			return p, nil
 		}

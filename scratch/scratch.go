@@ -26,6 +26,8 @@ type Config struct {
 	// Prefer are the ways to keep the limits that may be used, the best first: berth.DiskQuota,
 	// berth.DiskLoop, berth.DiskSampled. nil is all three, in this order. Where none works, Open fails.
 	Prefer []berth.DiskEnforcement
+	// Mkfs is the program that makes ext4 file systems; "" is mkfs.ext4, wherever it is.
+	Mkfs string
 	// Logger is told why a way was not used; nil is silent.
 	Logger *slog.Logger
 }
@@ -187,7 +189,7 @@ func (a *Area) lend(ctx context.Context, cfg Config) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, berth.ErrExhausted) || ctx.Err() != nil {
+		if errors.Is(err, berth.ErrExhausted) || errors.Is(err, berth.ErrInvalid) || ctx.Err() != nil {
 			return err
 		}
 		a.log.Info("disk limits are kept another way", "dir", a.dir, "not by", string(way), "because", err)
@@ -216,13 +218,13 @@ func (a *Area) lendBy(ctx context.Context, way berth.DiskEnforcement, cfg Config
 		}
 		defer q.close()
 	}
-	if err := a.lendParts(ctx, way, q); err != nil {
+	if err := a.lendParts(ctx, way, cfg.Mkfs, q); err != nil {
 		return errors.Join(err, a.unlend())
 	}
 	return nil
 }
 
-func (a *Area) lendParts(ctx context.Context, way berth.DiskEnforcement, q *quotas) error {
+func (a *Area) lendParts(ctx context.Context, way berth.DiskEnforcement, mkfs string, q *quotas) error {
 	if way == berth.DiskQuota {
 		// The ids are written down before they have limits, so that a crash leaves none behind.
 		unlock, err := q.choose(a.rec.Parts)
@@ -244,10 +246,8 @@ func (a *Area) lendParts(ctx context.Context, way berth.DiskEnforcement, q *quot
 		case berth.DiskQuota:
 			err = q.set(dir, p.Project, p.Size)
 		case berth.DiskLoop:
-			err = makeLoop(ctx, a.dir, p)
+			err = makeLoop(ctx, a.dir, mkfs, p)
 		case berth.DiskSampled, berth.DiskNone:
-		default:
-			err = fmt.Errorf("%w: no way to keep a disk limit is called %q", berth.ErrInvalid, p.Way)
 		}
 		if err != nil {
 			return err

@@ -107,6 +107,12 @@ func walk(root int, v visitor) error {
 				return err
 			}
 			if sub < 0 {
+				if v.leave != nil {
+					err = v.leave(fd, name)
+				}
+				if err != nil {
+					return err
+				}
 				continue
 			}
 			unix.Close(fd)

@@ -27,7 +27,7 @@ type Over struct {
 }
 
 func (o Over) String() string {
-	return fmt.Sprintf("%s of %d bytes: %d bytes are used", o.What, o.Limit, o.Used)
+	return fmt.Sprintf("%s of %d bytes: %d bytes are used, %d too many", o.What, o.Limit, o.Used, o.Used-o.Limit)
 }
 
 // Usage is how much the area holds, in bytes of disk: writable layers and all volumes. It reads the whole
