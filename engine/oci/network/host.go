@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"github.com/berth-project/berth"
 )
@@ -26,12 +28,17 @@ type Options struct {
 	Etc string
 	// Run is where the host's daemons keep their state; "" is /run.
 	Run string
+
+	iptables   iptables // "" is looked for
+	withoutNFT bool     // a test does as if the kernel had only iptables
 }
 
 // Host makes the networks of sandboxes on this host. It may be used concurrently.
 type Host struct {
 	opts Options
 	pool *pool
+
+	bridged atomic.Bool // there was a sandbox of mode bridge
 }
 
 // New makes a Host. Close it.
@@ -48,16 +55,31 @@ func New(opts Options) *Host {
 	if opts.Run == "" {
 		opts.Run = "/run"
 	}
+	if opts.iptables == "" {
+		opts.iptables = findIptables()
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Host{opts: opts, pool: newPool(max(opts.Pool, 0))}
 }
 
-// Close frees the namespaces that were made in advance. Networks stay as they are.
+// Close frees the namespaces that were made in advance and, if no sandbox of any berth is left, what those
+// of mode bridge shared. Networks stay as they are.
 func (h *Host) Close() error {
 	h.pool.close()
-	return nil
+	if !h.bridged.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = h.tidy(ctx)
+	return err
 }
 
 // Spec describes the network of a sandbox.
@@ -101,6 +123,18 @@ func (h *Host) Setup(ctx context.Context, spec Spec) (*Net, error) {
 		}
 		n.Mode, n.NS = berth.NetworkNone, ns
 	case berth.NetworkHost:
+	case berth.NetworkBridge:
+		ns, err := h.pool.get()
+		if err != nil {
+			return nil, fmt.Errorf("network of %s: %w", spec.ID, err)
+		}
+		n.NS = ns
+		out, err := h.bridge(ctx, n, spec)
+		if err != nil {
+			_ = ns.Close()
+			return nil, fmt.Errorf("network of %s: mode bridge: %w", spec.ID, err)
+		}
+		gateway = out.gateway
 	default:
 		return nil, fmt.Errorf("network of %s: mode %q: %w: the modes are none, bridge and host", spec.ID, spec.Mode, berth.ErrInvalid)
 	}

@@ -17,7 +17,9 @@ import (
 
 func newHost(t *testing.T, opts Options) *Host {
 	t.Helper()
-	opts.Dir = t.TempDir()
+	if opts.Dir == "" {
+		opts.Dir = t.TempDir()
+	}
 	h := New(opts)
 	t.Cleanup(func() {
 		if err := h.Close(); err != nil {
