@@ -98,18 +98,35 @@ func (d *drive) waiting(why string) {
 	}
 }
 
-// keep makes what the sandbox runs a holder of the lease, so that a berth that is killed does not free what
-// its containers still use.
-func (d *drive) keep(sandbox berth.Sandbox) error {
-	k, ok := sandbox.(Keeper)
-	if !ok || !d.lent() || k.Cgroup() == "" {
+// keep makes a container a holder of the lease, so that a berth that is killed does not free what its
+// container still uses.
+func (d *drive) keep(c berth.Container) error {
+	p, ok := c.(Process)
+	if !ok || !d.lent() || p.Pid() == 0 {
 		return nil
 	}
-	h, err := ledger.Cgroup(k.Cgroup())
+	h, err := ledger.Process(p.Pid())
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil // it has ended
+	}
 	if err == nil {
 		err = d.lease.AddHolder(d.alive, h)
 	}
-	return d.leaving(err)
+	if err != nil {
+		return d.leaving(err)
+	}
+	d.holder = h
+	return nil
+}
+
+// unkeep undoes keep, once the container has ended.
+func (d *drive) unkeep() error {
+	if d.holder == (ledger.Holder{}) || !d.lent() {
+		return nil
+	}
+	h := d.holder
+	d.holder = ledger.Holder{}
+	return d.leaving(d.lease.RemoveHolder(d.alive, h))
 }
 
 // handOver leaves the lease to the process that keeps the sandbox's containers. It answers false where
@@ -118,7 +135,7 @@ func (d *drive) handOver(ctx context.Context, sandbox berth.Sandbox) (bool, erro
 	if !d.lent() {
 		return true, nil
 	}
-	h, ok, err := monitorOf(sandbox)
+	h, ok, err := monitorOf(ctx, sandbox)
 	if !ok || err != nil {
 		return false, err
 	}
@@ -130,18 +147,24 @@ func (d *drive) takeOver(sandbox berth.Sandbox) error {
 	if !d.lent() {
 		return nil
 	}
-	h, ok, err := monitorOf(sandbox)
-	if !ok {
-		return err
+	h, ok, err := monitorOf(d.alive, sandbox)
+	if !ok || err != nil {
+		return d.leaving(err)
 	}
 	return d.leaving(d.lease.RemoveHolder(d.alive, h))
 }
 
-func monitorOf(sandbox berth.Sandbox) (ledger.Holder, bool, error) {
+func monitorOf(ctx context.Context, sandbox berth.Sandbox) (h ledger.Holder, ok bool, err error) {
 	k, ok := sandbox.(Keeper)
-	if !ok || k.Monitor() == 0 {
-		return ledger.Holder{}, false, nil
+	if !ok {
+		return h, false, nil
 	}
-	h, err := ledger.Process(k.Monitor())
-	return h, err == nil, err
+	pid, err := k.Monitor(ctx)
+	if err == nil {
+		h, err = ledger.Process(pid)
+	}
+	if err != nil {
+		return h, false, fmt.Errorf("monitor of sandbox: %w", err)
+	}
+	return h, true, nil
 }

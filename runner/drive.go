@@ -31,6 +31,7 @@ type drive struct {
 	end, endNow      context.CancelCauseFunc
 	bell             *bell
 	lease            *ledger.Lease
+	holder           ledger.Holder // of the lease: the running container; zero for none
 }
 
 func (r *Runner) newDrive(rec *Record, lock *os.File, hooks Hooks) (*drive, error) {

@@ -220,8 +220,8 @@ func TestPark(t *testing.T) {
 				t.Fatalf("error %v, want %v", err, ErrParked)
 			}
 		}
-		if n := len(must(b.ledger.Snapshot(ctx)).Leases); n != 1 {
-			t.Errorf("%d leases while it is parked", n)
+		if got := b.holders(); !slices.Contains(got, os.Getpid()) {
+			t.Errorf("while it is parked, the lease is held by %v, and not by the monitor", got)
 		}
 		if found, resume, err := b.Reconcile(ctx); len(found)+len(resume) > 0 || err != nil {
 			t.Errorf("reconcile found %v, %v, %v", found, resume, err)
@@ -241,6 +241,35 @@ func TestPark(t *testing.T) {
 	}
 	if again, err := b.Resume(ctx, id, Hooks{}); err != nil || again.State != got.State {
 		t.Errorf("again: %+v, %v", again, err)
+	}
+}
+
+// holders are the processes that hold the one lease beside those that drive its task.
+func (b *testbed) holders() (pids []int) {
+	for _, l := range must(b.ledger.Snapshot(context.Background())).Leases {
+		for _, h := range l.Holders {
+			pids = append(pids, h.PID)
+		}
+	}
+	return pids
+}
+
+// TestContainerHolds has a container hold the lease of its task, while it runs and no longer.
+func TestContainerHolds(t *testing.T) {
+	b := newTestbed(t)
+	var pid int
+	var running, ended []int
+	_, err := b.Run(timeout(t), berth.Task{
+		ID: "t", Steps: []berth.Step{sh("sleep 0.1")}, Resources: berth.Resources{Limits: berth.Limits{CPU: 1}},
+	}, Hooks{
+		Started: func(_ int, c berth.Container) { pid, running = c.(Process).Pid(), b.holders() },
+		Ended:   func(int, berth.Exit) { ended = b.holders() },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(running, []int{pid}) || len(ended) > 0 {
+		t.Errorf("held by %v while process %d ran, by %v afterwards", running, pid, ended)
 	}
 }
 

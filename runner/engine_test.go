@@ -227,8 +227,7 @@ func (s *diskSandbox) Volume(_ context.Context, path string) (*os.Root, error) {
 
 func (s *diskSandbox) DiskEnforcement() berth.DiskEnforcement { return berth.DiskNone }
 
-func (s *diskSandbox) Monitor() int   { return monitorPID() }
-func (s *diskSandbox) Cgroup() string { return "" }
+func (s *diskSandbox) Monitor(context.Context) (int, error) { return monitorPID(), nil }
 
 func (s *diskSandbox) Close(ctx context.Context) error {
 	if err := s.e.failing("close"); err != nil {
@@ -298,6 +297,14 @@ func (c *diskContainer) makeRoot(spec berth.StepSpec) error {
 }
 
 func (c *diskContainer) ID() string { return c.id }
+
+func (c *diskContainer) Pid() int {
+	b, err := os.ReadFile(filepath.Join(c.dir, "pid"))
+	if err != nil {
+		return 0
+	}
+	return must(strconv.Atoi(string(b)))
+}
 
 func (c *diskContainer) Wait(ctx context.Context) (berth.Exit, error) {
 	if err := c.s.e.failing("wait"); err != nil {

@@ -14,16 +14,19 @@ type Ledger interface {
 	Adopt(ctx context.Context, id string) (*ledger.Lease, error)
 }
 
-// Keeper is a berth.Sandbox that says what of it runs on this host, so that what was lent to a task is given
-// back when that has ended, not when the process that asked for it has. Found by type assertion; a task
-// with a lease is never parked on an engine without it.
-type Keeper interface {
-	// Monitor is the process with which the containers of the sandbox end; 0 if there is none.
-	Monitor() int
-	// Cgroup is the directory below /sys/fs/cgroup in which the processes of its containers are; "" if
-	// there is none.
-	Cgroup() string
-}
+// What a task was lent is given back when what uses it has ended, not when the process that asked for it has.
+// So the runner asks engines of this host who that is, by type assertion.
+type (
+	// Keeper is a berth.Sandbox that names the process with which its containers end. A task with a lease
+	// is never parked on an engine without it.
+	Keeper interface {
+		Monitor(ctx context.Context) (pid int, err error)
+	}
+	// Process is a berth.Container that names its first process on this host; 0 if there is none.
+	Process interface {
+		Pid() int
+	}
+)
 
 // Clock tells and waits for time.
 type Clock interface {

@@ -107,7 +107,7 @@ func (d *drive) openSandbox(spec berth.SandboxSpec) (sandbox berth.Sandbox, err 
 		return nil, d.failed(fmt.Errorf("open sandbox: %w", err))
 	}
 	d.at("open")
-	return sandbox, d.keep(sandbox)
+	return sandbox, nil
 }
 
 func (d *drive) sandboxSpec() berth.SandboxSpec {

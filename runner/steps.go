@@ -97,12 +97,18 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 	if err != nil {
 		return berth.Exit{}, err
 	}
+	if err := d.keep(c); err != nil {
+		d.r.cfg.Logger.Warn("container does not hold the lease", "task", d.rec.Task.ID, "err", err)
+	}
 	if d.hooks.Started != nil {
 		d.hooks.Started(i, c)
 	}
 	exit, err := d.await(sandbox, c)
 	if err != nil {
 		return exit, err
+	}
+	if err := d.unkeep(); err != nil {
+		d.r.cfg.Logger.Warn("container still holds the lease", "task", d.rec.Task.ID, "err", err)
 	}
 	d.at("step ended")
 	if d.hooks.Ended != nil {
