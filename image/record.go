@@ -148,6 +148,9 @@ func all[T any](dir string) ([]T, error) {
 	}
 	var records []T
 	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".json") {
+			continue
+		}
 		var r T
 		if err := readRecord(filepath.Join(dir, e.Name()), &r); errors.Is(err, fs.ErrNotExist) {
 			continue

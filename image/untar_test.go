@@ -220,7 +220,7 @@ func TestUntarHostile(t *testing.T) {
 		{"whiteout through a link", []entry{symlink("l", "OUTSIDE"), file("l/.wh.secret", "")}, false},
 		{"opaque through a link", []entry{symlink("l", "OUTSIDE"), file("l/.wh..wh..opq", "")}, false},
 		{"device through a link", []entry{symlink("l", "OUTSIDE"), with(file("l/dev", ""), func(h *tar.Header) { h.Typeflag, h.Devmajor = tar.TypeChar, 1 })}, false},
-		{"device number out of range", []entry{with(file("dev", ""), func(h *tar.Header) { h.Typeflag, h.Devmajor = tar.TypeBlock, 1 << 20 })}, true},
+		{"device number out of range", []entry{with(file("dev", ""), func(h *tar.Header) { h.Typeflag, h.Devmajor = tar.TypeBlock, 1<<20 })}, true},
 		{"owner that means none", []entry{with(file("a", ""), func(h *tar.Header) { h.Uid = 1<<32 - 1 })}, true},
 		{"owner beyond", []entry{with(file("a", ""), func(h *tar.Header) { h.Gid = 1 << 40 })}, true},
 		{"file as parent", []entry{file("a", ""), file("a/b", "")}, true},
