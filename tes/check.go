@@ -29,6 +29,15 @@ func Check(task berth.Task) error {
 // IsPattern reports whether an output path is a pattern: has one of * ? [.
 func IsPattern(path string) bool { return strings.ContainsAny(path, "*?[") }
 
+// CleanPath takes double slashes, dots and the slash at the end out of an absolute path. What Check refuses
+// stays as it is: relative paths, and those with .. in them.
+func CleanPath(p string) string {
+	if !strings.HasPrefix(p, "/") || slices.Contains(strings.Split(p, "/"), "..") {
+		return p
+	}
+	return path.Clean(p)
+}
+
 // check collects the faults of a task; yield false ends it.
 type check struct {
 	yield func(path, message string) bool

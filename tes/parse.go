@@ -341,6 +341,14 @@ func (r *reader) strmap(to *map[string]string) field {
 	}
 }
 
+// containerPath reads a path in the container, which is then clean.
+func (r *reader) containerPath(to *string) field {
+	return func(n *document.Node, path string) {
+		r.str(to)(n, path)
+		*to = CleanPath(*to)
+	}
+}
+
 // hostPath reads a URL, or a host path, which is made absolute.
 func (r *reader) hostPath(to *string) field {
 	return func(n *document.Node, path string) {

@@ -191,10 +191,13 @@ func TestParseTolerates(t *testing.T) {
 		"a byte more":     {`{` + executors + `,"resources":{"ram_gb":1.1}}`, with(func(t *berth.Task) { t.Resources.Memory = 1181116007 })},
 		"content only":    {`{` + executors + `,"inputs":[{"content":"","path":"/a","streamable":true}]}`, with(func(t *berth.Task) { t.Inputs = []berth.Input{{Content: ptr(""), Path: "/a"}} })},
 		"byte order mark": {"\ufeff{" + executors + `}`, least},
-		"no command":      {`{"executors":[{"image":"i"}]}`, with(func(t *berth.Task) { t.Steps[0].Command = nil })},
-		"anchors":         {"x: &s {image: i, command: ['true']}\nexecutors: [*s]\n", berth.Task{}},
-		"merge":           {"executors:\n- &s\n  image: i\n  command: ['true']\n- <<: *s\n  image: j\n", with(func(t *berth.Task) { t.Steps = append(t.Steps, berth.Step{Image: "j", Command: []string{"true"}}) })},
-		"alias":           {"executors:\n- &s\n  image: i\n  command: ['true']\n- *s\n", with(func(t *berth.Task) { t.Steps = append(t.Steps, t.Steps[0]) })},
+		"untidy paths": {`{"executors":[{"image":"i","command":["true"],"workdir":"/w/./x/"}],"volumes":["/v//w/"],"inputs":[{"url":"/u//","path":"/in/"}]}`, with(func(t *berth.Task) {
+			t.Steps[0].WorkingDir, t.Volumes, t.Inputs = "/w/x", []berth.Volume{{Path: "/v/w"}}, []berth.Input{{URL: "/u//", Path: "/in"}}
+		})},
+		"no command": {`{"executors":[{"image":"i"}]}`, with(func(t *berth.Task) { t.Steps[0].Command = nil })},
+		"anchors":    {"x: &s {image: i, command: ['true']}\nexecutors: [*s]\n", berth.Task{}},
+		"merge":      {"executors:\n- &s\n  image: i\n  command: ['true']\n- <<: *s\n  image: j\n", with(func(t *berth.Task) { t.Steps = append(t.Steps, berth.Step{Image: "j", Command: []string{"true"}}) })},
+		"alias":      {"executors:\n- &s\n  image: i\n  command: ['true']\n- *s\n", with(func(t *berth.Task) { t.Steps = append(t.Steps, t.Steps[0]) })},
 	} {
 		got, _, err := tes.Parse([]byte(c.in), tes.Options{})
 		if name == "anchors" {
@@ -257,7 +260,7 @@ func TestParseRefuses(t *testing.T) {
 		{"t.yaml", executors + "inputs: [{url: a, path: /a}]\n", `t.yaml:2:16: inputs[0].url: "a" is neither a URL nor an absolute path`},
 		{"t.yaml", executors + "inputs: [{url: /a, path: /}]\n", "t.yaml:2:26: inputs[0].path: it cannot be the root of the container"},
 		{"t.yaml", executors + "inputs: [{url: /a, path: /a, type: file}]\n", `t.yaml:2:36: inputs[0].type: "file" is not one of FILE, DIRECTORY`},
-		{"t.yaml", executors + "inputs: [{url: /a, path: /a}, {url: /b, path: /a/}]\n", "t.yaml:2:47: inputs[1].path: /a/ is also the path of inputs[0]"},
+		{"t.yaml", executors + "inputs: [{url: /a, path: /a}, {url: /b, path: /a}]\n", "t.yaml:2:47: inputs[1].path: /a is also the path of inputs[0]"},
 		{"t.yaml", executors + "outputs: [{path: /a}]\n", "t.yaml:2:11: outputs[0].url: an output has a url: where it is to be put"},
 		{"t.yaml", executors + "outputs: [{path: /o/*.txt, url: /x}]\n", "t.yaml:2:11: outputs[0].path_prefix: path is a pattern; say with path_prefix what is taken off each match before it is appended to url"},
 		{"t.yaml", executors + "outputs: [{path: /o/*.txt, url: /x, path_prefix: /p}]\n", `t.yaml:2:50: outputs[0].path_prefix: "/p" is not a directory in which "/o/*.txt" begins`},

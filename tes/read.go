@@ -60,10 +60,10 @@ func (r *reader) executor(n *document.Node, path string, s *berth.Step) {
 	r.fields(n, path, map[string]field{
 		"image":        r.str(&s.Image),
 		"command":      r.strings(&s.Command),
-		"workdir":      r.str(&s.WorkingDir),
-		"stdin":        r.str(&s.Stdin),
-		"stdout":       r.str(&s.Stdout),
-		"stderr":       r.str(&s.Stderr),
+		"workdir":      r.containerPath(&s.WorkingDir),
+		"stdin":        r.containerPath(&s.Stdin),
+		"stdout":       r.containerPath(&s.Stdout),
+		"stderr":       r.containerPath(&s.Stderr),
 		"env":          r.strmap(&env),
 		"ignore_error": r.boolean(&s.IgnoreError),
 
@@ -106,7 +106,7 @@ func (r *reader) input(n *document.Node, path string, in *berth.Input) {
 		"name":        r.str(&in.Name),
 		"description": r.str(&description),
 		"url":         r.hostPath(&in.URL),
-		"path":        r.str(&in.Path),
+		"path":        r.containerPath(&in.Path),
 		"type":        readString(r, &in.Type),
 		"streamable":  r.boolean(&streamable),
 		"content": func(n *document.Node, path string) {
@@ -130,8 +130,8 @@ func (r *reader) output(n *document.Node, path string, out *berth.Output) {
 		"name":        r.str(&out.Name),
 		"description": r.str(&description),
 		"url":         r.hostPath(&out.URL),
-		"path":        r.str(&out.Path),
-		"path_prefix": r.str(&out.PathPrefix),
+		"path":        r.containerPath(&out.Path),
+		"path_prefix": r.containerPath(&out.PathPrefix),
 		"type":        readString(r, &out.Type),
 		"optional":    r.boolean(&out.Optional),
 	})
@@ -146,11 +146,11 @@ func (r *reader) output(n *document.Node, path string, out *berth.Output) {
 // volume reads TES's plain path, or berth's map.
 func (r *reader) volume(n *document.Node, path string, v *berth.Volume) {
 	if n.Kind == document.String {
-		v.Path = n.Text
+		r.containerPath(&v.Path)(n, path)
 		return
 	}
 	r.fields(n, path, map[string]field{
-		"path":    r.str(&v.Path),
+		"path":    r.containerPath(&v.Path),
 		"size":    r.size(&v.Size),
 		"copy_up": r.boolean(&v.CopyUp),
 		"mode":    r.mode(&v.Mode),
@@ -279,7 +279,7 @@ func (r *reader) mount(n *document.Node, path string, s *berth.Step) {
 	r.fields(n, path, map[string]field{
 		"type":      readString(r, &m.Type),
 		"source":    r.hostPath(&m.Source),
-		"target":    r.str(&m.Target),
+		"target":    r.containerPath(&m.Target),
 		"read_only": r.boolean(&m.ReadOnly),
 		"size":      r.size(&m.Size),
 		"options":   r.some(&m.Options),

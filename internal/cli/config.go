@@ -88,7 +88,7 @@ func knownSettings(root *cobra.Command) map[string]*pflag.Flag {
 }
 
 // readEnv reads BERTH_* variables: BERTH_DATA_DIR, BERTH_RUN_MEMORY. The values of a list stand on lines of
-// their own. A name that berth does not know is refused where it looks misspelt, and else not berth's: other
+// their own; an empty value is none. A name that berth does not know is refused where it looks misspelt, and else not berth's: other
 // programs, such as Kubernetes for a service of that name, make variables that begin so.
 func (a *app) readEnv(all settings, known map[string]*pflag.Flag) error {
 	names := map[string]string{}
@@ -97,7 +97,7 @@ func (a *app) readEnv(all settings, known map[string]*pflag.Flag) error {
 	}
 	for _, e := range a.env {
 		name, value, _ := strings.Cut(e, "=")
-		if !strings.HasPrefix(name, "BERTH_") || name == "BERTH_CONFIG" {
+		if !strings.HasPrefix(name, "BERTH_") || name == "BERTH_CONFIG" || value == "" {
 			continue
 		}
 		key, ok := names[name]

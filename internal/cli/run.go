@@ -40,7 +40,7 @@ type runOptions struct {
 	detach, noWait, keep, quiet, dryRun            bool
 	progress, result, format                       string
 	gpus                                           string
-	given                                          func(flag string) bool // on the command line, or by a setting
+	given, changed                                 func(flag string) bool // given at all; given on the command line
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -54,8 +54,9 @@ code. Flags end at IMAGE: what follows is the task's.
   berth run [flags] IMAGE [COMMAND [ARG...]]
   berth run [flags] -f TASK.(json|yaml|-)
 
-With -f the task is read from a document (docs/task-format.md); flags then replace what the document says,
-and lists are appended to; those about a step hold for each of its executors.
+With -f the task is read from a document (docs/task-format.md). Flags of the command line then replace what
+the document says, and append to its lists; settings (see berth help) count where it says nothing. Flags about
+a step hold for each of its executors.
 
 HOST:CONTAINER is split at the last colon that a slash follows and that is not part of "://". The long form
 src=HOST,dst=CONTAINER takes any name; a value in double quotes may hold commas.
@@ -69,6 +70,7 @@ own 124, 125 or 137 looks the same: the last line on standard error and --result
 		Args:        argCount(0, -1),
 		Annotations: map[string]string{ownExit: "yes", asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o.changed = cmd.Flags().Changed
 			o.given = func(flag string) bool {
 				f := cmd.Flags().Lookup(flag)
 				return f.Changed || f.Value.String() != f.DefValue

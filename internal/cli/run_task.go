@@ -94,7 +94,7 @@ func inFlags(err error) error {
 		return err
 	}
 	words := strings.FieldsFunc(fault.Path, func(r rune) bool { return r == '.' || r == '[' || r == ']' })
-	for _, w := range words {
+	for _, w := range slices.Backward(words) {
 		if flag := flagOf[w]; flag != "" {
 			return invalid("run: %s: %s", flag, fault.Message)
 		}
@@ -124,18 +124,18 @@ func (a *app) hostURL(p string) string {
 
 // applyTask sets what is of the task as a whole.
 func (a *app) applyTask(o *runOptions, t *berth.Task) error {
-	replace(&t.Name, o.name)
-	replace(&t.Hostname, o.hostname)
-	replace(&t.Pull, berth.PullPolicy(o.pull))
-	replace(&t.Network.Mode, berth.NetworkMode(o.network))
-	replace(&t.Timeout, o.timeout)
-	if o.grace >= 0 {
+	replace(o, "name", &t.Name, o.name)
+	replace(o, "hostname", &t.Hostname, o.hostname)
+	replace(o, "pull", &t.Pull, berth.PullPolicy(o.pull))
+	replace(o, "network", &t.Network.Mode, berth.NetworkMode(o.network))
+	replace(o, "timeout", &t.Timeout, o.timeout)
+	if o.grace >= 0 && (t.Grace < 0 || o.changed("grace")) {
 		t.Grace = o.grace
 	}
-	replace(&t.Resources.CPU, o.limits.CPU)
-	replace(&t.Resources.Memory, o.limits.Memory)
-	replace(&t.Resources.Disk, o.limits.Disk)
-	replace(&t.Resources.PIDs, o.limits.PIDs)
+	replace(o, "cpus", &t.Resources.CPU, o.limits.CPU)
+	replace(o, "memory", &t.Resources.Memory, o.limits.Memory)
+	replace(o, "disk", &t.Resources.Disk, o.limits.Disk)
+	replace(o, "pids", &t.Resources.PIDs, o.limits.PIDs)
 	t.Insecure = t.Insecure || o.insecure
 	t.NoWait = t.NoWait || o.noWait
 	t.Keep = t.Keep || o.keep
@@ -153,10 +153,11 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 	return nil
 }
 
-// replace sets to unless v is its zero value.
-func replace[T comparable](to *T, v T) {
+// replace sets what a flag is about, if it has a value. The command line wins over a document, and the
+// document over settings.
+func replace[T comparable](o *runOptions, flag string, to *T, v T) {
 	var zero T
-	if v != zero {
+	if v != zero && (*to == zero || o.changed(flag)) {
 		*to = v
 	}
 }
@@ -174,7 +175,7 @@ func (a *app) applyFiles(o *runOptions, t *berth.Task) error {
 		} else if strings.HasSuffix(p.dst, "/") && p.dst != "/" {
 			in.Path = path.Join(p.dst, path.Base(p.src)) // as cp(1) does
 		}
-		in.Path = path.Clean(in.Path)
+		in.Path = tes.CleanPath(in.Path)
 		t.Inputs = append(t.Inputs, in)
 	}
 	for _, s := range o.outputs {
@@ -197,7 +198,7 @@ func (a *app) applyFiles(o *runOptions, t *berth.Task) error {
 func fileType(p pair) berth.FileType { return berth.FileType(strings.ToUpper(p.options["type"])) }
 
 func (a *app) output(p pair) berth.Output {
-	out := berth.Output{Name: p.options["name"], URL: a.hostURL(p.src), Path: p.dst, Type: fileType(p), PathPrefix: p.options["prefix"], Optional: p.on("optional")}
+	out := berth.Output{Name: p.options["name"], URL: a.hostURL(p.src), Path: tes.CleanPath(p.dst), Type: fileType(p), PathPrefix: p.options["prefix"], Optional: p.on("optional")}
 	switch {
 	case tes.IsPattern(p.dst):
 		if out.PathPrefix == "" {
@@ -205,7 +206,7 @@ func (a *app) output(p pair) berth.Output {
 			out.PathPrefix = path.Dir(before + "x")
 		}
 	case strings.HasSuffix(p.dst, "/") && p.dst != "/":
-		out.Path, out.Type = path.Clean(p.dst), berth.Directory
+		out.Type = berth.Directory
 	case strings.HasSuffix(out.URL, "/") && out.Type != berth.Directory:
 		out.URL += path.Base(p.dst) // as cp(1) does
 	}
@@ -218,7 +219,7 @@ func parseVolume(s string) (berth.Volume, error) {
 	if err != nil {
 		return berth.Volume{}, fmt.Errorf("run: --volume: %w", err)
 	}
-	return berth.Volume{Path: path.Clean(dst), Size: size}, nil
+	return berth.Volume{Path: tes.CleanPath(dst), Size: size}, nil
 }
 
 // sized reads an absolute container path and perhaps a size.
@@ -265,8 +266,12 @@ func (a *app) applySteps(o *runOptions, t *berth.Task) error {
 	}
 	for i := range t.Steps {
 		s := &t.Steps[i]
-		s.Env = mergeEnv(s.Env, env)
-		replace(&s.WorkingDir, o.workdir)
+		if o.changed("env") || o.changed("env-file") {
+			s.Env = mergeEnv(s.Env, env)
+		} else {
+			s.Env = mergeEnv(env, s.Env)
+		}
+		replace(o, "workdir", &s.WorkingDir, tes.CleanPath(o.workdir))
 		if o.given("entrypoint") {
 			s.Entrypoint = []string{}
 			if o.entrypoint != "" {
@@ -275,14 +280,14 @@ func (a *app) applySteps(o *runOptions, t *berth.Task) error {
 		}
 		s.OpenStdin = s.OpenStdin || o.interactive
 		s.TTY = s.TTY || o.tty
-		replace(&s.ShmSize, o.shmSize)
-		replace(&s.StopSignal, o.stopSignal)
+		replace(o, "shm-size", &s.ShmSize, o.shmSize)
+		replace(o, "stop-signal", &s.StopSignal, o.stopSignal)
 		s.NoInit = s.NoInit || o.noInit
-		replace(&s.User, o.user)
+		replace(o, "user", &s.User, o.user)
 		s.ReadOnly = s.ReadOnly || o.readOnly
-		replace(&s.Platform, o.platform)
-		replace(&s.Runtime, o.runtime)
-		replace(&s.Seccomp, more.Seccomp)
+		replace(o, "platform", &s.Platform, o.platform)
+		replace(o, "runtime", &s.Runtime, o.runtime)
+		replace(o, "security-opt", &s.Seccomp, more.Seccomp)
 		s.Groups = append(s.Groups, o.groups...)
 		s.CapAdd = append(s.CapAdd, o.capAdd...)
 		s.CapDrop = append(s.CapDrop, o.capDrop...)
@@ -309,14 +314,14 @@ func (a *app) applyLists(o *runOptions, s *berth.Step) error {
 		if strings.Contains(p.src, "://") {
 			return invalid("run: --mount: %q: only a path of this host can be mounted; see --input for URLs", text)
 		}
-		s.Mounts = append(s.Mounts, berth.Mount{Source: filepath.Clean(a.abs(p.src)), Target: path.Clean(p.dst), ReadOnly: p.on("ro") || p.on("readonly")})
+		s.Mounts = append(s.Mounts, berth.Mount{Source: filepath.Clean(a.abs(p.src)), Target: tes.CleanPath(p.dst), ReadOnly: p.on("ro") || p.on("readonly")})
 	}
 	for _, text := range o.tmpfs {
 		dst, size, err := sized(text)
 		if err != nil {
 			return fmt.Errorf("run: --tmpfs: %w", err)
 		}
-		s.Mounts = append(s.Mounts, berth.Mount{Type: berth.MountTmpfs, Target: path.Clean(dst), Size: size})
+		s.Mounts = append(s.Mounts, berth.Mount{Type: berth.MountTmpfs, Target: tes.CleanPath(dst), Size: size})
 	}
 	for _, text := range o.devices {
 		d, err := tes.ParseDevice(text)
@@ -452,7 +457,7 @@ func (a *app) applyStreams(o *runOptions, t *berth.Task) error {
 		switch {
 		case stream.file == "":
 		case covers(t, stream.file):
-			*stream.to = stream.file
+			*stream.to = tes.CleanPath(stream.file)
 		case stream.name == "stdin":
 			t.Inputs = append(t.Inputs, berth.Input{URL: a.hostURL(stream.file), Path: inside, Type: berth.File})
 			*stream.to = inside

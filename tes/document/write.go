@@ -97,8 +97,9 @@ func scalar(n *Node, str func(string) string) string {
 	return n.Text
 }
 
-// plain are the strings that YAML 1.1 and 1.2 both read as strings without quotes.
-var plain = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_./:@%+=-]*$`)
+// plain are strings that YAML 1.1 and 1.2 both read as strings without quotes: words and paths, sizes and
+// durations.
+var plain = regexp.MustCompile(`^([A-Za-z_/][A-Za-z0-9_./:@%+=-]*|[0-9]+[KMGTPE]i?B|([0-9]+(h|m|s|ms))+)$`)
 
 func yamlString(s string) string {
 	switch strings.ToLower(s) {

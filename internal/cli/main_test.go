@@ -1,0 +1,205 @@
+package cli
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/berth-project/berth/internal/cli/userns"
+)
+
+// asBerth in the environment makes the test binary berth, whatever name it is executed under: workers have
+// none of their own.
+const asBerth = "_BERTH_TEST_AS_BERTH"
+
+func TestMain(m *testing.M) {
+	userns.HelperMain()
+	hiddenMains()
+	if os.Getenv(asBerth) != "" {
+		os.Exit(Main())
+	}
+	testscript.Main(m, map[string]func(){"berth": func() { os.Exit(Main()) }})
+}
+
+// TestScripts runs the scripts, each with a data directory of its own, in which the image bb is busybox.
+func TestScripts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the scripts run containers with limits")
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		ContinueOnError:     true,
+		Setup:               setup,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait,
+		},
+	})
+}
+
+func setup(env *testscript.Env) error {
+	data := filepath.Join(env.WorkDir, "data")
+	env.Vars = append(env.Vars, asBerth+"=1", "BERTH_RUN_RUNTIME=runc", "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
+	env.Defer(func() { endMonitor(data) })
+	archive, err := busybox()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(env.WorkDir, "bb.tar"), archive, 0o600)
+}
+
+// busybox is a root file system with busybox alone.
+func busybox() ([]byte, error) {
+	program, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		return nil, fmt.Errorf("the scripts need busybox-static: %w", err)
+	}
+	list, err := exec.Command("/bin/busybox", "--list").Output() //nolint:noctx // it ends at once
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	put := func(h *tar.Header, body []byte) {
+		h.Size = int64(len(body))
+		err = errors.Join(err, w.WriteHeader(h))
+		_, bad := w.Write(body)
+		err = errors.Join(err, bad)
+	}
+	for _, d := range []string{"bin/", "tmp/", "etc/"} {
+		put(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o1777}, nil)
+	}
+	put(&tar.Header{Name: "bin/busybox", Mode: 0o755}, program)
+	put(&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n"))
+	put(&tar.Header{Name: "bin/windows", Mode: 0o755}, []byte("#!/bin/sh\r\necho hi\r\n"))
+	put(&tar.Header{Name: "bin/plain", Mode: 0o644}, []byte("text\n"))
+	for _, name := range strings.Fields(string(list)) {
+		if name != "busybox" {
+			put(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox"}, nil)
+		}
+	}
+	return b.Bytes(), errors.Join(err, w.Close())
+}
+
+// cmdCode runs a program that must end with an exit code: code N PROGRAM ARG...
+func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// cmdSays checks that the last command wrote one line to standard error, and nothing to standard output:
+// says LINE, of which … is any text.
+func cmdSays(ts *testscript.TestScript, _ bool, args []string) {
+	out, got := ts.ReadFile("stdout"), ts.ReadFile("stderr")
+	if out != "" {
+		ts.Fatalf("standard output is %q", out)
+	}
+	line, ok := strings.CutSuffix(got, "\n")
+	if !ok || strings.Contains(line, "\n") || !matches(line, args[0]) {
+		ts.Fatalf("standard error is\n%swant one line\n%s", got, args[0])
+	}
+}
+
+func matches(line, pattern string) bool {
+	parts := strings.Split(pattern, "…")
+	if len(parts) == 1 {
+		return line == pattern
+	}
+	rest, ok := strings.CutPrefix(line, parts[0])
+	if !ok || !strings.HasSuffix(rest, parts[len(parts)-1]) {
+		return false
+	}
+	rest = strings.TrimSuffix(rest, parts[len(parts)-1])
+	for _, p := range parts[1 : len(parts)-1] {
+		if _, rest, ok = strings.Cut(rest, p); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// cmdClean checks that nothing is left of tasks but their records and logs.
+func cmdClean(ts *testscript.TestScript, _ bool, _ []string) {
+	data := ts.Getenv("BERTH_DATA_DIR")
+	for _, glob := range []string{"sandboxes/*", "tasks/*/work", "images/work/*", "images/tmp/*"} {
+		left, err := filepath.Glob(filepath.Join(data, glob))
+		ts.Check(err)
+		if len(left) > 0 {
+			ts.Fatalf("left over: %q", left)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	ts.Check(err)
+	if bytes.Contains(mounts, []byte(data)) {
+		ts.Fatalf("a mount of %s is left over", data)
+	}
+	if instance, err := os.ReadFile(filepath.Join(data, "instance")); err == nil {
+		for _, glob := range []string{"/sys/fs/cgroup/*/*", "/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*/*", "/sys/fs/cgroup/*/*/*/*"} {
+			cgroups, err := filepath.Glob(glob + "/cgroup.procs")
+			ts.Check(err)
+			for _, procs := range cgroups {
+				if raw, err := os.ReadFile(procs); err == nil && len(raw) > 0 && strings.Contains(procs, strings.TrimSpace(string(instance))) {
+					ts.Fatalf("processes are left over in %s", procs)
+				}
+			}
+		}
+	}
+}
+
+// cmdAwait runs a command again and again until its output has a text: await TEXT PROGRAM ARG...
+func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		_ = ts.Exec(args[1], args[2:]...)
+		if strings.Contains(ts.ReadFile("stdout")+ts.ReadFile("stderr"), args[0]) {
+			return
+		}
+	}
+	ts.Fatalf("%q never came", args[0])
+}
+
+// endMonitor ends the monitor of a data directory, which would stay for a while.
+func endMonitor(data string) {
+	for _, pid := range processes("berth-monitor\x00--data-dir\x00" + data + "\x00") {
+		_ = syscall.Kill(pid, syscall.SIGTERM)
+		for range 500 {
+			if syscall.Kill(pid, 0) != nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// processes are those whose command line holds a text.
+func processes(text string) (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		if raw, err := os.ReadFile(f); err == nil && bytes.Contains(raw, []byte(text)) {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f))); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
