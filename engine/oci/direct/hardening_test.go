@@ -95,8 +95,8 @@ func TestHardening1WorkingDirectoryIsInside(t *testing.T) {
 	}
 	err = runProgram(t, s, unix.CLONE_NEWNS, func(p *plan) {
 		b := p.b
-		out := b.open(unix.SYS_OPENAT, atCwd, b.str("/"+emptyDir), unix.O_PATH)
-		b.call(unix.SYS_CHROOT, b.str("/"+rootDir))
+		out := b.open(unix.SYS_OPENAT, atCwd, b.str("/"), unix.O_PATH)
+		b.call(unix.SYS_CHROOT, b.str("/"+emptyDir))
 		b.call(unix.SYS_FCHDIR, out)
 		p.chdir(".")
 	})

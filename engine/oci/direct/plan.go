@@ -118,7 +118,7 @@ func (p *plan) start(root int) error {
 	b.call(unix.SYS_UMASK, 0)
 	b.doing("mount", "root")
 	empty := b.str("")
-	b.call(unix.SYS_MOVE_MOUNT, p.root, empty, atCwd, b.str("/"+rootDir), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	b.call(unix.SYS_MOVE_MOUNT, p.root, empty, atCwd, b.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err := p.mounts(); err != nil {
 		return err
 	}
@@ -305,17 +305,18 @@ func sysctlPath(key string) (string, error) {
 	return name, nil
 }
 
-// changeRoot makes the container's root the root of its mount namespace and of the child, and detaches what
-// was there before: the forking thread's file system.
+// changeRoot makes the container's root the child's. It is mounted upon the root of the mount namespace, so
+// that every path that begins at a root, and every setns(2), comes to it; what lies under it is the forking
+// thread's file system, which holds nothing.
+//
+// This is how an initial ramdisk is left. pivot_root(2) would come to the same, but it looks at every thread
+// of the host, and detaching the old root afterwards waits for RCU: together a tenth of a start. What makes
+// pivot_root safer elsewhere is that no mount of the host is left below the new root; here none ever was.
 func (p *plan) changeRoot() {
 	b := p.b
-	dot := b.str(".")
 	b.doing("enter", "root")
 	b.call(unix.SYS_FCHDIR, p.root)
-	b.doing("pivot to", "root")
-	b.call(unix.SYS_PIVOT_ROOT, dot, dot)
-	b.doing("detach", "old root")
-	b.call(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	b.call(unix.SYS_CHROOT, b.str("."))
 	b.doing("enter", "/")
 	b.call(unix.SYS_CHDIR, b.str("/"))
 	if prop := p.spec.Linux.RootfsPropagation; prop == "shared" || prop == "unbindable" {

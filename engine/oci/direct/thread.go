@@ -13,7 +13,6 @@ import (
 
 // The names in the file system of a forking thread. A child begins with that file system as its root.
 const (
-	rootDir  = "r"    // the container's root is mounted here
 	emptyDir = "e"    // empty; hides directories
 	nullFile = "null" // a null device; hides files
 	procDir  = "p"    // with revealed: the host's /proc and /sys
@@ -230,7 +229,7 @@ func tinyRoot() (int, error) {
 }
 
 func fillTiny(tiny int, revealed bool) error {
-	dirs := []string{rootDir, emptyDir}
+	dirs := []string{emptyDir}
 	if revealed {
 		dirs = append(dirs, procDir, sysDir)
 	}
