@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/berth-project/berth"
 )
@@ -179,37 +180,50 @@ func TestRemovedFilesAreWrittenAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := start(t, 0, order{Config: cfg, Task: "b", CPU: 2})
-	b.say("waiting")
-	c := start(t, 0, order{Config: cfg, Task: "c", CPU: 2})
-	c.say("waiting")
-	s, err := l.Snapshot(bg)
-	if err != nil {
+	if err := os.Remove(a.entry.path); err != nil {
 		t.Fatal(err)
-	}
-	for _, e := range []Entry{s.Leases[0], s.Waiting[0]} {
-		if err := os.Remove(e.path); err != nil {
-			t.Fatal(err)
-		}
 	}
 	if err := a.Refresh(bg); err != nil {
 		t.Fatal(err)
 	}
-	c.silent("lent", 300_000_000)
+	if free(t, l) {
+		t.Error("free though a has it")
+	}
+	b := start(t, 0, order{Config: cfg, Task: "b", CPU: 2})
+	b.say("waiting")
+	c := start(t, 0, order{Config: cfg, Task: "c", CPU: 2})
+	c.say("waiting")
+	lose := func() {
+		s, err := l.Snapshot(bg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(s.Waiting[0].path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lose()
+	for range 1000 {
+		s, err := l.Snapshot(bg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Waiting) == 2 && s.Waiting[0].Task == "b" {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if s, err := l.Snapshot(bg); err != nil || len(s.Waiting) != 2 || s.Waiting[0].Task != "b" {
+		t.Errorf("b has lost its place: %+v (%v)", s.Waiting, err)
+	}
 	// What is claimed without its file is in the ledger all the same.
-	if s, err = l.Snapshot(bg); err != nil || len(s.Leases) != 1 || len(s.Waiting) != 2 {
-		t.Fatalf("snapshot is %+v (%v)", s, err)
-	}
-	if err := os.Remove(s.Waiting[0].path); err != nil {
-		t.Fatal(err)
-	}
+	c.kill()
+	lose()
 	a.Release()
 	b.say("lent")
 	if free(t, l) {
 		t.Error("free though b has it")
 	}
-	b.release()
-	c.say("lent")
 }
 
 // What berth does rootless: the process is root of a user namespace, which shows everybody else as nobody.

