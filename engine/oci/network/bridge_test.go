@@ -34,18 +34,20 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "owner" {
-		if err := owner(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	if len(os.Args) > 1 {
+		if f := map[string]func([]string) error{"owner": owner, "user": user}[os.Args[1]]; f != nil {
+			if err := f(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
 		}
-		os.Exit(0)
 	}
 	if os.Getenv(onStage) == "" && os.Geteuid() == 0 {
 		c := exec.Command("/proc/self/exe", os.Args[1:]...)
 		c.Env = append(os.Environ(), onStage+"=1")
 		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 		err := c.Run()
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {

@@ -38,11 +38,14 @@ func (h *Host) files(n *Net, spec Spec, gateway netip.Addr) error {
 	case berth.NetworkNone:
 		n.ResolvConf = []byte("# This sandbox has no network.\n")
 	default:
-		if n.ResolvConf, err = h.resolvConf(); err != nil {
+		if n.ResolvConf, err = h.bridgeResolver(n); err != nil {
 			return err
 		}
 	}
 	own := n.Address
+	if n.Mode == berth.NetworkBridge && !own.IsValid() {
+		own = userAddress
+	}
 	if !own.IsValid() {
 		own = netip.AddrFrom4([4]byte{127, 0, 1, 1}) // as Debian does: many programs look up their own name
 	}
@@ -66,7 +69,7 @@ func parseHosts(entries []string, gateway netip.Addr) ([]byte, error) {
 		}
 		if addr == "host-gateway" {
 			if !gateway.IsValid() {
-				return nil, fmt.Errorf("host entry %q: %w: only a sandbox of mode bridge has a gateway", e, berth.ErrInvalid)
+				return nil, fmt.Errorf("host entry %q: %w: only a sandbox of mode bridge, made by root, has an address of the host's own", e, berth.ErrInvalid)
 			}
 			addr = gateway.String()
 		}
@@ -77,6 +80,25 @@ func parseHosts(entries []string, gateway netip.Addr) ([]byte, error) {
 		fmt.Fprintf(&b, "%s\t%s\n", a, name)
 	}
 	return b.Bytes(), nil
+}
+
+// bridgeResolver is the resolv.conf of a sandbox of mode bridge. A process that plays the network also plays
+// the resolver.
+func (h *Host) bridgeResolver(n *Net) ([]byte, error) {
+	if n.Address.IsValid() {
+		return h.resolvConf()
+	}
+	conf, err := h.etc("resolv.conf")
+	if err != nil {
+		return nil, err
+	}
+	b := fmt.Appendf(nil, "nameserver %s\n", userResolver)
+	for line := range bytes.Lines(conf) {
+		if f := bytes.Fields(line); len(f) > 1 && (string(f[0]) == "search" || string(f[0]) == "options") {
+			b = append(b, line...)
+		}
+	}
+	return endLine(b), nil
 }
 
 // resolvConf is the host's resolver as a sandbox with a namespace of its own can use it. A resolver on the

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -29,8 +30,9 @@ type Options struct {
 	// Run is where the host's daemons keep their state; "" is /run.
 	Run string
 
-	iptables   iptables // "" is looked for
-	withoutNFT bool     // a test does as if the kernel had only iptables
+	userProgram string   // "" is the first of slirp4netns and pasta that is there
+	iptables    iptables // "" is looked for
+	withoutNFT  bool     // a test does as if the kernel had only iptables
 }
 
 // Host makes the networks of sandboxes on this host. It may be used concurrently.
@@ -124,17 +126,10 @@ func (h *Host) Setup(ctx context.Context, spec Spec) (*Net, error) {
 		n.Mode, n.NS = berth.NetworkNone, ns
 	case berth.NetworkHost:
 	case berth.NetworkBridge:
-		ns, err := h.pool.get()
-		if err != nil {
-			return nil, fmt.Errorf("network of %s: %w", spec.ID, err)
-		}
-		n.NS = ns
-		out, err := h.bridge(ctx, n, spec)
-		if err != nil {
-			_ = ns.Close()
+		var err error
+		if gateway, err = h.outwards(ctx, n, spec); err != nil {
 			return nil, fmt.Errorf("network of %s: mode bridge: %w", spec.ID, err)
 		}
-		gateway = out.gateway
 	default:
 		return nil, fmt.Errorf("network of %s: mode %q: %w: the modes are none, bridge and host", spec.ID, spec.Mode, berth.ErrInvalid)
 	}
@@ -143,6 +138,33 @@ func (h *Host) Setup(ctx context.Context, spec Spec) (*Net, error) {
 		return nil, fmt.Errorf("network of %s: %w", spec.ID, err)
 	}
 	return n, nil
+}
+
+// outwards gives the network a namespace with a way out.
+func (h *Host) outwards(ctx context.Context, n *Net, spec Spec) (gateway netip.Addr, err error) {
+	if n.NS, err = h.pool.get(); err != nil {
+		return netip.Addr{}, err
+	}
+	if canRoute() {
+		var out outward
+		out, err = h.bridge(ctx, n, spec)
+		gateway = out.gateway
+	} else {
+		err = h.userNetwork(ctx, n)
+	}
+	if err != nil {
+		return netip.Addr{}, errors.Join(err, n.NS.Close())
+	}
+	return gateway, nil
+}
+
+// Lacks says which networks this host cannot give, each with its remedy.
+func (h *Host) Lacks() []berth.Lack {
+	lacks := h.lackUser()
+	if _, err := h.resolvConf(); canRoute() && err != nil {
+		lacks = append(lacks, berth.Lack{What: "name resolution in network mode bridge", Why: err.Error(), Remedy: "name a resolver in /etc/resolv.conf that does not listen on loopback only"})
+	}
+	return lacks
 }
 
 // Close removes the network. What is still in its namespace stays there, without any way out.

@@ -1,8 +1,32 @@
 package network
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
 	"os"
+	"os/exec"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/berth-project/berth"
+)
+
+// Without root no link of the host can be made. Then a process beside the sandbox plays its network: it reads
+// the packets of a tap device in the namespace and opens ordinary sockets of the user's for them.
+
+const remedyUser = "apt-get install slirp4netns (or passt), or use network mode none or host"
+
+// userAddress is what the sandbox has with slirp4netns; it is fixed, as nobody else can see it.
+var (
+	userAddress  = netip.AddrFrom4([4]byte{10, 0, 2, 100})
+	userResolver = netip.AddrFrom4([4]byte{10, 0, 2, 3}) // asks what the host's resolv.conf names, on loopback too
 )
 
 // canRoute reports whether this process may change the host's links and rules at all: it is root, and not in
@@ -16,4 +40,159 @@ func canRoute() bool {
 		return true // a kernel without user namespaces
 	}
 	return strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
+}
+
+// userNetwork connects a namespace through a process.
+func (h *Host) userNetwork(ctx context.Context, n *Net) error {
+	var args []string
+	switch name, path := h.userProgram(); name {
+	case "slirp4netns":
+		args = []string{path, "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp", "--netns-type=path", "/proc/self/fd/3", inside}
+	case "pasta":
+		args = []string{
+			path, "--foreground", "--quiet", "--config-net", "--ipv4-only", "--no-map-gw", "--netns-only", "--ns-ifname", inside,
+			"--address", userAddress.String(), "--netmask", "24", "--gateway", "10.0.2.2", "--dns-forward", userResolver.String(),
+			"--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none", "--netns", "/proc/self/fd/3",
+		}
+	default:
+		return fmt.Errorf("%w: without root it needs slirp4netns or pasta, and neither is there: %s", berth.ErrUnsupported, remedyUser)
+	}
+	p, err := startUser(args, n.NS)
+	if err != nil {
+		return err
+	}
+	n.close = p.stop
+	if err := p.ready(ctx, n.NS); err != nil {
+		_ = p.stop()
+		n.close = func() error { return nil }
+		return err
+	}
+	return nil
+}
+
+// userProgram finds the program that plays the network.
+func (h *Host) userProgram() (name, path string) {
+	for _, name := range []string{"slirp4netns", "pasta"} {
+		if h.opts.userProgram != "" && h.opts.userProgram != name {
+			continue
+		}
+		if path, err := exec.LookPath(name); err == nil {
+			return name, path
+		}
+	}
+	return "", ""
+}
+
+// userProcess is a running slirp4netns or pasta.
+type userProcess struct {
+	cmd   *exec.Cmd
+	hold  *os.File // the process is killed when the last copy of this is closed: when we die, too
+	ended chan struct{}
+	text  syncBuffer // what it wrote
+
+	once sync.Once
+}
+
+// guard runs a program and kills it when its own standard input ends. Neither program can be relied upon to
+// end with its parent: they change their credentials, at which the kernel forgets the parent-death signal.
+const guard = `exec 4<&0
+"$@" </dev/null 4<&- & p=$!
+(read -r _ <&4; kill -9 $p) & w=$!
+exec 4<&-
+wait $p; s=$?
+kill -9 $w
+exit $s`
+
+func startUser(args []string, ns *os.File) (*userProcess, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	p := &userProcess{hold: w, ended: make(chan struct{})}
+	p.cmd = exec.Command("/bin/sh", append([]string{"-c", guard, "sh"}, args...)...) //nolint:noctx // ends with the sandbox
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = r, &p.text, &p.text
+	p.cmd.ExtraFiles = []*os.File{ns}
+	p.cmd.WaitDelay = time.Second
+	err = p.cmd.Start()
+	_ = r.Close()
+	if err != nil {
+		_ = w.Close()
+		return nil, fmt.Errorf("start %s: %w", args[0], err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		close(p.ended)
+	}()
+	return p, nil
+}
+
+// ready waits until the sandbox's link has its address and a default route.
+func (p *userProcess) ready(ctx context.Context, ns *os.File) error {
+	k, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	deadline := time.After(10 * time.Second)
+	for {
+		routes, err := k.RouteList(nil, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if r.Gw != nil {
+				return nil
+			}
+		}
+		select {
+		case <-p.ended:
+			return fmt.Errorf("%w: %s ended: %s", berth.ErrUnavailable, p.cmd.Args[4], p.text.last())
+		case <-deadline:
+			return fmt.Errorf("%w: %s did not get ready: %s", berth.ErrUnavailable, p.cmd.Args[4], p.text.last())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// stop kills the process and waits for its end.
+func (p *userProcess) stop() error {
+	var err error
+	p.once.Do(func() {
+		err = p.hold.Close()
+		<-p.ended
+	})
+	return err
+}
+
+// lackUser says what mode bridge lacks for a user without root.
+func (h *Host) lackUser() []berth.Lack {
+	if name, _ := h.userProgram(); name != "" || canRoute() {
+		return nil
+	}
+	return []berth.Lack{{What: "network mode bridge", Why: "without root it needs slirp4netns or pasta, and neither is there", Remedy: remedyUser}}
+}
+
+// syncBuffer keeps the end of what a process writes.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.b.Len() > 8<<10 {
+		s.b.Reset()
+	}
+	return s.b.Write(p)
+}
+
+// last is the last line.
+func (s *syncBuffer) last() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lines := strings.Split(strings.TrimSpace(s.b.String()), "\n")
+	return strconv.Quote(lines[len(lines)-1])
 }
