@@ -48,10 +48,14 @@ func (s *Store) unpackLayer(ctx context.Context, open func(context.Context) (io.
 	go func() { defer rawReader.close(); stages <- inflate(ctx, rawReader, flat, want.digest != "") }()
 	go func() { defer flatReader.close(); stages <- hashed.fill(flatReader, tarHash) }()
 
-	rec, err := untar(ctx, hashedReader, root, s.opts.Rootless)
+	end := &tailReader{r: hashedReader}
+	rec, err := untar(ctx, end, root, s.opts.Rootless)
 	if err == nil {
 		// What follows the archive's end belongs to the digests as well.
-		_, err = io.Copy(io.Discard, hashedReader)
+		_, err = io.Copy(io.Discard, end)
+	}
+	if err == nil && want.diffID == "" && end.zeros < tarBlock {
+		err = badArchive(io.ErrUnexpectedEOF) // without a digest, only its end tells that an archive is whole
 	}
 	hashedReader.close()
 	if err != nil && !errors.Is(err, berth.ErrInvalid) {
@@ -112,6 +116,28 @@ func (i inflated) Read(b []byte) (int, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = badArchive(err)
 	}
+	return n, err
+}
+
+// tarBlock is the size of an archive's blocks; an empty one ends it.
+const tarBlock = 512
+
+// tailReader counts the zero bytes with which a stream ends.
+type tailReader struct {
+	r     io.Reader
+	zeros int
+}
+
+func (t *tailReader) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	i := n
+	for i > 0 && b[i-1] == 0 && n-i < tarBlock {
+		i--
+	}
+	if i > 0 {
+		t.zeros = 0
+	}
+	t.zeros = min(t.zeros+n-i, tarBlock)
 	return n, err
 }
 
