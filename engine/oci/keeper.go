@@ -15,6 +15,3 @@ func (s *Sandbox) Monitor(ctx context.Context) (pid int, err error) {
 	}
 	return a.Pid, nil
 }
-
-// Pid is the container's first process, as this host sees it; 0 where it is unknown.
-func (c *Container) Pid() int { return c.desc.Pid }

@@ -118,8 +118,8 @@ func capName(n int) string {
 
 // setCaps adds the steps that set all but the bounding set.
 func (b *builder) setCaps(c *capabilities) {
-	hdr := obj(b, &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
-	data := obj(b, &[2]unix.CapUserData{
+	hdr := obj(b, unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
+	data := obj(b, [2]unix.CapUserData{
 		{Effective: uint32(c.effective), Permitted: uint32(c.permitted), Inheritable: uint32(c.inheritable)},
 		{Effective: uint32(c.effective >> 32), Permitted: uint32(c.permitted >> 32), Inheritable: uint32(c.inheritable >> 32)},
 	})

@@ -13,71 +13,92 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/seccomp"
 )
 
 // supported are the fields of a spec that a start heeds, by their names in JSON; "[]" is any element of a
-// list or map. A field stands for all below it where it ends in ".*". What is set and not here is refused,
-// so that a field of a later version of the specification is not passed over either.
-var supported = map[string]bool{
-	"ociVersion":                    true,
-	"annotations.*":                 true, // they say nothing to a runtime
-	"hostname":                      true,
-	"domainname":                    true,
-	"root.path":                     true, // bundle.Root counts
-	"root.readonly":                 true,
-	"process.terminal":              true,
-	"process.consoleSize.*":         true,
-	"process.user.uid":              true,
-	"process.user.gid":              true,
-	"process.user.umask":            true,
-	"process.user.additionalGids.*": true,
-	"process.args.*":                true,
-	"process.env.*":                 true,
-	"process.cwd":                   true,
-	"process.capabilities.*":        true,
-	"process.rlimits.*":             true,
-	"process.noNewPrivileges":       true,
-	"process.apparmorProfile":       true, // checked below
-	"process.oomScoreAdj":           true,
-	"mounts.[].destination":         true,
-	"mounts.[].type":                true,
-	"mounts.[].source":              true,
-	"mounts.[].options.*":           true,
-	"linux.uidMappings.*":           true,
-	"linux.gidMappings.*":           true,
-	"linux.sysctl.*":                true,
-	"linux.resources.*":             true, // bundle.Cgroup has them
-	"linux.cgroupsPath":             true,
-	"linux.namespaces.[].type":      true,
-	"linux.namespaces.[].path":      true, // checked below
-	"linux.devices.*":               true,
-	"linux.seccomp.*":               true, // its compiler checks it
-	"linux.rootfsPropagation":       true,
-	"linux.maskedPaths.*":           true,
-	"linux.readonlyPaths.*":         true,
+// list. A field stands for all below it where it ends in ".*". What is set and not here is refused, so that a
+// field of a later version of the specification is not passed over either.
+var supported = []string{
+	"ociVersion",
+	"annotations.*", // they say nothing to a runtime
+	"hostname",
+	"domainname",
+	"root.path", // bundle.Root counts
+	"root.readonly",
+	"process.terminal",
+	"process.consoleSize.*",
+	"process.user.uid",
+	"process.user.gid",
+	"process.user.umask",
+	"process.user.additionalGids.*",
+	"process.args.*",
+	"process.env.*",
+	"process.cwd",
+	"process.capabilities.*",
+	"process.rlimits.*",
+	"process.noNewPrivileges",
+	"process.apparmorProfile", // checked below
+	"process.oomScoreAdj",
+	"mounts.[].destination",
+	"mounts.[].type",
+	"mounts.[].source",
+	"mounts.[].options.*",
+	"linux.uidMappings.*",
+	"linux.gidMappings.*",
+	"linux.sysctl.*",
+	"linux.resources.*", // bundle.Cgroup has them
+	"linux.cgroupsPath",
+	"linux.namespaces.[].type",
+	"linux.namespaces.[].path", // checked below
+	"linux.devices.*",
+	"linux.seccomp.*", // its compiler checks it
+	"linux.rootfsPropagation",
+	"linux.maskedPaths.*",
+	"linux.readonlyPaths.*",
 }
 
 // Check implements bundle.Starter: nil where the start of a container of this spec heeds every field of it.
 // ErrInvalid says that the spec makes no sense, ErrUnsupported that another runtime may be able to.
 func (s *Starter) Check(spec *specs.Spec) error {
-	if err := s.checkFields(spec); err != nil {
-		return err
+	_, err := s.check(spec)
+	return err
+}
+
+// check is Check, and answers the compiled seccomp profile; nil where there is none.
+func (s *Starter) check(spec *specs.Spec) (*seccomp.Filter, error) {
+	if err := s.known.check(reflect.ValueOf(spec).Elem()); err != nil {
+		return nil, err
 	}
 	if spec.Process == nil || len(spec.Process.Args) == 0 {
-		return fmt.Errorf("process.args: %w: there is no command", berth.ErrInvalid)
+		return nil, fmt.Errorf("process.args: %w: there is no command", berth.ErrInvalid)
 	}
 	if spec.Linux == nil {
-		return fmt.Errorf("linux: %w: it is missing", berth.ErrInvalid)
+		return nil, fmt.Errorf("linux: %w: it is missing", berth.ErrInvalid)
 	}
 	if err := s.checkProcess(spec.Process); err != nil {
-		return err
+		return nil, err
 	}
 	if err := s.checkNamespaces(spec); err != nil {
-		return err
+		return nil, err
 	}
 	if err := checkMounts(spec); err != nil {
-		return err
+		return nil, err
 	}
+	if err := checkLinux(spec); err != nil {
+		return nil, err
+	}
+	if spec.Linux.Seccomp == nil {
+		return nil, nil
+	}
+	f, err := s.filters.Compile(spec.Linux.Seccomp)
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp: %w", err)
+	}
+	return f, nil
+}
+
+func checkLinux(spec *specs.Spec) error {
 	for i := range spec.Linux.Devices {
 		if _, err := parseDevice(&spec.Linux.Devices[i]); err != nil {
 			return fmt.Errorf("linux.devices: %w", err)
@@ -86,11 +107,6 @@ func (s *Starter) Check(spec *specs.Spec) error {
 	for key := range spec.Linux.Sysctl {
 		if err := checkSysctl(spec, key); err != nil {
 			return fmt.Errorf("linux.sysctl: %w", err)
-		}
-	}
-	if spec.Linux.Seccomp != nil {
-		if _, err := s.filters.Compile(spec.Linux.Seccomp); err != nil {
-			return fmt.Errorf("linux.seccomp: %w", err)
 		}
 	}
 	for _, list := range []struct {
@@ -104,63 +120,6 @@ func (s *Starter) Check(spec *specs.Spec) error {
 		}
 	}
 	return nil
-}
-
-func (s *Starter) checkFields(spec *specs.Spec) error {
-	return checkFields(reflect.ValueOf(spec).Elem(), "", supported)
-}
-
-// checkFields refuses every field below v that is set and not in known.
-func checkFields(v reflect.Value, name string, known map[string]bool) error {
-	if v.IsZero() || known[name] || known[name+".*"] {
-		return nil
-	}
-	switch v.Kind() {
-	case reflect.Pointer:
-		return checkFields(v.Elem(), name, known)
-	case reflect.Struct:
-		for i := range v.NumField() {
-			f := v.Type().Field(i)
-			sub := jsonName(&f)
-			if name != "" {
-				sub = name + "." + sub
-			}
-			if err := checkFields(v.Field(i), sub, known); err != nil {
-				return err
-			}
-		}
-		return nil
-	case reflect.Slice, reflect.Map:
-		if v.Len() == 0 {
-			return nil
-		}
-		if v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct && prefixed(known, name+".[]") {
-			for i := range v.Len() {
-				if err := checkFields(v.Index(i), name+".[]", known); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-	}
-	return fmt.Errorf("%s: %w by a direct start", name, berth.ErrUnsupported)
-}
-
-func prefixed(known map[string]bool, prefix string) bool {
-	for k := range known {
-		if strings.HasPrefix(k, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
-func jsonName(f *reflect.StructField) string {
-	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-	if name == "" {
-		return f.Name
-	}
-	return name
 }
 
 // checkProcess checks a process of a spec, or one that is to be executed in a container.

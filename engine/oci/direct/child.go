@@ -16,7 +16,7 @@ import (
 //go:nocheckptr
 func childMain(p *program) {
 	i := uintptr(0)
-	for i < p.count {
+	for i != p.count {
 		s := (*step)(unsafe.Add(p.first, i*unsafe.Sizeof(step{})))
 		var a [6]uintptr
 		for k := range a {
@@ -47,6 +47,8 @@ func childMain(p *program) {
 			}
 		case modeSkip:
 			i += uintptr(s.pass[0].skip)
+		case modeGoto:
+			i = a[0]
 		case modeStore:
 			*(*int32)(s.mem) = int32(a[0])
 		case modeEqual:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -49,7 +50,7 @@ func (p *Process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess,
 		return nil, err
 	}
 	pl := &plan{
-		s: p.s, b: newBuilder(), dirs: map[string]arg{}, filter: p.confine.filter, userNS: p.confine.userNS,
+		s: p.s, b: p.s.builders.take(), dirs: map[string]arg{}, filter: p.confine.filter, userNS: p.confine.userNS,
 		// What a plan looks up in a spec and a bundle, and no more.
 		spec:   &specs.Spec{Linux: &specs.Linux{UIDMappings: p.confine.uids, GIDMappings: p.confine.gids}, Process: e.Process},
 		bundle: &bundle.Bundle{Stdin: e.Stdin, Stdout: e.Stdout, Stderr: e.Stderr, Cgroup: p.confine.cgroup},
@@ -63,7 +64,7 @@ func (s *Starter) checkExec(proc *specs.Process) error {
 	if proc == nil || len(proc.Args) == 0 {
 		return fmt.Errorf("process.args: %w: there is no command", berth.ErrInvalid)
 	}
-	if err := s.checkFields(&specs.Spec{Process: proc}); err != nil {
+	if err := s.known.check(reflect.ValueOf(specs.Spec{Process: proc})); err != nil {
 		return err
 	}
 	return s.checkProcess(proc)

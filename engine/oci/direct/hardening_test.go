@@ -25,7 +25,7 @@ import (
 // runProgram runs steps as the only ones of a child.
 func runProgram(t *testing.T, s *Starter, flags uint64, build func(*plan)) error {
 	t.Helper()
-	p := &plan{s: s, b: newBuilder(), dirs: map[string]arg{}, spec: &specs.Spec{Linux: &specs.Linux{}, Process: &specs.Process{}}, bundle: &bundle.Bundle{}}
+	p := &plan{s: s, b: s.builders.take(), dirs: map[string]arg{}, spec: &specs.Spec{Linux: &specs.Linux{}, Process: &specs.Process{}}, bundle: &bundle.Bundle{}}
 	defer p.close()
 	build(p)
 	p.b.doing("come to the end of", "the program")
@@ -274,7 +274,7 @@ done; done; touch /tmp/stopped; sleep 1000`}
 	if err != nil || got.stdout != "" {
 		t.Errorf("a process of the container saw: %v, %v", got, err)
 	}
-	pl := &plan{s: s, b: newBuilder(), dirs: map[string]arg{}, spec: &specs.Spec{Linux: &specs.Linux{}, Process: shell(t, "true")}, bundle: &bundle.Bundle{}}
+	pl := &plan{s: s, b: s.builders.take(), dirs: map[string]arg{}, spec: &specs.Spec{Linux: &specs.Linux{}, Process: shell(t, "true")}, bundle: &bundle.Bundle{}}
 	defer pl.close()
 	r := &request{}
 	if err := p.(*Process).planExec(pl, r); err != nil {
@@ -602,7 +602,7 @@ func TestHardening9MappedBeforeMounts(t *testing.T) {
 	}
 	b := testBundle(t, testSpec(t, "/bin/true"))
 	edit(b)
-	p := &plan{s: s, spec: b.Spec, bundle: b, b: newBuilder(), dirs: map[string]arg{}, threadNet: -1, userNS: true, flags: unix.CLONE_NEWUSER}
+	p := &plan{s: s, spec: b.Spec, bundle: b, b: s.builders.take(), dirs: map[string]arg{}, threadNet: -1, userNS: true, flags: unix.CLONE_NEWUSER}
 	defer p.close()
 	layer, err := unix.Open(b.Root.Layers[0], unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {

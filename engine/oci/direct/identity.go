@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
@@ -74,12 +75,13 @@ func (p *plan) user(u *specs.User) {
 	b := p.b
 	b.doing("keep capabilities over the change of user", "")
 	b.call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
-	groups := make([]uint32, len(u.AdditionalGids)+1) // never empty, so that it has an address
-	n := copy(groups, u.AdditionalGids)
-	b.keep = append(b.keep, groups)
+	groups := b.alloc(4 * (len(u.AdditionalGids) + 1)) // never empty, so that it has an address
+	for i, g := range u.AdditionalGids {
+		binary.NativeEndian.PutUint32(groups[4*i:], g)
+	}
 	if !p.s.noSetgroups {
 		b.doing("set supplementary groups", "")
-		b.call(unix.SYS_SETGROUPS, arg(n), obj(b, &groups[0]))
+		b.call(unix.SYS_SETGROUPS, arg(len(u.AdditionalGids)), address(groups))
 	}
 	b.doing("set group", strconv.FormatUint(uint64(u.GID), 10))
 	b.call(unix.SYS_SETRESGID, arg(u.GID), arg(u.GID), arg(u.GID))
@@ -115,8 +117,8 @@ func (p *plan) dieWithParent() {
 	b := p.b
 	b.doing("ask to die with berth", "")
 	b.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, arg(unix.SIGKILL), 0, 0, 0)
-	fds := &unix.PollFd{Fd: int32(p.s.self), Events: unix.POLLIN}
-	ready := b.open(unix.SYS_PPOLL, obj(b, fds), 1, obj(b, &unix.Timespec{}), 0, 0)
+	fds := unix.PollFd{Fd: int32(p.s.self), Events: unix.POLLIN}
+	ready := b.open(unix.SYS_PPOLL, obj(b, fds), 1, obj(b, unix.Timespec{}), 0, 0)
 	b.doing("find berth alive", "")
 	b.add(modeEqual, 0, ready, 0, arg(unix.ESRCH))
 }
@@ -144,7 +146,7 @@ func (p *plan) limits(proc *specs.Process) error {
 			}
 		}
 		b.doing("set resource limit", l.Type)
-		b.call(unix.SYS_PRLIMIT64, 0, arg(kind), obj(b, &want), 0)
+		b.call(unix.SYS_PRLIMIT64, 0, arg(kind), obj(b, want), 0)
 	}
 	return nil
 }
@@ -195,7 +197,7 @@ func (p *plan) writeProc(verb, name, value string, self bool) {
 	if !self {
 		h.Resolve |= unix.RESOLVE_NO_SYMLINKS
 	}
-	fd := b.open(unix.SYS_OPENAT2, p.inherit(p.s.proc), b.str(name), obj(b, &h), unix.SizeofOpenHow)
+	fd := b.open(unix.SYS_OPENAT2, p.inherit(p.s.proc), b.str(name), obj(b, h), unix.SizeofOpenHow)
 	st := b.alloc(statfsSize)
 	b.call(unix.SYS_FSTATFS, fd, address(st))
 	b.check(modeWord, st, unix.PROC_SUPER_MAGIC, unix.EXDEV)
@@ -221,7 +223,7 @@ func (p *plan) seccomp() {
 		return
 	}
 	b := p.b
-	prog := &unix.SockFprog{Len: uint16(len(f.Program)), Filter: &f.Program[0]}
+	prog := unix.SockFprog{Len: uint16(len(f.Program)), Filter: &f.Program[0]}
 	b.keep = append(b.keep, f)
 	b.doing("install seccomp profile", "")
 	b.call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, arg(f.Flags), obj(b, prog))

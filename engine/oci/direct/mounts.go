@@ -39,7 +39,7 @@ func (p *plan) how(flags uint64, crossMounts bool) arg {
 			return p.howAt[i]
 		}
 	}
-	at := obj(p.b, &h)
+	at := obj(p.b, h)
 	p.hows, p.howAt = append(p.hows, h), append(p.howAt, at)
 	return at
 }
@@ -188,7 +188,7 @@ func (p *plan) newMount(fsType, source, dest string, o *mountOptions) (planned, 
 	m := p.makeFS(fsType, source, dest, fs, attrs)
 	p.attach(m, at)
 	if o.propagation != 0 && o.propagation != unix.MS_PRIVATE {
-		attr := obj(p.b, &unix.MountAttr{Propagation: o.propagation})
+		attr := obj(p.b, unix.MountAttr{Propagation: o.propagation})
 		p.b.doing("set propagation of", dest)
 		p.b.call(unix.SYS_MOUNT_SETATTR, m, p.b.str(""), unix.AT_EMPTY_PATH, attr, sizeofMountAttr)
 	}
@@ -231,7 +231,7 @@ func (p *plan) nextMount() arg {
 
 func (p *plan) makeReadOnly(mount arg, name string) {
 	p.b.doing("make read-only", name)
-	attr := obj(p.b, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	attr := obj(p.b, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	p.b.call(unix.SYS_MOUNT_SETATTR, mount, p.b.str(""), unix.AT_EMPTY_PATH, attr, sizeofMountAttr)
 }
 
@@ -239,7 +239,7 @@ func (p *plan) makeReadOnly(mount arg, name string) {
 func (p *plan) readonlyPaths() {
 	b := p.b
 	empty := b.str("")
-	attr := obj(b, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE})
+	attr := obj(b, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE})
 	for _, name := range p.spec.Linux.ReadonlyPaths {
 		rel := relative(name)
 		b.doing("make read-only", name)

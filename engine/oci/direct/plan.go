@@ -53,6 +53,7 @@ func (p *plan) close() {
 	if p.mapper != nil {
 		_ = p.mapper.Close()
 	}
+	p.s.builders.give(p.b)
 }
 
 func (p *plan) closeOwned() {
@@ -160,15 +161,15 @@ func (p *plan) start(root int) error {
 	return nil
 }
 
-// begin puts first what the child does first: it closes every descriptor that the program does not name.
+// begin adds what the child does first: it closes every descriptor that the program does not name.
 func (p *plan) begin() {
-	b := newBuilder()
+	b := p.b
+	b.prologue()
 	b.doing("ask to die with berth", "")
 	b.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, arg(unix.SIGKILL), 0, 0, 0)
 	b.doing("close berth's descriptors", "")
-	fds := slices.Sorted(slices.Values(p.inherited))
-	b.closeAllBut(0, fds)
-	p.b.prepend(b)
+	slices.Sort(p.inherited)
+	b.closeAllBut(0, p.inherited)
 }
 
 // closeAllBut adds the steps that close every descriptor from first on but those in keep, which are sorted.
@@ -321,7 +322,7 @@ func (p *plan) changeRoot() {
 	b.call(unix.SYS_CHDIR, b.str("/"))
 	if prop := p.spec.Linux.RootfsPropagation; prop == "shared" || prop == "unbindable" {
 		b.doing("set propagation of", "root")
-		attr := obj(b, &unix.MountAttr{Propagation: propagations[prop]})
+		attr := obj(b, unix.MountAttr{Propagation: propagations[prop]})
 		b.call(unix.SYS_MOUNT_SETATTR, p.root, b.str(""), unix.AT_EMPTY_PATH, attr, sizeofMountAttr)
 	}
 	if p.spec.Root != nil && p.spec.Root.Readonly {
@@ -334,5 +335,5 @@ func (p *plan) signals() {
 	b := p.b
 	b.doing("reset signals", "")
 	b.add(modeSignals, 0)
-	b.call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, obj(b, &sigset{}), 0, arg(len(sigset{})))
+	b.call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, obj(b, sigset{}), 0, arg(len(sigset{})))
 }

@@ -1,7 +1,9 @@
 package direct
 
 import (
+	"encoding/binary"
 	"fmt"
+	"sync"
 	"syscall"
 	"unsafe"
 )
@@ -22,6 +24,8 @@ const (
 	modeCall mode = iota
 	// modeSkip goes on after pass[0].skip further steps.
 	modeSkip
+	// modeGoto goes on at the step args[0].
+	modeGoto
 	// modeStore writes args[0] to the four bytes at mem.
 	modeStore
 	// modeEqual demands that args[0], a register, is args[1]; else the errno is args[2].
@@ -55,7 +59,7 @@ type what struct{ verb, object string }
 // CLONE_VM it shares this memory with its parent, and what it writes here is its report.
 type program struct {
 	first unsafe.Pointer // *step
-	count uintptr
+	count uintptr        // the program ends before this step; a prologue lies behind
 	regs  unsafe.Pointer // *uintptr, as many as any step names
 	// failed is 1 + the index of the step that ended the child, and errno why. A child that has executed
 	// its command leaves them 0.
@@ -70,24 +74,42 @@ type report struct {
 	failed, errno, pid uintptr
 }
 
-// builder makes a program. Its memory stays where it is until the builder is gone: the program's arguments
-// are addresses within it.
+// builder makes a program. Its memory stays where it is until it is released: the program's arguments are
+// addresses within it.
 type builder struct {
 	program
 	steps  []step
 	whats  []what
+	regv   []uintptr
 	chunk  []byte
-	chunks [][]byte
-	keep   []any // what else the steps point to
+	chunks [][]byte // full ones
+	keep   []any    // what is not in the chunks, and the steps point to
 	regN   int
 	now    what // describes the steps that are added
 }
 
 // chunkSize is the size of a builder's pieces of memory, in bytes.
-const chunkSize = 16 << 10
+const chunkSize = 32 << 10
 
-func newBuilder() *builder {
-	return &builder{steps: make([]step, 0, 256), whats: make([]what, 0, 256), chunk: make([]byte, 0, chunkSize)}
+// builders are for use again: a program is some 60 KiB.
+type builders struct{ pool sync.Pool }
+
+func (p *builders) take() *builder {
+	b, ok := p.pool.Get().(*builder)
+	if !ok {
+		b = &builder{steps: make([]step, 0, 320), whats: make([]what, 0, 320), chunk: make([]byte, 0, chunkSize)}
+	}
+	// The first step goes to what prologue adds at the end.
+	b.doing("begin", "")
+	b.add(modeGoto, 0)
+	return b
+}
+
+// give takes b back; nothing of it may be in use.
+func (p *builders) give(b *builder) {
+	clear(b.chunk)
+	*b = builder{steps: b.steps[:0], whats: b.whats[:0], regv: b.regv[:0], chunk: b.chunk[:0]}
+	p.pool.Put(b)
 }
 
 // alloc returns n zero bytes, aligned to 8.
@@ -111,20 +133,19 @@ func (b *builder) str(s string) arg {
 
 // strv is the address of an array of the strings' addresses, with a final nil.
 func (b *builder) strv(ss []string) arg {
-	v := make([]unsafe.Pointer, len(ss)+1)
+	v := b.alloc(8 * (len(ss) + 1))
 	for i, s := range ss {
-		m := b.alloc(len(s) + 1)
-		copy(m, s)
-		v[i] = unsafe.Pointer(unsafe.SliceData(m))
+		binary.NativeEndian.PutUint64(v[8*i:], uint64(b.str(s)))
 	}
-	b.keep = append(b.keep, v)
-	return arg(uintptr(unsafe.Pointer(unsafe.SliceData(v))))
+	return address(v)
 }
 
-// obj is the address of *v, which the builder keeps.
-func obj[T any](b *builder, v *T) arg {
-	b.keep = append(b.keep, v)
-	return arg(uintptr(unsafe.Pointer(v)))
+// obj is the address of a copy of v. What v points to the builder must hold by other means: to the garbage
+// collector the copy is mere bytes.
+func obj[T any](b *builder, v T) arg {
+	m := b.alloc(int(unsafe.Sizeof(v)))
+	*(*T)(unsafe.Pointer(unsafe.SliceData(m))) = v
+	return address(m)
 }
 
 func address(m []byte) arg { return arg(uintptr(unsafe.Pointer(unsafe.SliceData(m)))) }
@@ -202,20 +223,22 @@ func (b *builder) skip() int {
 
 func (b *builder) land(skip int) { b.steps[skip].pass[0].skip = uint16(len(b.steps) - skip - 1) }
 
-// prepend puts the steps of other, whose memory it takes over, before those of b.
-func (b *builder) prepend(other *builder) {
-	b.steps = append(other.steps, b.steps...)
-	b.whats = append(other.whats, b.whats...)
-	b.keep = append(b.keep, other)
-}
+// prologue makes the steps that are added from now on the first that run.
+func (b *builder) prologue() { b.steps[0].args[0] = uintptr(len(b.steps)) }
 
 // finish makes the program ready to run.
 func (b *builder) finish() *program {
+	if b.steps[0].args[0] == 0 {
+		b.steps[0].args[0] = 1
+		b.count = uintptr(len(b.steps))
+	} else {
+		// What ends the program now comes before the prologue, which ends here.
+		b.add(modeGoto, 0, 1)
+		b.count = b.steps[0].args[0]
+	}
 	b.first = unsafe.Pointer(unsafe.SliceData(b.steps))
-	b.count = uintptr(len(b.steps))
-	regs := make([]uintptr, b.regN+1)
-	b.keep = append(b.keep, regs)
-	b.regs = unsafe.Pointer(unsafe.SliceData(regs))
+	b.regv = append(b.regv[:0], make([]uintptr, b.regN+1)...)
+	b.regs = unsafe.Pointer(unsafe.SliceData(b.regv))
 	return &b.program
 }
 

@@ -50,6 +50,8 @@ type Starter struct {
 	// hasAppArmor: profiles can be set. SELinux labels are refused by name.
 	hasAppArmor bool
 	filters     seccomp.Cache
+	builders    builders
+	known       *known // fields of a spec
 }
 
 var _ bundle.Starter = (*Starter)(nil)
@@ -60,7 +62,7 @@ func New(c Config) (*Starter, error) {
 	if c.Threads == 0 {
 		c.Threads = max(4, 2*runtime.NumCPU())
 	}
-	s := &Starter{plain: newThreads(c.Threads, false), revealed: newThreads(c.Threads, true), proc: -1, self: -1}
+	s := &Starter{plain: newThreads(c.Threads, false), revealed: newThreads(c.Threads, true), proc: -1, self: -1, known: knownFields(supported)}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("direct start: %w", err)
@@ -177,14 +179,15 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.Check(b.Spec); err != nil {
+	filter, err := s.check(b.Spec)
+	if err != nil {
 		return nil, err
 	}
 	root, err := rootfs.Overlay(b.Root)
 	if err != nil {
 		return nil, err
 	}
-	proc, err := s.start(b, root)
+	proc, err := s.start(b, root, filter)
 	if err != nil {
 		_ = root.Close()
 		return nil, err
@@ -192,8 +195,8 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	return proc, nil
 }
 
-func (s *Starter) start(b *bundle.Bundle, root *os.File) (*Process, error) {
-	p := &plan{s: s, spec: b.Spec, bundle: b, b: newBuilder(), dirs: map[string]arg{}, threadNet: -1}
+func (s *Starter) start(b *bundle.Bundle, root *os.File, filter *seccomp.Filter) (*Process, error) {
+	p := &plan{s: s, filter: filter, spec: b.Spec, bundle: b, b: s.builders.take(), dirs: map[string]arg{}, threadNet: -1}
 	defer p.close()
 	report, w, err := pipe()
 	if err != nil {
@@ -226,13 +229,6 @@ func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error 
 		p.flags &^= unix.CLONE_NEWNET
 	}
 	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
-	if prof := b.Spec.Linux.Seccomp; prof != nil {
-		f, err := s.filters.Compile(prof)
-		if err != nil {
-			return err
-		}
-		p.filter = f
-	}
 	if err := p.start(root); err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (p *plan) streams() error {
 			from[i] = p.tty
 		case i == 0 && p.bundle.ReplaceStdin != "":
 			// By now the root is the container's, and links lead nowhere else.
-			h := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOCTTY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+			h := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOCTTY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 			b.doing("open as stdin", p.bundle.ReplaceStdin)
 			from[i] = b.open(unix.SYS_OPENAT2, p.root, b.str(p.bundle.ReplaceStdin), obj(b, h), unix.SizeofOpenHow)
 		case f == nil:

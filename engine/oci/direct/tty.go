@@ -35,7 +35,7 @@ func (p *plan) terminal(root arg, proc *specs.Process) error {
 	b.call(unix.SYS_FSTATFS, m, address(st))
 	b.check(modeWord, st, devptsMagic, unix.EXDEV)
 	b.doing("unlock", "terminal")
-	b.call(unix.SYS_IOCTL, m, unix.TIOCSPTLCK, obj(b, new(int32)))
+	b.call(unix.SYS_IOCTL, m, unix.TIOCSPTLCK, obj(b, int32(0)))
 	b.doing("open", "terminal")
 	p.tty = b.open(unix.SYS_IOCTL, m, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if uid := proc.User.UID; uid != 0 {
@@ -44,7 +44,7 @@ func (p *plan) terminal(root arg, proc *specs.Process) error {
 	}
 	if size := proc.ConsoleSize; size != nil {
 		b.doing("set size of", "terminal")
-		b.call(unix.SYS_IOCTL, m, unix.TIOCSWINSZ, obj(b, &unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}))
+		b.call(unix.SYS_IOCTL, m, unix.TIOCSWINSZ, obj(b, unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}))
 	}
 	b.doing("send to berth", "terminal")
 	p.sendFD(p.inherit(pair[0]), m)
@@ -60,12 +60,13 @@ func (p *plan) sendFD(sock, fd arg) {
 	h.SetLen(unix.CmsgLen(4))
 	b.add(modeStore, 0, fd).mem = unsafe.Pointer(&control[unix.CmsgLen(0)])
 	data := b.alloc(8)
-	iov := &unix.Iovec{Base: unsafe.SliceData(data)}
+	iov := unix.Iovec{Base: unsafe.SliceData(data)}
 	iov.SetLen(1)
-	msg := &unix.Msghdr{Iov: iov, Control: unsafe.SliceData(control)}
+	at := b.alloc(int(unsafe.Sizeof(iov)))
+	*(*unix.Iovec)(unsafe.Pointer(unsafe.SliceData(at))) = iov
+	msg := unix.Msghdr{Iov: (*unix.Iovec)(unsafe.Pointer(unsafe.SliceData(at))), Control: unsafe.SliceData(control)}
 	msg.SetIovlen(1)
 	msg.SetControllen(len(control))
-	b.keep = append(b.keep, iov)
 	b.call(unix.SYS_SENDMSG, sock, obj(b, msg), unix.MSG_NOSIGNAL)
 }
 
