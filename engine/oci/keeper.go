@@ -15,3 +15,6 @@ func (s *Sandbox) Monitor(ctx context.Context) (pid int, err error) {
 	}
 	return a.Pid, nil
 }
+
+// Pid is the container's first process, as this host sees it; 0 where it is unknown.
+func (c *Container) Pid() int { return c.desc.Pid }
