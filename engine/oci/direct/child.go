@@ -16,7 +16,7 @@ import (
 //go:nocheckptr
 func childMain(p *program) {
 	i := uintptr(0)
-	for i != p.count {
+	for i < p.count {
 		s := (*step)(unsafe.Add(p.first, i*unsafe.Sizeof(step{})))
 		var a [6]uintptr
 		for k := range a {

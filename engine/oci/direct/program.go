@@ -6,6 +6,8 @@ import (
 	"sync"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // arg is an argument of a step: a value, or a register that holds one when the step runs.
@@ -59,7 +61,7 @@ type what struct{ verb, object string }
 // CLONE_VM it shares this memory with its parent, and what it writes here is its report.
 type program struct {
 	first unsafe.Pointer // *step
-	count uintptr        // the program ends before this step; a prologue lies behind
+	count uintptr
 	regs  unsafe.Pointer // *uintptr, as many as any step names
 	// failed is 1 + the index of the step that ended the child, and errno why. A child that has executed
 	// its command leaves them 0.
@@ -224,18 +226,18 @@ func (b *builder) skip() int {
 func (b *builder) land(skip int) { b.steps[skip].pass[0].skip = uint16(len(b.steps) - skip - 1) }
 
 // prologue makes the steps that are added from now on the first that run.
-func (b *builder) prologue() { b.steps[0].args[0] = uintptr(len(b.steps)) }
+func (b *builder) prologue() {
+	b.call(unix.SYS_EXIT_GROUP, 127) // where the program ends
+	b.steps[0].args[0] = uintptr(len(b.steps))
+}
 
 // finish makes the program ready to run.
 func (b *builder) finish() *program {
 	if b.steps[0].args[0] == 0 {
-		b.steps[0].args[0] = 1
-		b.count = uintptr(len(b.steps))
-	} else {
-		// What ends the program now comes before the prologue, which ends here.
-		b.add(modeGoto, 0, 1)
-		b.count = b.steps[0].args[0]
+		b.prologue()
 	}
+	b.add(modeGoto, 0, 1)
+	b.count = uintptr(len(b.steps))
 	b.first = unsafe.Pointer(unsafe.SliceData(b.steps))
 	b.regv = append(b.regv[:0], make([]uintptr, b.regN+1)...)
 	b.regs = unsafe.Pointer(unsafe.SliceData(b.regv))
