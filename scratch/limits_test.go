@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -322,5 +323,59 @@ func TestReopenHalfMade(t *testing.T) {
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("left: %v", err)
+	}
+}
+
+// Small limits are limits too; a file system cannot be smaller than 256 KiB.
+func TestLoopSmall(t *testing.T) {
+	needRoot(t)
+	for _, size := range []int{1, 4096, 64 << 10, 300_000} {
+		a := open(t, scratch.Config{Limit: int64(size), Prefer: byLoop})
+		f := filepath.Join(a.Dir(), "f")
+		if err := write(f, size*95/100); err != nil {
+			t.Errorf("95%% of %d: %v", size, err)
+		}
+		if err := write(f, max(size, 256<<10)+32<<10); !full(err) {
+			t.Errorf("well beyond %d: %v", size, err)
+		}
+	}
+}
+
+// Another mount namespace may hold an area still when it is found again: it is the same file system then.
+func TestReopenWhileInUse(t *testing.T) {
+	needRoot(t)
+	a := open(t, scratch.Config{Limit: mib, Prefer: byLoop})
+	sleep := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read _")
+	in, err := sleep.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sleep.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(filepath.Dir(a.Dir()), "main.img")
+	device := scratch.DeviceOf(image)
+	if err := errors.Join(os.WriteFile(a.Dir()+"/f", []byte("x"), 0o600), unix.Unmount(a.Dir(), 0)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := scratch.Reopen(t.Context(), filepath.Dir(a.Dir()), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(b.Dir() + "/f"); err != nil || string(got) != "x" || device == "" || scratch.DeviceOf(image) != device {
+		t.Errorf("%q on %s, then %s, %v", got, device, scratch.DeviceOf(image), err)
+	}
+	if err := errors.Join(in.Close(), sleep.Wait(), b.Close()); err != nil && !strings.Contains(err.Error(), "exit status 1") {
+		t.Error(err)
+	}
+	if dev := scratch.DeviceOf(image); dev != "" {
+		t.Errorf("%s is left", dev)
 	}
 }

@@ -16,12 +16,13 @@ import (
 )
 
 const (
-	blockSize  = 4096 // of the file systems made here, bytes
-	inodeSize  = 256  // bytes
-	loopMajor  = 7
-	loopTries  = 64    // other processes take free loop devices too
-	groupSize  = 32768 // blocks of a block group of ext4
-	resvBlocks = 4096  // blocks that the kernel keeps back for itself at most, and one in 50
+	blockSize   = 4096 // of the file systems made here, bytes
+	inodeSize   = 256  // bytes
+	loopMajor   = 7
+	loopTries   = 64    // other processes take free loop devices too
+	groupSize   = 32768 // blocks of a block group of ext4
+	leastBlocks = 64    // of room that a file system has, whatever was asked for
+	resvBlocks  = 4096  // blocks that the kernel keeps back for itself at most, and one in 50
 )
 
 // makeLoop makes a file system of p.Size bytes for files in an image and mounts it at the part's
@@ -29,6 +30,10 @@ const (
 // others filled the disk, when the kernel could no longer tell the writer.
 func makeLoop(ctx context.Context, area, mkfs string, p part) error {
 	mkfs, err := findMkfs(mkfs)
+	if err == nil {
+		// Before time is spent on what cannot be mounted.
+		err = checkLoops()
+	}
 	if err != nil {
 		return err
 	}
@@ -61,17 +66,28 @@ func makeLoop(ctx context.Context, area, mkfs string, p part) error {
 
 // remountLoop mounts the image of a part again. An image without a journal is sound only as long as the
 // kernel that wrote it runs.
-func remountLoop(_ context.Context, area string, p part, boot string) error {
+func remountLoop(area string, p part, boot string) error {
 	if isMountPoint(p.dir(area)) {
 		return nil
 	}
 	if boot != bootID() {
 		return fmt.Errorf("%w: the host was started anew since", berth.ErrNotFound)
 	}
-	if dev := deviceOf(p.image(area)); dev != "" {
-		return fmt.Errorf("%w: %s is still in use by %s", berth.ErrConflict, p.image(area), dev)
+	dev := deviceOf(p.image(area))
+	if dev == "" {
+		return mountLoop(p.image(area), p.dir(area))
 	}
-	return mountLoop(p.image(area), p.dir(area))
+	// A mount namespace that is about to vanish has it mounted still. The same device is the same file
+	// system; a second device with the same image would destroy it.
+	if err := mountDevice("/dev/"+dev, p.dir(area)); err != nil {
+		return fmt.Errorf("%s is in use by %s: %w", p.image(area), dev, err)
+	}
+	// While it was looked at it may have become the device of something else. Now it stays what it is.
+	if mounted := deviceOf(p.image(area)); mounted != dev {
+		return errors.Join(fmt.Errorf("%w: %s is no longer in use by %s", berth.ErrUnavailable, p.image(area), dev),
+			unix.Unmount(p.dir(area), unix.UMOUNT_NOFOLLOW))
+	}
+	return nil
 }
 
 // dropLoop unmounts the file system at dir, where there is one; its loop device goes with it.
@@ -139,7 +155,7 @@ func inodeRatio(size int64) int64 {
 
 // imageBytes is the size of an image whose file system has room for size bytes of files.
 func imageBytes(size int64) int64 {
-	want := (size + blockSize - 1) / blockSize
+	want := max((size+blockSize-1)/blockSize, leastBlocks)
 	n := want
 	for {
 		groups := (n + groupSize - 1) / groupSize
@@ -178,9 +194,20 @@ func mountLoop(image, dir string) error {
 	}
 	// Until it is mounted the device lives by this descriptor.
 	defer dev.Close()
+	return mountDevice(dev.Name(), dir)
+}
+
+func mountDevice(dev, dir string) error {
 	// barrier=0: syncs need not reach the disk, see the journal.
-	if err := unix.Mount(dev.Name(), dir, "ext4", unix.MS_NOATIME, "noinit_itable,nodiscard,barrier=0,errors=remount-ro"); err != nil {
-		return fmt.Errorf("%w: mount %s: %w", berth.ErrUnsupported, image, err)
+	if err := unix.Mount(dev, dir, "ext4", unix.MS_NOATIME, "noinit_itable,nodiscard,barrier=0,errors=remount-ro"); err != nil {
+		return fmt.Errorf("%w: mount %s: %w", berth.ErrUnsupported, dev, err)
+	}
+	return nil
+}
+
+func checkLoops() error {
+	if err := unix.Access("/dev/loop-control", unix.R_OK|unix.W_OK); err != nil {
+		return fmt.Errorf("%w: no loop devices: /dev/loop-control: %w", berth.ErrUnsupported, err)
 	}
 	return nil
 }

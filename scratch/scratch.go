@@ -78,7 +78,7 @@ func Open(ctx context.Context, dir string, cfg Config) (*Area, error) {
 // Reopen finds the area that Open made at dir, in this process or an earlier one. What was mounted and is
 // no longer is mounted again, unless the host was started anew since then: file systems of areas do not
 // survive that, and Volume fails. ErrNotFound if there is none.
-func Reopen(ctx context.Context, dir string, log *slog.Logger) (*Area, error) {
+func Reopen(_ context.Context, dir string, log *slog.Logger) (*Area, error) {
 	if _, err := os.Lstat(dir); err != nil {
 		return nil, fmt.Errorf("reopen scratch space: %w", kindOf(err))
 	}
@@ -91,7 +91,7 @@ func Reopen(ctx context.Context, dir string, log *slog.Logger) (*Area, error) {
 		if p.Way != berth.DiskLoop {
 			continue
 		}
-		if err := remountLoop(ctx, dir, p, a.rec.Boot); err != nil {
+		if err := remountLoop(dir, p, a.rec.Boot); err != nil {
 			a.log.Warn("scratch space cannot be mounted again", "dir", dir, "part", p.Name, "err", err)
 		}
 	}
@@ -115,14 +115,25 @@ func (a *Area) Volume(name string) (string, error) {
 	dir := filepath.Join(a.Dir(), volumePrefix+name)
 	if ok {
 		dir = p.dir(a.dir)
-		if p.Way == berth.DiskLoop && !isMountPoint(dir) {
-			return "", fmt.Errorf("volume %s: %w: its file system is no longer mounted", name, berth.ErrNotFound)
-		}
+	}
+	if main := a.main(); !ok {
+		p = main
+	}
+	if p.Way == berth.DiskLoop && !isMountPoint(p.dir(a.dir)) {
+		return "", fmt.Errorf("volume %s: %w: its file system is not mounted", name, berth.ErrNotFound)
 	}
 	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
 		return "", fmt.Errorf("volume %s: %w", name, berth.ErrNotFound)
 	}
 	return dir, nil
+}
+
+// main is the part that holds writable layers and volumes without a size; zero without limits.
+func (a *Area) main() part {
+	if len(a.rec.Parts) == 0 {
+		return part{}
+	}
+	return a.rec.Parts[0]
 }
 
 // Enforcement says how the limits are kept; where they are kept in several ways, the weakest.

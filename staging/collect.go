@@ -15,15 +15,16 @@ import (
 // CollectOptions say how outputs are written. The zero value works.
 type CollectOptions struct {
 	// UID and GID own what is written, new parent directories too; 0 is the process's own. In a directory
-	// with the set-group-ID bit, files keep that directory's group.
+	// with the set-group-ID bit, files keep that directory's group. Where files cannot be given away they
+	// stay the process's own, and Warn is told.
 	UID, GID int
 	// Sync: what is written has reached the disk before it has its name.
 	Sync bool
 	// Journal is told of each temporary file or directory before it is made. What it was told of and is
 	// still there after a crash is removed by RemoveLeftovers. Its error ends the output.
 	Journal func(tmp string) error
-	// Warn is told, in one line, what was left out: pipes, sockets and devices in a directory, patterns
-	// that match nothing.
+	// Warn is told, in one line, what was left out or is otherwise than it should: pipes, sockets and devices
+	// in a directory, patterns that match nothing, owners.
 	Warn func(string)
 }
 
@@ -58,6 +59,7 @@ type collector struct {
 	view  *View
 	opts  CollectOptions
 	files []berth.OutputFile
+	kept  bool // it was said that files cannot be given away
 }
 
 func (c *collector) warn(format string, args ...any) {

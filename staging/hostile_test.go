@@ -312,3 +312,44 @@ func TestCollectJournal(t *testing.T) {
 		}
 	}
 }
+
+// Who may not give files away keeps them, and says so once.
+func TestCollectCannotGiveAway(t *testing.T) {
+	needRoot(t, "writes without the right to give files away")
+	dest := t.TempDir()
+	v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "d/f=1", "d/g=2"))})
+	var warns []string
+	err := without(unix.CAP_CHOWN, func() error {
+		_, err := staging.Collect(t.Context(), v, []berth.Output{{Path: "/v/d", URL: dest + "/d"}}, staging.CollectOptions{
+			UID: 4321, GID: 4321, Warn: func(s string) { warns = append(warns, s) },
+		})
+		return err
+	})
+	if err != nil || show(t, dest) != "d/f=1 d/g=2" {
+		t.Errorf("%s, %v", show(t, dest), err)
+	}
+	want := "outputs could not be given to user 4321, group 4321, and belong to 0, 0 (operation not permitted)"
+	if len(warns) != 1 || warns[0] != want {
+		t.Errorf("%q", warns)
+	}
+}
+
+// without runs fn without a capability, on this thread alone.
+func without(capability uint, fn func() error) error {
+	errs := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		err := unix.Capget(&head, &data[0])
+		data[0].Effective &^= 1 << capability
+		if err == nil {
+			err = unix.Capset(&head, &data[0])
+		}
+		if err == nil {
+			err = fn()
+		}
+		errs <- err
+	}()
+	return <-errs
+}

@@ -124,7 +124,17 @@ func (c *collector) own(dir int, name string) error {
 	if int(st.Uid) == uid && int(st.Gid) == gid {
 		return nil
 	}
-	return unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) {
+		// Not root, a server that squashes it, or no such user in this user namespace. What was computed
+		// is worth more than whose it is.
+		if !c.kept {
+			c.warn("outputs could not be given to user %d, group %d, and belong to %d, %d (%v)", uid, gid, st.Uid, st.Gid, err)
+		}
+		c.kept = true
+		return nil
+	}
+	return err
 }
 
 func (c *collector) owner() (uid, gid int) {
