@@ -61,14 +61,29 @@ func (x *execution) run(ctx context.Context, process json.RawMessage) (berth.Exi
 		if len(files) != 1 {
 			return berth.Exit{}, fmt.Errorf("exec: %w: the monitor sent no terminal", berth.ErrUnavailable)
 		}
-		x.ours = files
-		if err := unix.SetNonblock(int(files[0].Fd()), true); err != nil {
-			return berth.Exit{}, err
+		con, err := pollable(files[0])
+		if err != nil {
+			return berth.Exit{}, fmt.Errorf("exec: terminal: %w", err)
 		}
-		x.ours = []*os.File{os.NewFile(files[0].Fd(), "console")}
+		x.ours = []*os.File{con}
 	}
 	x.copyAll()
 	return x.await(ctx, conn)
+}
+
+// pollable takes a file over as one whose reads wait without a thread. It is duplicated, since Go does not wait
+// for one descriptor in two files: the second then reads EAGAIN.
+func pollable(f *os.File) (*os.File, error) {
+	defer func() { _ = f.Close() }()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 func (x *execution) await(ctx context.Context, conn *wire.Conn) (berth.Exit, error) {
