@@ -1,0 +1,251 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// bench is a data directory in which processes of berth are run, signaled and killed.
+type bench struct {
+	t    *testing.T
+	dir  string
+	data string
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the tasks run in cgroups")
+	}
+	b := &bench{t: t, dir: t.TempDir()}
+	b.data = filepath.Join(b.dir, "data")
+	archive, err := busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { endMonitor(b.data) })
+	cmd := b.berth("image", "import", "-", "bb")
+	cmd.Stdin = bytes.NewReader(archive)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return b
+}
+
+// berth is a process of berth that is not started.
+func (b *bench) berth(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(b.t.Context(), "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), asBerth+"=1", "BERTH_DATA_DIR="+b.data, "HOME="+b.dir, "XDG_CONFIG_HOME=")
+	cmd.Dir = b.dir
+	return cmd
+}
+
+// output runs berth to its end and returns what it wrote, with its exit code.
+func (b *bench) output(args ...string) (out string, code int) {
+	b.t.Helper()
+	raw, err := b.berth(args...).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return string(raw), exit.ExitCode()
+	} else if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(raw), 0
+}
+
+// start starts a task and waits until it has written a line.
+func (b *bench) start(args ...string) (cmd *exec.Cmd, rest func() string, stderr *bytes.Buffer) {
+	b.t.Helper()
+	cmd = b.berth(append([]string{"run"}, args...)...)
+	stderr = &bytes.Buffer{}
+	cmd.Stderr = stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	if line, err := r.ReadString('\n'); line != "up\n" {
+		_ = cmd.Wait()
+		b.t.Fatalf("%q, %v: %s", line, err, stderr)
+	}
+	return cmd, func() string {
+		raw, _ := io.ReadAll(r)
+		return string(raw)
+	}, stderr
+}
+
+// clean checks that nothing is left of tasks but their records and logs, within two seconds.
+func (b *bench) clean() {
+	b.t.Helper()
+	var left []string
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left, _ = filepath.Glob(filepath.Join(b.data, "sandboxes", "*"))
+		if len(left) == 0 && len(processes("in-the-task")) == 0 {
+			return
+		}
+	}
+	b.t.Errorf("left over: %q, processes %v", left, processes("in-the-task"))
+}
+
+func (b *bench) signal(cmd *exec.Cmd, sig syscall.Signal) {
+	b.t.Helper()
+	if err := cmd.Process.Signal(sig); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
+	return lines[len(lines)-1]
+}
+
+func TestInterruptOnce(t *testing.T) {
+	b := newBench(t)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		cmd, rest, stderr := b.start("--result", "r.json", "bb", "sh", "-c", `trap "echo told; exit 3" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
+		b.signal(cmd, sig)
+		if got := rest(); got != "told\n" {
+			t.Errorf("%v: the task wrote %q", sig, got)
+		}
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.HasPrefix(lastLine(stderr.String()), "berth: Canceled") {
+			t.Errorf("%v: exit code %d, %s", sig, code, stderr)
+		}
+		var res struct{ State, Reason string }
+		raw, err := os.ReadFile(filepath.Join(b.dir, "r.json"))
+		if err = errors.Join(err, json.Unmarshal(raw, &res)); err != nil || res.State != "CANCELED" {
+			t.Errorf("%v: result %+v, %v", sig, res, err)
+		}
+		b.clean()
+	}
+}
+
+func TestInterruptTwice(t *testing.T) {
+	b := newBench(t)
+	cmd, rest, stderr := b.start("--grace", "1h", "bb", "sh", "-c", `trap "echo told" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
+	b.signal(cmd, syscall.SIGINT)
+	time.Sleep(500 * time.Millisecond) // the second must not come before the first was acted on
+	began := time.Now()
+	b.signal(cmd, syscall.SIGINT)
+	if got := rest(); got != "told\n" {
+		t.Errorf("the task wrote %q", got)
+	}
+	_ = cmd.Wait()
+	if code, took := cmd.ProcessState.ExitCode(), time.Since(began); code != 130 || took > 5*time.Second {
+		t.Errorf("exit code %d after %v: %s", code, took, stderr)
+	}
+	b.clean()
+}
+
+func TestGraceEnds(t *testing.T) {
+	b := newBench(t)
+	cmd, rest, _ := b.start("--grace", "300ms", "bb", "sh", "-c", `trap "" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
+	began := time.Now()
+	b.signal(cmd, syscall.SIGINT)
+	rest()
+	_ = cmd.Wait()
+	if took := time.Since(began); cmd.ProcessState.ExitCode() != 130 || took < 300*time.Millisecond || took > 5*time.Second {
+		t.Errorf("exit code %d after %v", cmd.ProcessState.ExitCode(), took)
+	}
+	b.clean()
+}
+
+func TestKilledInTheForeground(t *testing.T) {
+	b := newBench(t)
+	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	b.signal(cmd, syscall.SIGKILL)
+	_ = cmd.Wait()
+	b.clean()
+	out, code := b.output("system", "cleanup")
+	if code != 0 || !strings.Contains(out, "it ran in the foreground of a berth that was killed") {
+		t.Errorf("cleanup: exit code %d, %s", code, out)
+	}
+	if out, _ := b.output("ps", "-a", "--format", "json"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"state":"SYSTEM_ERROR"`) {
+		t.Errorf("ps: %s", out)
+	}
+	if out, code := b.output("system", "cleanup"); out != "" || code != 0 {
+		t.Errorf("a second cleanup finds %q, exit code %d", out, code)
+	}
+}
+
+func TestMonitorKilled(t *testing.T) {
+	b := newBench(t)
+	cmd, rest, stderr := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	pids := processes("berth-monitor\x00--data-dir\x00" + b.data + "\x00")
+	if len(pids) != 1 {
+		t.Fatalf("monitors: %v", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	rest()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 125 || !strings.HasPrefix(lastLine(stderr.String()), "berth: Lost") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+	b.clean()
+}
+
+func TestNobodyReadsTheOutput(t *testing.T) {
+	b := newBench(t)
+	cmd := b.berth("run", "bb", "sh", "-c", "while true; do echo up; done", "in-the-task")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = out.Read(make([]byte, 3))
+	_ = out.Close()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 130 {
+		t.Errorf("exit code %d, want 130", code)
+	}
+	b.clean()
+}
+
+// TestDetachedOutlivesItsWorker kills all of berth but the monitor while a detached task runs.
+func TestDetachedOutlivesItsWorker(t *testing.T) {
+	b := newBench(t)
+	id, code := b.output("run", "--detach", "bb", "sh", "-c", "sleep 1; echo done; exit 6", "in-the-task")
+	if code != 0 {
+		t.Fatal(id)
+	}
+	for _, pid := range processes("\x00worker\x00" + strings.TrimSpace(id) + "\x00") {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if out, code := b.output("wait", strings.TrimSpace(id)); out != "6\n" || code != 0 {
+		t.Errorf("wait: %q, exit code %d", out, code)
+	}
+	if out, _ := b.output("logs", strings.TrimSpace(id)); out != "done\n" {
+		t.Errorf("logs: %q", out)
+	}
+	b.clean()
+}
+
+func TestVersionIsQuick(t *testing.T) {
+	best := time.Hour
+	for range 10 {
+		began := time.Now()
+		if out, err := (&exec.Cmd{Path: "/proc/self/exe", Args: []string{"berth", "version"}}).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		best = min(best, time.Since(began))
+	}
+	if best > 50*time.Millisecond { // some 5 ms, but for the race detector and a busy machine
+		t.Errorf("berth version takes %v", best)
+	}
+}
