@@ -102,14 +102,18 @@ var busyboxLayer = sync.OnceValues(func() (string, error) {
 
 // The variables that make this test binary something else than a test.
 const (
-	trapVar   = "BERTH_DIRECT_TRAP"   // it was executed in a container, and says so
-	victimVar = "BERTH_DIRECT_VICTIM" // it starts a container over this layer, and waits to be killed
+	trapVar     = "BERTH_DIRECT_TRAP"     // it was executed in a container, and says so
+	rootlessVar = "BERTH_DIRECT_ROOTLESS" // it runs a container as root of a user namespace
+	victimVar   = "BERTH_DIRECT_VICTIM"   // it starts a container over this layer, and waits to be killed
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(trapVar) != "" {
 		fmt.Println("berth's own binary runs in the container")
 		os.Exit(0)
+	}
+	if dir := os.Getenv(rootlessVar); dir != "" {
+		os.Exit(rootless(dir))
 	}
 	if dir := os.Getenv(victimVar); dir != "" {
 		victim(dir)

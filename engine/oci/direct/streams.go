@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -33,7 +34,12 @@ func giveAway(fd int, uid uint32) error {
 	if t := st.Mode & unix.S_IFMT; st.Uid == uid || t != unix.S_IFIFO && t != unix.S_IFSOCK {
 		return nil
 	}
-	return unix.Fchown(fd, int(uid), -1)
+	// A pipe of somebody else's cannot be given away without privilege; it serves all the same, but cannot be
+	// opened again by name.
+	if err := unix.Fchown(fd, int(uid), -1); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // streams adds the steps that give the command its descriptors, and close all others.
