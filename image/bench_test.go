@@ -71,6 +71,51 @@ func BenchmarkPull(b *testing.B) {
 	}
 }
 
+// BenchmarkStart measures what each start of a container asks of the store.
+func BenchmarkStart(b *testing.B) {
+	s, err := Open(Options{Dir: filepath.Join(b.TempDir(), "images")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	img := pulled(b, s, layer(b, dir("etc"), file("etc/passwd", "root:x:0:0::/:/bin/sh\n")), layer(b, file("a", "")), layer(b, file("c", "")))
+	holder := b.TempDir()
+	check := func(b *testing.B, err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("Image", func(b *testing.B) {
+		for b.Loop() {
+			_, err := s.Image(b.Context(), berth.ImageRequest{Ref: img.Ref, Platform: "linux/amd64"})
+			check(b, err)
+		}
+	})
+	b.Run("Layers", func(b *testing.B) {
+		for b.Loop() {
+			_, err := s.Layers(img.ID)
+			check(b, err)
+		}
+	})
+	b.Run("Lookup", func(b *testing.B) {
+		for b.Loop() {
+			_, err := s.Lookup(img.ID, "/etc/passwd")
+			check(b, err)
+		}
+	})
+	b.Run("Hold", func(b *testing.B) {
+		for b.Loop() {
+			check(b, s.Hold(img.ID, holder))
+			check(b, s.Release(img.ID, holder))
+		}
+	})
+	b.Run("Open", func(b *testing.B) {
+		for b.Loop() {
+			_, err := Open(s.opts)
+			check(b, err)
+		}
+	})
+}
+
 // benchPeers does with skopeo and umoci what berth does.
 func benchPeers(b *testing.B, ref string) {
 	if _, err := exec.LookPath("umoci"); err != nil {

@@ -50,7 +50,7 @@ func (s *Store) launch(ctx context.Context, key string, pull func(context.Contex
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	f := &flight{cancel: cancel, done: make(chan struct{}), listeners: map[int]func(berth.Progress){}}
 	s.flights[key] = f
-	go func() {
+	s.running.Go(func() {
 		f.image, f.err = pull(own, f.report)
 		s.mu.Lock()
 		if s.flights[key] == f {
@@ -59,7 +59,7 @@ func (s *Store) launch(ctx context.Context, key string, pull func(context.Contex
 		s.mu.Unlock()
 		cancel(nil)
 		close(f.done)
-	}()
+	})
 	return f
 }
 

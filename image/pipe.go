@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	pipeSize  = 256 << 10 // bytes of one buffer
-	pipeDepth = 6         // buffers between two stages
+	pipeSize  = 128 << 10 // bytes of one buffer
+	pipeDepth = 4         // buffers between two stages
 )
 
 // chunk is what flows between the stages of a layer's unpacking: bytes, or the error that ends them.

@@ -159,12 +159,14 @@ func TestStall(t *testing.T) {
 		}
 		return true
 	}
-	s := newStore(t, func(o *Options) { o.Stall, o.Retries = 50*time.Millisecond, 2 })
+	s := newStore(t, func(o *Options) { o.Stall, o.Retries = 100*time.Millisecond, 2 })
 	_, err := s.Image(t.Context(), amd64(ref))
-	if !errors.Is(err, berth.ErrUnavailable) || !strings.Contains(err.Error(), "no byte came for 50ms") {
+	if !errors.Is(err, berth.ErrUnavailable) || !strings.Contains(err.Error(), "no byte came for 100ms") {
 		t.Error(err)
 	}
-	equal(t, stalls.Load(), int32(3))
+	if n := stalls.Load(); n < 3 || n > 6 { // a busy machine may stall before the first byte, too
+		t.Errorf("%d transfers", n)
+	}
 }
 
 // answers are statuses that a registry gives before it does as it should.

@@ -50,6 +50,7 @@ type Store struct {
 	boot  string
 	slots chan struct{} // layers that may be unpacked at once
 
+	running sync.WaitGroup // flights
 	mu      sync.Mutex
 	flights map[string]*flight
 	loaded  map[string]*loaded
@@ -156,17 +157,10 @@ func (s *Store) checkVersion() error {
 	return nil
 }
 
-// Close waits for the pulls that still run; end their contexts to make it quick.
+// Close waits for the pulls that still run; end their contexts to make it quick. The store must not be asked
+// for more meanwhile.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	var running []*flight
-	for _, f := range s.flights {
-		running = append(running, f)
-	}
-	s.mu.Unlock()
-	for _, f := range running {
-		<-f.done
-	}
+	s.running.Wait()
 	return nil
 }
 
