@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -27,6 +28,9 @@ type Process struct {
 	notes   []string
 	console *os.File
 	confine confinement
+
+	closing sync.Once
+	closed  error
 }
 
 // confinement is what a further process of a container shares with it, beside its mounts.
@@ -132,20 +136,21 @@ func (p *Process) Console() *os.File { return p.console }
 func (p *Process) RootFS() *os.File { return p.root }
 
 // Close frees what the process holds; with it go the container's mounts, which may take some milliseconds.
-// When it returns, nothing holds the upper directory any more.
+// When it returns, nothing holds the upper directory any more. Closing again does nothing.
 func (p *Process) Close() error {
-	if p.mntns >= 0 {
-		_ = unix.Close(p.mntns)
-		p.mntns = -1
-	}
-	errs := []error{p.child.close(), p.report.Close()}
-	if p.console != nil {
-		errs = append(errs, p.console.Close())
-	}
-	if p.root != nil {
-		errs = append(errs, p.root.Close())
-	}
-	return errors.Join(errs...)
+	p.closing.Do(func() {
+		if p.mntns >= 0 {
+			_ = unix.Close(p.mntns)
+		}
+		errs := []error{p.child.close(), p.report.Close()}
+		for _, f := range []*os.File{p.console, p.root} {
+			if f != nil {
+				errs = append(errs, f.Close())
+			}
+		}
+		p.closed = errors.Join(errs...)
+	})
+	return p.closed
 }
 
 // child is a process that was made here, held by a pidfd. Its end is waited for through the runtime's poller:

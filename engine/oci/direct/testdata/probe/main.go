@@ -3,6 +3,10 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -10,6 +14,10 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "escape" {
+		escape()
+		return
+	}
 	path := func(s string) uintptr {
 		b := append([]byte(s), 0)
 		return uintptr(unsafe.Pointer(&b[0]))
@@ -67,4 +75,62 @@ func main() {
 		_, _, errno := syscall.RawSyscall6(c.nr, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], c.args[5])
 		fmt.Printf("%s: %d\n", c.name, int(errno))
 	}
+}
+
+// escape tries the known ways out of a root, and prints where each leads.
+func escape() {
+	runtime.LockOSThread()
+	show := func(way string, err error) {
+		if err != nil {
+			fmt.Printf("%s: %v\n", way, err)
+			return
+		}
+		fd, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			fmt.Printf("%s: %v\n", way, err)
+			return
+		}
+		names, _ := os.NewFile(uintptr(fd), ".").Readdirnames(-1)
+		slices.Sort(names)
+		fmt.Printf("%s: <nil> %s\n", way, strings.Join(names, " "))
+	}
+	up := func() error {
+		for range 20 {
+			if err := unix.Chdir(".."); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	// A directory that stays open while the root moves below it.
+	top, err := unix.Open("/", unix.O_RDONLY, 0)
+	if err == nil {
+		err = unix.Chroot("/tmp")
+	}
+	if err == nil {
+		err = unix.Fchdir(top)
+	}
+	if err == nil {
+		err = up()
+	}
+	show("chroot", err)
+	_ = unix.Chroot(".")
+	// The root of the mount namespace, as setns(2) finds it.
+	ns, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY, 0)
+	if err == nil {
+		err = unix.Unshare(unix.CLONE_FS)
+	}
+	if err == nil {
+		err = unix.Setns(ns, unix.CLONE_NEWNS)
+	}
+	show("setns", err)
+	// What lies under the root, where it can be detached.
+	err = unix.Unmount("/", unix.MNT_DETACH)
+	if err == nil {
+		err = unix.Setns(ns, unix.CLONE_NEWNS)
+	}
+	if err == nil {
+		err = up()
+	}
+	show("umount", err)
 }
