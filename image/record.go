@@ -165,4 +165,5 @@ func all[T any](dir string) ([]T, error) {
 func (s *Store) allImages() ([]imageRecord, error) {
 	return all[imageRecord](filepath.Join(s.dir, "images"))
 }
+
 func (s *Store) allRefs() ([]refRecord, error) { return all[refRecord](filepath.Join(s.dir, "refs")) }

@@ -103,9 +103,15 @@ func FuzzParseRef(f *testing.F) {
 
 func TestPlatform(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
-		{"linux/amd64", "linux/amd64"}, {"amd64", "linux/amd64"}, {"linux/x86_64", "linux/amd64"},
-		{"linux/arm64/v8", "linux/arm64"}, {"aarch64", "linux/arm64"}, {"linux/arm", "linux/arm/v7"},
-		{"linux/arm/v6", "linux/arm/v6"}, {"Linux/AMD64", "linux/amd64"}, {"windows/amd64", "windows/amd64"},
+		{"linux/amd64", "linux/amd64"},
+		{"amd64", "linux/amd64"},
+		{"linux/x86_64", "linux/amd64"},
+		{"linux/arm64/v8", "linux/arm64"},
+		{"aarch64", "linux/arm64"},
+		{"linux/arm", "linux/arm/v7"},
+		{"linux/arm/v6", "linux/arm/v6"},
+		{"Linux/AMD64", "linux/amd64"},
+		{"windows/amd64", "windows/amd64"},
 	} {
 		got, err := parsePlatform(c.in)
 		if err != nil || got.String() != c.want {

@@ -372,9 +372,14 @@ func TestPlainHTTP(t *testing.T) {
 		insecure bool
 		ok       bool
 	}{
-		{"registry.example", false, false}, {"registry.example", true, true},
-		{"10.1.2.3:5000", false, false}, {"10.1.2.3:5000", true, true}, {"box.local", false, false},
-		{"localhost:5000", false, true}, {"127.3.2.1", false, true}, {"[::1]:5000", false, true},
+		{"registry.example", false, false},
+		{"registry.example", true, true},
+		{"10.1.2.3:5000", false, false},
+		{"10.1.2.3:5000", true, true},
+		{"box.local", false, false},
+		{"localhost:5000", false, true},
+		{"127.3.2.1", false, true},
+		{"[::1]:5000", false, true},
 	} {
 		s := newStore(t, func(o *Options) { o.Transport = rerouted{host} })
 		req := amd64(c.host + "/img:1")

@@ -123,8 +123,11 @@ func TestUntar(t *testing.T) {
 		entries []entry
 		want    string
 	}{
-		{"plain", []entry{dir("a/"), file("a/b", "x"), symlink("a/l", "/etc/passwd")},
-			"/ dir 755\n/a dir 755\n/a/b file 644 \"x\"\n/a/l link -> /etc/passwd\n"},
+		{
+			"plain",
+			[]entry{dir("a/"), file("a/b", "x"), symlink("a/l", "/etc/passwd")},
+			"/ dir 755\n/a dir 755\n/a/b file 644 \"x\"\n/a/l link -> /etc/passwd\n",
+		},
 		{"modes and owners", []entry{
 			with(dir("d/"), mode(0o2700)), with(with(file("d/suid", "x"), mode(0o4755)), owned), with(file("d/none", ""), mode(0)),
 			with(dir("t"), mode(0o1777)), with(symlink("l", "d"), owned), with(file("group", ""), mode(0o666)),
@@ -138,14 +141,26 @@ func TestUntar(t *testing.T) {
 		{"file over directory", []entry{dir("a/"), file("a/b/c", "x"), file("a", "y")}, "/ dir 755\n/a file 644 \"y\"\n"},
 		{"directory over file", []entry{file("a", "y"), dir("a/"), file("a/b", "x")}, "/ dir 755\n/a dir 755\n/a/b file 644 \"x\"\n"},
 		{"directory over link", []entry{dir("d"), symlink("a", "d"), dir("a/"), file("a/b", "x")}, "/ dir 755\n/a dir 755\n/a/b file 644 \"x\"\n/d dir 755\n"},
-		{"link over directory with open parents", []entry{file("a/b/c", "x"), dir("d/b"), symlink("a", "d"), file("a/b/c", "y")},
-			"/ dir 755\n/a link -> d\n/d dir 755\n/d/b dir 755\n/d/b/c file 644 \"y\"\n"},
-		{"link exchanged", []entry{dir("d"), dir("e"), symlink("a", "d"), file("a/1", ""), symlink("a", "e"), file("a/2", "")},
-			"/ dir 755\n/a link -> e\n/d dir 755\n/d/1 file 644 \"\"\n/e dir 755\n/e/2 file 644 \"\"\n"},
-		{"through links within", []entry{dir("usr/lib"), symlink("lib", "usr/lib"), file("lib/x", "1"), symlink("usr/up", "../lib"), file("usr/up/y", "2"), symlink("abs", "/usr"), file("abs/z", "3")},
-			"/ dir 755\n/abs link -> /usr\n/lib link -> usr/lib\n/usr dir 755\n/usr/lib dir 755\n/usr/lib/x file 644 \"1\"\n/usr/lib/y file 644 \"2\"\n/usr/up link -> ../lib\n/usr/z file 644 \"3\"\n"},
-		{"hard links", []entry{file("a", "x"), hardlink("b", "a"), hardlink("c", "/b"), hardlink("a", "a")},
-			"/ dir 755\n/a file 644 \"x\"\n/b file 644 \"x\" =/a\n/c file 644 \"x\" =/a\n"},
+		{
+			"link over directory with open parents",
+			[]entry{file("a/b/c", "x"), dir("d/b"), symlink("a", "d"), file("a/b/c", "y")},
+			"/ dir 755\n/a link -> d\n/d dir 755\n/d/b dir 755\n/d/b/c file 644 \"y\"\n",
+		},
+		{
+			"link exchanged",
+			[]entry{dir("d"), dir("e"), symlink("a", "d"), file("a/1", ""), symlink("a", "e"), file("a/2", "")},
+			"/ dir 755\n/a link -> e\n/d dir 755\n/d/1 file 644 \"\"\n/e dir 755\n/e/2 file 644 \"\"\n",
+		},
+		{
+			"through links within",
+			[]entry{dir("usr/lib"), symlink("lib", "usr/lib"), file("lib/x", "1"), symlink("usr/up", "../lib"), file("usr/up/y", "2"), symlink("abs", "/usr"), file("abs/z", "3")},
+			"/ dir 755\n/abs link -> /usr\n/lib link -> usr/lib\n/usr dir 755\n/usr/lib dir 755\n/usr/lib/x file 644 \"1\"\n/usr/lib/y file 644 \"2\"\n/usr/up link -> ../lib\n/usr/z file 644 \"3\"\n",
+		},
+		{
+			"hard links",
+			[]entry{file("a", "x"), hardlink("b", "a"), hardlink("c", "/b"), hardlink("a", "a")},
+			"/ dir 755\n/a file 644 \"x\"\n/b file 644 \"x\" =/a\n/c file 644 \"x\" =/a\n",
+		},
 		{"hard link to link", []entry{symlink("a", "/etc/passwd"), hardlink("b", "a")}, "/ dir 755\n/a link -> /etc/passwd\n/b link -> /etc/passwd =/a\n"},
 		{"whiteouts", []entry{file("a/.wh.gone", ""), file(".wh.b", "")}, "/ dir 755\n/a dir 755\n/a/gone whiteout\n/b whiteout\n"},
 		{"opaque", []entry{dir("a"), file("a/.wh..wh..opq", ""), file("a/b", "x")}, "/ dir 755\n/a dir 755 opaque\n/a/b file 644 \"x\"\n"},

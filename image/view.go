@@ -1,16 +1,15 @@
 package image
 
 import (
+	"encoding/base32"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
-
-	"encoding/base32"
-	"encoding/hex"
 	"strings"
+	"syscall"
 
 	"github.com/berth-project/berth"
 )
