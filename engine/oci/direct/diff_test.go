@@ -25,6 +25,7 @@ var probeBinary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	probeDir = dir
 	out := filepath.Join(dir, "probe")
 	cmd := exec.Command("go", "build", "-o", out, "./testdata/probe")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -168,7 +169,6 @@ func TestAgainstRunc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(filepath.Dir(probe)) })
 	src := t.TempDir()
 	if err := os.Mkdir(src+"/sub", 0o755); err != nil {
 		t.Fatal(err)

@@ -487,7 +487,7 @@ func victim(layer string) {
 		pids = append(pids, e.Pid())
 	}
 	fmt.Println(dir, pids)
-	select {}
+	time.Sleep(time.Hour)
 }
 
 // Item 7: the container ends with whoever started it.

@@ -68,12 +68,16 @@ func testSpec(t testing.TB, args ...string) *specs.Spec {
 	}
 }
 
+// What TestMain removes.
+var layerDir, probeDir string
+
 // busyboxLayer is a directory with a busybox and a link for each of its commands.
 var busyboxLayer = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "berth-direct-layer-")
 	if err != nil {
 		return "", err
 	}
+	layerDir = dir
 	for _, d := range []string{"bin", "dev", "etc", "proc", "sys", "tmp", "root", "home"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return "", err
@@ -119,8 +123,10 @@ func TestMain(m *testing.M) {
 		victim(dir)
 	}
 	code := m.Run()
-	if dir, err := busyboxLayer(); err == nil {
-		_ = os.RemoveAll(dir)
+	for _, made := range []*string{&layerDir, &probeDir} {
+		if *made != "" {
+			_ = os.RemoveAll(*made)
+		}
 	}
 	os.Exit(code)
 }
