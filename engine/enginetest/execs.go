@@ -1,0 +1,197 @@
+package enginetest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth"
+)
+
+// execs are the checks of further commands in a running container.
+func execs() []Check {
+	return []Check{
+		check("exec", execRuns, Execs),
+		check("exec that ends otherwise", execEnds, Execs),
+		check("exec as another user", execAs, Execs, Users),
+		check("exec is confined", execConfined, Execs, Isolation),
+		check("exec with a terminal", execTerminal, Execs, Terminals),
+		check("exec in an ended container", execEnded, Execs),
+	}
+}
+
+// executed is what an exec did.
+type executed struct {
+	berth.Exit
+	Out, Err string
+}
+
+// running starts a container in which to exec.
+func (t *trial) running(setups ...setup) (berth.Execer, berth.Container, error) {
+	_, c, err := t.start("cd /tmp; echo ready; "+loop, setups...)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, ok := c.(berth.Execer)
+	if !ok {
+		return nil, nil, errors.New("the container is no berth.Execer")
+	}
+	return e, c, t.ready(c)
+}
+
+func (t *trial) exec(e berth.Execer, spec berth.ExecSpec, in string) (executed, error) {
+	var out, errs bytes.Buffer
+	stdio := berth.Stdio{Out: &out, Err: &errs}
+	if in != "" {
+		stdio.In = strings.NewReader(in)
+	}
+	exit, err := e.Exec(t.ctx, spec, stdio)
+	if err != nil {
+		return executed{}, fmt.Errorf("exec %q: %w", spec.Command, err)
+	}
+	return executed{exit, out.String(), errs.String()}, nil
+}
+
+func execRuns(t *trial) error {
+	e, c, err := t.running(step(func(s *berth.StepSpec) { s.Env, s.WorkingDir = []string{"A=1", "B=2"}, "/etc" }))
+	if err != nil {
+		return err
+	}
+	sh := func(script string) berth.ExecSpec { return berth.ExecSpec{Command: []string{"sh", "-c", script}} }
+	var errs []error
+	see := func(spec berth.ExecSpec, in string, code int, out, stderr string) {
+		x, err := t.exec(e, spec, in)
+		if err == nil && (x.Reason != berth.Exited || x.Code != code || x.Out != out || x.Err != stderr) {
+			err = fmt.Errorf("exec %q: %s, code %d, output %s, errors %s; want code %d, %s, %s", spec.Command, x.Reason, x.Code, quoted(x.Out), quoted(x.Err), code, quoted(out), quoted(stderr))
+		}
+		errs = append(errs, err)
+	}
+	see(sh("echo out; echo err >&2; exit 3"), "", 3, "out\n", "err\n")
+	see(sh("cat"), "fed\n", 0, "fed\n", "")
+	see(sh("cat"), "", 0, "", "")
+	see(sh("echo $A $B; pwd"), "", 0, "1 2\n/etc\n", "")
+	own := sh("echo $A $B; pwd")
+	own.Env, own.WorkingDir = []string{"B=3"}, "/tmp"
+	see(own, "", 0, "1 3\n/tmp\n", "")
+	see(sh("echo x >/from-exec"), "", 0, "", "")
+	see(sh("cat /from-exec"), "", 0, "x\n", "")
+	see(sh("seq 1 200000"), "", 0, string(numbered(1, 200000)), "")
+	o, err := t.stopped(c, 0)
+	return errors.Join(append(errs, err, same("what execs wrote is not in the logs", o.Out, "ready\n"))...)
+}
+
+func execEnds(t *trial) error {
+	e, _, err := t.running()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, row := range []struct {
+		command []string
+		want    berth.Exit
+	}{
+		{[]string{"no-such-command"}, berth.Exit{Reason: berth.NeverStarted, Code: 127}},
+		{[]string{"/etc/passwd"}, berth.Exit{Reason: berth.NeverStarted, Code: 126}},
+		{[]string{"sh", "-c", "kill -9 $$"}, berth.Exit{Reason: berth.Signaled, Code: 137, Signal: 9}},
+		{[]string{"sh", "-c", "exit 137"}, berth.Exit{Reason: berth.Exited, Code: 137}},
+	} {
+		x, err := t.exec(e, berth.ExecSpec{Command: row.command}, "")
+		if err == nil && (x.Reason != row.want.Reason || x.Code != row.want.Code || x.Signal != row.want.Signal) {
+			err = fmt.Errorf("exec %q: %s, code %d, signal %d; want %s, %d, %d", row.command, x.Reason, x.Code, x.Signal, row.want.Reason, row.want.Code, row.want.Signal)
+		}
+		errs = append(errs, err)
+	}
+	_, err = t.exec(e, berth.ExecSpec{Command: []string{"true"}, Privileged: true}, "")
+	return errors.Join(append(errs, kind("a privileged exec", err, berth.ErrUnsupported))...)
+}
+
+func execAs(t *trial) error {
+	e, _, err := t.running(step(func(s *berth.StepSpec) { s.User = "user" }))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for user, want := range map[string]string{"": "1000:1001", "root": "0:0", "65534": "65534:65534", "7:8": "7:8"} {
+		x, err := t.exec(e, berth.ExecSpec{Command: []string{"sh", "-c", "echo $(id -u):$(id -g)"}, User: user}, "")
+		errs = append(errs, err, same("ids of an exec as "+user, x.Out, want+"\n"))
+	}
+	return errors.Join(errs...)
+}
+
+// confinement is what confines a process, as it sees it itself.
+const confinement = `grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|Uid)' /proc/self/status
+	for n in pid mnt net ipc uts cgroup; do readlink /proc/self/ns/$n; done; cat /proc/self/cgroup; ulimit -n; cat /proc/self/oom_score_adj`
+
+func execConfined(t *trial) error {
+	e, c, err := t.running()
+	if err != nil {
+		return err
+	}
+	_ = c
+	_, own, err := t.start("while ! [ -e /tmp/go ]; do sleep 0.02; done; "+confinement, step(func(s *berth.StepSpec) { s.Ulimits = []berth.Ulimit{{Name: "nofile", Soft: 321, Hard: 321}} }))
+	if err != nil {
+		return err
+	}
+	e = own.(berth.Execer)
+	x, err := t.exec(e, berth.ExecSpec{Command: []string{"sh", "-c", confinement}}, "")
+	if err != nil {
+		return err
+	}
+	fds, err := t.exec(e, berth.ExecSpec{Command: []string{"sh", "-c", "echo /proc/self/fd/*"}}, "")
+	if err != nil {
+		return err
+	}
+	if _, err := t.exec(e, berth.ExecSpec{Command: []string{"touch", "/tmp/go"}}, ""); err != nil {
+		return err
+	}
+	o, err := t.end(own)
+	if err != nil {
+		return err
+	}
+	// The shell opens /proc/self/fd itself, as descriptor 3.
+	return errors.Join(same("what confines an exec", x.Out, o.Out), same("its descriptors", strings.TrimSpace(fds.Out), "/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3"))
+}
+
+func execTerminal(t *trial) error {
+	e, _, err := t.running()
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	sizes := make(chan berth.Size, 1)
+	sizes <- berth.Size{Rows: 21, Cols: 43}
+	exit, err := e.Exec(t.ctx, berth.ExecSpec{Command: []string{"sh", "-c", `[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo tty
+		for i in 1 2 3 4 5 6 7 8 9 10; do [ "$(stty size)" = "21 43" ] && break; sleep 0.1; done; stty size; echo err >&2; exit 4`}, TTY: true},
+		berth.Stdio{Out: &out, Resize: sizes})
+	if err != nil {
+		return err
+	}
+	got := strings.ReplaceAll(out.String(), "\r\n", "\n")
+	return errors.Join(same("exit code", exit.Code, 4), same("the terminal's output", quoted(got), quoted("tty\n21 43\nerr\n")))
+}
+
+func execEnded(t *trial) error {
+	e, c, err := t.running()
+	if err != nil {
+		return err
+	}
+	// What still runs in the container ends with it.
+	done := make(chan error)
+	go func() {
+		_, err := t.exec(e, berth.ExecSpec{Command: []string{"sleep", "1000"}}, "")
+		done <- err
+	}()
+	time.Sleep(100 * time.Millisecond)
+	if _, err := t.stopped(c, 0); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+	case <-time.After(patience):
+		return errors.New("an exec goes on after its container has ended")
+	}
+	_, err = t.exec(e, berth.ExecSpec{Command: []string{"true"}}, "")
+	return kind("exec in an ended container", err, berth.ErrConflict)
+}

@@ -1,0 +1,235 @@
+package enginetest
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/berth-project/berth"
+)
+
+// limits are the checks that limits are enforced, and that a breach is named.
+func limits() []Check {
+	return []Check{
+		check("out of memory", outOfMemory, MemoryLimit),
+		check("out of memory in a child", outOfMemoryInChild, MemoryLimit),
+		check("out of memory survived", outOfMemorySurvived, MemoryLimit),
+		check("killed is not out of memory", killedIsNotOutOfMemory, MemoryLimit),
+		check("memory limit of the sandbox", memoryOfSandbox, MemoryLimit),
+		check("no swap", noSwap, MemoryLimit),
+		check("cpu limit", cpuLimit, CPULimit, UsageOf),
+		check("pids limit", pidsLimit, PIDsLimit),
+		check("pids are limited by default", pidsDefault, PIDsLimit),
+		check("out of disk", outOfDisk, DiskLimit),
+		check("out of disk in a volume", outOfDiskInVolume, DiskLimit),
+		check("below the disk limit", belowDiskLimit, DiskLimit),
+		check("size of a volume", volumeSize, DiskLimit),
+		check("usage at the end", usage, UsageOf),
+		check("usage while it runs", stats, UsageOf),
+	}
+}
+
+const memory = 48 << 20
+
+// hog takes 200 MB of memory, if it may.
+const hog = "dd if=/dev/zero of=/dev/null bs=200M count=1"
+
+func isOutOfMemory(o outcome) error {
+	if o.Reason != berth.OutOfMemory || o.Code == 0 || !strings.Contains(o.Detail, "48") && !strings.Contains(o.Detail, strconv.Itoa(memory)) {
+		return fmt.Errorf("over its memory limit of 48 MiB it ended with %s; want OutOfMemory, a code that is not 0, and a detail with the limit", o)
+	}
+	return nil
+}
+
+func outOfMemory(t *trial) error {
+	o, err := t.sh("echo before; exec "+hog+"", limited(berth.Limits{Memory: memory}))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(isOutOfMemory(o), same("its output", o.Out, "before\n")); err != nil {
+		return err
+	}
+	return nil
+}
+
+func outOfMemoryInChild(t *trial) error {
+	o, err := t.sh(hog+" 2>/dev/null; exit 3", limited(berth.Limits{Memory: memory}))
+	if err != nil {
+		return err
+	}
+	return errors.Join(isOutOfMemory(o), same("its code", o.Code, 3))
+}
+
+// outOfMemorySurvived: a child was killed, and the command made do without it.
+func outOfMemorySurvived(t *trial) error {
+	o, err := t.sh(hog+" 2>/dev/null; exit 0", limited(berth.Limits{Memory: memory}))
+	if err != nil {
+		return err
+	}
+	return o.exited(0)
+}
+
+func killedIsNotOutOfMemory(t *trial) error {
+	o, err := t.sh("exit 137", limited(berth.Limits{Memory: memory}))
+	if err != nil {
+		return err
+	}
+	return o.exited(137)
+}
+
+func memoryOfSandbox(t *trial) error {
+	o, err := t.sh(hog+" || exit 3; exit 4", sandbox(func(s *berth.SandboxSpec) { s.Limits.Memory = memory }))
+	if err != nil {
+		return err
+	}
+	return isOutOfMemory(o)
+}
+
+// noSwap: with a limit on memory, no memory beyond it is had on disk.
+func noSwap(t *trial) error {
+	o, err := t.sh("dd if=/dev/zero of=/dev/shm/big bs=1M count=150 || exit 3; exit 4", limited(berth.Limits{Memory: memory}),
+		step(func(s *berth.StepSpec) { s.ShmSize = 200 << 20 }))
+	if err != nil {
+		return err
+	}
+	return isOutOfMemory(o)
+}
+
+func cpuLimit(t *trial) error {
+	o, err := t.sh("timeout 2 sh -c 'while :; do :; done' & timeout 2 sh -c 'while :; do :; done' & wait", limited(berth.Limits{CPU: 0.5}))
+	if err != nil {
+		return err
+	}
+	if o.Usage.CPUSeconds == nil {
+		return errors.New("the CPU time is not known")
+	}
+	if used := *o.Usage.CPUSeconds; used > 1.5 {
+		return fmt.Errorf("limited to half a core, two loops of 2 s used %.2f s of CPU", used)
+	}
+	return nil
+}
+
+func pidsLimit(t *trial) error {
+	o, err := t.sh("i=0; while [ $i -lt 60 ]; do sleep 2 & i=$((i+1)); done; echo all", limited(berth.Limits{PIDs: 20}))
+	if err != nil {
+		return err
+	}
+	if o.Out == "all\n" && o.Code == 0 {
+		return fmt.Errorf("limited to 20 processes it started 60: %s", o)
+	}
+	return nil
+}
+
+func pidsDefault(t *trial) error {
+	o, err := t.sh("cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null")
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(o.Out)); err != nil || n < 1 {
+		return fmt.Errorf("the container's limit of processes reads %s", quoted(o.Out))
+	}
+	return nil
+}
+
+const disk = 16 << 20
+
+func isOutOfDisk(o outcome) error {
+	if o.Reason != berth.OutOfDisk || o.Code == 0 || o.Detail == "" {
+		return fmt.Errorf("over its disk limit it ended with %s; want OutOfDisk, a code that is not 0, and a detail", o)
+	}
+	return nil
+}
+
+// fill writes 64 MiB, slowly enough for a limit that is looked at each second.
+const fill = "for i in 1 2 3 4 5 6 7 8; do dd if=/dev/zero of=%[1]s/$i bs=1M count=8 conv=fsync 2>/dev/null || exit 3; sleep 0.4; done"
+
+func diskLimit(s *berth.SandboxSpec, _ *berth.StepSpec) { s.Limits.Disk = disk }
+
+func outOfDisk(t *trial) error {
+	o, err := t.sh("mkdir /fill; "+fmt.Sprintf(fill, "/fill"), diskLimit)
+	if err != nil {
+		return err
+	}
+	return isOutOfDisk(o)
+}
+
+func outOfDiskInVolume(t *trial) error {
+	s, err := t.sandbox(shared, diskLimit)
+	if err != nil {
+		return err
+	}
+	if s.DiskEnforcement() == berth.DiskNone {
+		return errors.New("with a disk limit, DiskEnforcement says none")
+	}
+	o, err := t.in(s, fmt.Sprintf(fill, "/vol"))
+	if err != nil {
+		return err
+	}
+	return isOutOfDisk(o)
+}
+
+func belowDiskLimit(t *trial) error {
+	o, err := t.sh("dd if=/dev/zero of=/file bs=1M count=4 2>/dev/null && dd if=/dev/zero of=/vol/file bs=1M count=4 2>/dev/null && sleep 1.2; exit 5", shared, diskLimit)
+	if err != nil {
+		return err
+	}
+	return o.exited(5)
+}
+
+func volumeSize(t *trial) error {
+	o, err := t.sh(fmt.Sprintf(fill, "/sized"), sandbox(func(s *berth.SandboxSpec) { s.Volumes = []berth.Volume{{Path: "/sized", Size: disk}} }))
+	if err != nil {
+		return err
+	}
+	return isOutOfDisk(o)
+}
+
+func usage(t *trial) error {
+	o, err := t.sh("dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; timeout 0.4 sh -c 'while :; do :; done'; exit 0")
+	if err != nil {
+		return err
+	}
+	u := o.Usage
+	switch {
+	case u.CPUSeconds == nil || *u.CPUSeconds < 0.15 || *u.CPUSeconds > 20:
+		return fmt.Errorf("CPU seconds %s of a loop of 0.4 s", show(u.CPUSeconds))
+	case u.PeakMemory == nil || *u.PeakMemory < 35<<20 || *u.PeakMemory > 400<<20:
+		return fmt.Errorf("peak memory %s of a command that held 40 MiB", show(u.PeakMemory))
+	case u.Memory != nil || u.PIDs != nil:
+		return fmt.Errorf("an ended container has memory %s and pids %s now", show(u.Memory), show(u.PIDs))
+	}
+	return nil
+}
+
+func show[T any](p *T) string {
+	if p == nil {
+		return "unknown"
+	}
+	return fmt.Sprint(*p)
+}
+
+func stats(t *trial) error {
+	_, c, err := t.start("sleep 1000 & sleep 1000 & echo ready; wait")
+	if err != nil {
+		return err
+	}
+	s, ok := c.(berth.Statser)
+	if !ok {
+		return errors.New("the container is no berth.Statser")
+	}
+	if err := t.ready(c); err != nil {
+		return err
+	}
+	if err := t.eventually("three processes and their memory are seen", func() (bool, error) {
+		u, err := s.Stats(t.ctx)
+		return err == nil && u.PIDs != nil && *u.PIDs >= 3 && *u.PIDs < 10 && u.Memory != nil && *u.Memory > 0 && u.CPUSeconds != nil, err
+	}); err != nil {
+		return err
+	}
+	if _, err := t.stopped(c, 0); err != nil {
+		return err
+	}
+	_, err = s.Stats(t.ctx)
+	return kind("usage of an ended container", err, berth.ErrConflict)
+}

@@ -1,0 +1,136 @@
+package enginetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth"
+)
+
+// networks are the checks of what network a container has.
+func networks() []Check {
+	return []Check{
+		check("no network", noNetwork, Isolation),
+		check("no address", noAddress),
+		check("host network", hostNetwork, HostNetwork),
+		check("bridge network", bridgeNetwork, Bridge),
+		check("bridge address is reachable", bridgeAddress, Bridge),
+	}
+}
+
+func network(mode berth.NetworkMode) setup {
+	return sandbox(func(s *berth.SandboxSpec) { s.Network.Mode = mode })
+}
+
+func noNetwork(t *trial) error {
+	return scripts{
+		{"interfaces", "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", "lo\n", nil},
+		{"routes", "ip route", "", nil},
+		{"named none", "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", "lo\n", network(berth.NetworkNone)},
+		{"loopback", "(echo hello | nc -l -p 7777 >/tmp/got 2>/dev/null &) ; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1; echo hi | nc 127.0.0.1 7777 && break; done", "hello\n", nil},
+		{"the steps of a task share it", "cat /proc/sys/net/ipv4/ip_forward >/dev/null && echo own", "own\n", nil},
+	}.check(t)
+}
+
+func noAddress(t *trial) error {
+	_, c, err := t.start("echo ready; " + loop)
+	if err != nil {
+		return err
+	}
+	a, ok := c.(berth.Addresser)
+	if !ok {
+		return errors.New("the container is no berth.Addresser")
+	}
+	address, err := a.Address(t.ctx)
+	return kind("the address "+address+" of a container without a network", err, berth.ErrNotFound)
+}
+
+func hostNetwork(t *trial) error {
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	return scripts{{"its namespace", "readlink /proc/self/ns/net", own + "\n", network(berth.NetworkHost)}}.check(t)
+}
+
+func bridgeNetwork(t *trial) error {
+	listener, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "from the host\n")
+			_ = c.Close()
+		}
+	}()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	o, err := t.sh(`ip route | grep -q '^default via' && echo route; [ "$(ip -o addr | grep -vc ' lo ')" -ge 1 ] && echo address
+		nc $(ip route | awk '/^default/ {print $3}') `+port, network(berth.NetworkBridge))
+	if err != nil {
+		return err
+	}
+	return o.wrote("route\naddress\nfrom the host\n")
+}
+
+func bridgeAddress(t *trial) error {
+	_, c, err := t.start(`echo ready; exec nc -l -p 7080 -e printf 'HTTP/1.1 418 I am a teapot\r\n\r\n'`, network(berth.NetworkBridge))
+	if err != nil {
+		return err
+	}
+	a, ok := c.(berth.Addresser)
+	if !ok {
+		return errors.New("the container is no berth.Addresser")
+	}
+	if err := t.ready(c); err != nil {
+		return err
+	}
+	address, err := a.Address(t.ctx)
+	if err != nil {
+		return fmt.Errorf("address: %w", err)
+	}
+	var got string
+	err = t.eventually("the container's port answers", func() (bool, error) {
+		got, err = talk(t.ctx, net.JoinHostPort(address, "7080"))
+		return strings.HasPrefix(got, "HTTP/1.1 418"), nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w; it answered %s", err, quoted(got))
+	}
+	return nil
+}
+
+func talk(ctx context.Context, address string) (string, error) {
+	var d net.Dialer
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(deadline); err != nil {
+			return "", err
+		}
+	}
+	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(c)
+	return string(b), err
+}
