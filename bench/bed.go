@@ -128,7 +128,10 @@ func rootTar() ([]byte, error) {
 			return nil, err
 		}
 	}
-	return out.Bytes(), w.Close()
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
 }
 
 // makeBundle makes, of the spec that berth's own engine builds, a bundle for runc and crun: hardened alike.
@@ -138,10 +141,10 @@ func (b *bed) makeBundle(ctx context.Context) error {
 		return err
 	}
 	b.keep = sb
-	if _, err := sb.Start(ctx, berth.StepSpec{ID: "s", Image: b.image, Command: []string{"sleep", "1"}}); err != nil {
+	if _, err := sb.Start(ctx, berth.StepSpec{ID: "s", Image: b.image, Command: []string{"sleep", "1000"}, Runtime: "runc"}); err != nil {
 		return err
 	}
-	raw, err := os.ReadFile(filepath.Join(b.engine.Dir(), "sandboxes", "keep", "c", "s", "config.json"))
+	raw, err := os.ReadFile(filepath.Join(b.engine.Dir(), "sandboxes", "keep", "c", "s", "b", "config.json"))
 	if err != nil {
 		return err
 	}
@@ -149,7 +152,12 @@ func (b *bed) makeBundle(ctx context.Context) error {
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return err
 	}
-	spec.Process.Args = []string{"/bin/true"}
+	spec.Process.Args = []string{"/bin/true"} // without berth's init: its mount comes last
+	spec.Mounts = spec.Mounts[:len(spec.Mounts)-1]
+	spec.Linux.CgroupsPath = ""
+	for i := range spec.Linux.Namespaces {
+		spec.Linux.Namespaces[i].Path = ""
+	}
 	b.bundle = filepath.Join(b.dir, "bundle")
 	spec.Root.Path = filepath.Join(b.bundle, "rootfs")
 	if raw, err = json.Marshal(spec); err != nil {

@@ -159,7 +159,10 @@ func tarFiles(files []string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return out.Bytes(), w.Close()
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
 }
 
 // memory measures what berth itself holds, idle and for each running container.

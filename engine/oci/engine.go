@@ -14,13 +14,11 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/image"
-	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Config configures an Engine.
@@ -49,7 +47,6 @@ type Engine struct {
 	instance string
 	images   *image.Store
 	client   *client
-	profiles profiles
 }
 
 var (
@@ -186,18 +183,6 @@ func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
 
 // platform is what this machine runs.
 func platform() string { return "linux/" + goruntime.GOARCH }
-
-// profiles holds the seccomp profiles that were parsed, by capabilities.
-type profiles struct {
-	mu sync.Mutex
-	m  map[string]*profileEntry
-}
-
-type profileEntry struct {
-	once    sync.Once
-	profile *specs.LinuxSeccomp
-	err     error
-}
 
 // Dir is the engine's data directory.
 func (e *Engine) Dir() string { return e.cfg.Dir }

@@ -63,7 +63,11 @@ func newEngine(t testing.TB, runtime string) (*oci.Engine, berth.Image) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = e.Close() })
+	t.Cleanup(func() {
+		b, _ := os.ReadFile(e.Dir() + "/run/monitor.log")
+		os.WriteFile("/tmp/mon.log", b, 0o644)
+		_ = e.Close()
+	})
 	img, err := e.Images().Import(t.Context(), busybox(t), "busybox", image.ImportOptions{})
 	if err != nil {
 		t.Fatal(err)

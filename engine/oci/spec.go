@@ -64,7 +64,7 @@ func (e *Engine) prepare(ctx context.Context, sb *wire.Sandbox, step berth.StepS
 	if runtime == "" {
 		runtime = e.cfg.Runtime
 	}
-	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime}, nil
+	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == ""}, nil
 }
 
 func newSpec() *specs.Spec {
@@ -287,7 +287,11 @@ func (b *builder) mounts() error {
 		}
 		seen[m.Destination] = true
 	}
-	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+	files := []string{"hosts", "hostname"}
+	if b.sb.Spec.Network.Mode != berth.NetworkNone {
+		files = append(files, "resolv.conf")
+	}
+	for _, name := range files {
 		if p := "/etc/" + name; !seen[p] {
 			own = append(own, specs.Mount{Destination: p, Type: "bind", Source: filepath.Join(b.sb.Files, name), Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec"}})
 		}
@@ -437,26 +441,7 @@ func (b *builder) seccomp() error {
 		b.spec.Linux.Seccomp = p
 		return err
 	}
-	p, err := b.e.profiles.get(bounding)
-	b.spec.Linux.Seccomp = p
-	return err
-}
-
-// get is Docker's default profile for a set of capabilities, made once.
-func (p *profiles) get(bounding []string) (*specs.LinuxSeccomp, error) {
-	key := strings.Join(bounding, ",")
-	p.mu.Lock()
-	if p.m == nil {
-		p.m = map[string]*profileEntry{}
-	}
-	e := p.m[key]
-	if e == nil {
-		e = &profileEntry{}
-		p.m[key] = e
-	}
-	p.mu.Unlock()
-	e.once.Do(func() { e.profile, e.err = seccomp.Default(bounding) })
-	return e.profile, e.err
+	return nil // the monitor has Docker's default one
 }
 
 func (b *builder) network() error {

@@ -27,16 +27,17 @@ import (
 
 // Names below a container's directory.
 const (
-	startFile  = "start.json"
-	configFile = "config.json"
-	exitFile   = "exit.json"
-	bundleDir  = "b"
+	startFile = "start.json"
+	exitFile  = "exit.json"
+	bundleDir = "b"
 )
 
 // startRecord is what is kept of a container on disk.
 type startRecord struct {
 	Step   berth.StepSpec `json:"step"`
 	Layers []string       `json:"layers"`
+	// Spec is the OCI runtime spec, without Docker's default seccomp profile.
+	Spec json.RawMessage `json:"oci"`
 }
 
 // drainTime is how long the streams of an ended container may stay open: something outside its pid
@@ -280,7 +281,7 @@ func (c *container) neverStarted(e *bundle.StartError) {
 // finish records the exit, tells those who wait, and then cleans up: the record comes first, so that no
 // crash can have the command run again.
 func (c *container) finish(exit berth.Exit) {
-	if err := writeJSON(filepath.Join(c.dir, exitFile), exit); err != nil {
+	if err := writeNew(filepath.Join(c.dir, exitFile), exit); err != nil {
 		c.sb.m.log.Error("record exit", "container", c.id, "err", err)
 		exit.Detail = strings.TrimPrefix(exit.Detail+"; the exit could not be recorded: "+err.Error(), "; ")
 	}
@@ -333,7 +334,7 @@ func (c *container) discard() {
 }
 
 func (c *container) removeFiles() {
-	for _, dir := range []string{c.scratchDir(), c.dir} {
+	for _, dir := range []string{c.upper(), c.work(), c.dir} {
 		if err := scratch.Remove(dir); err != nil {
 			c.sb.m.log.Error("remove container", "container", c.id, "err", err)
 		}
@@ -342,11 +343,12 @@ func (c *container) removeFiles() {
 
 // remount mounts the root of an ended container again, read-only.
 func (c *container) remount() (*os.File, error) {
-	layers := append([]string{filepath.Join(c.scratchDir(), "upper")}, c.layers...)
+	layers := append([]string{c.upper()}, c.layers...)
 	return rootfs.Overlay(bundle.Root{Layers: layers, UserXattr: c.sb.m.rootless})
 }
 
-func (c *container) scratchDir() string { return filepath.Join(c.sb.area.Dir(), "c-"+c.id) }
+func (c *container) upper() string { return filepath.Join(c.sb.area.Dir(), "upper-"+c.id) }
+func (c *container) work() string  { return filepath.Join(c.sb.area.Dir(), "work-"+c.id) }
 
 // end ends the container for the given cause, unless it has ended: its stop signal, then after grace KILL.
 // It does not wait.
@@ -461,7 +463,7 @@ func (sb *sandbox) recoverContainers() error {
 	}
 	for _, e := range entries {
 		c := sb.newContainer(e.Name(), berth.StepSpec{})
-		var rec startRecord
+		var rec startRecord // cut off as it was written, it stands for a start that did not happen
 		if err := readJSON(filepath.Join(c.dir, startFile), &rec); err != nil {
 			if rerr := scratch.Remove(c.dir); rerr != nil { // cut off before its intent was recorded
 				return rerr
@@ -479,7 +481,7 @@ func (sb *sandbox) recoverContainers() error {
 
 func (c *container) recover() error {
 	err := readJSON(filepath.Join(c.dir, exitFile), &c.exit)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err != nil { // not there, or cut off as it was written
 		c.exit = berth.Exit{
 			Reason: berth.Lost, Code: -1, Ended: time.Now(),
 			Detail: "the monitor that watched the container was killed, and the container with it",

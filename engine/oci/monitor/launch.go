@@ -48,7 +48,15 @@ func (l *launch) prepare(ctx context.Context) error {
 	if err := json.Unmarshal(l.req.Spec, l.spec); err != nil {
 		return fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
 	}
+	if l.spec.Process == nil || l.spec.Process.Capabilities == nil || l.spec.Linux == nil || l.spec.Root == nil {
+		return fmt.Errorf("OCI spec: %w: it has no process, capabilities, root or linux part", berth.ErrInvalid)
+	}
 	var err error
+	if l.req.DefaultSeccomp {
+		if l.spec.Linux.Seccomp, err = c.sb.m.start.defaultSeccomp(l.spec.Process.Capabilities.Bounding); err != nil {
+			return err
+		}
+	}
 	if l.starter, err = c.sb.m.start.forSpec(ctx, l.req.Runtime, l.spec); err != nil {
 		return err
 	}
@@ -65,7 +73,7 @@ func (l *launch) prepare(ctx context.Context) error {
 	l.bundle = &bundle.Bundle{
 		ID: c.name(), Dir: filepath.Join(c.dir, bundleDir), Spec: l.spec, Cgroup: c.group,
 		Root: bundle.Root{
-			Layers: l.req.Layers, Upper: filepath.Join(c.scratchDir(), "upper"), Work: filepath.Join(c.scratchDir(), "work"),
+			Layers: l.req.Layers, Upper: c.upper(), Work: c.work(),
 			Volatile: true, UserXattr: c.sb.m.rootless,
 		},
 		Init: !c.step.NoInit,
@@ -82,13 +90,14 @@ func (l *launch) makeDirs() error {
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(c.dir, startFile), startRecord{Step: l.req.Step, Layers: l.req.Layers}); err != nil {
+	if err := writeNew(filepath.Join(c.dir, startFile), startRecord{Step: l.req.Step, Layers: l.req.Layers, Spec: l.req.Spec}); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, configFile), l.req.Spec, 0o600); err != nil {
-		return err
+	dirs := []string{c.upper(), c.work()}
+	if l.starter.Name() != runtimeDirect {
+		dirs = append(dirs, filepath.Join(c.dir, bundleDir))
 	}
-	for _, d := range []string{filepath.Join(c.dir, bundleDir), c.scratchDir(), filepath.Join(c.scratchDir(), "upper"), filepath.Join(c.scratchDir(), "work")} {
+	for _, d := range dirs {
 		if err := os.Mkdir(d, 0o755); err != nil { //nolint:gosec // upper is the container's root directory
 			return err
 		}

@@ -3,7 +3,6 @@ package monitor
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -114,7 +113,7 @@ func (sb *sandbox) make(ctx context.Context) error {
 	if err := os.Mkdir(sb.dir, 0o700); err != nil {
 		return err
 	}
-	if err := sb.save(); err != nil { // intent before effect
+	if err := writeNew(filepath.Join(sb.dir, sandboxFile), sb.rec); err != nil { // intent before effect
 		return err
 	}
 	for _, d := range []string{filesDir, containersDir} {
@@ -178,7 +177,11 @@ func (sb *sandbox) openNetwork(ctx context.Context) error {
 		return err
 	}
 	sb.net = net
-	for name, content := range map[string][]byte{"hosts": net.Hosts, "hostname": net.Hostname, "resolv.conf": net.ResolvConf} {
+	files := map[string][]byte{"hosts": net.Hosts, "hostname": net.Hostname}
+	if net.Mode != berth.NetworkNone {
+		files["resolv.conf"] = net.ResolvConf
+	}
+	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(sb.dir, filesDir, name), content, 0o644); err != nil { //nolint:gosec // read by the container's user
 			return err
 		}
@@ -381,10 +384,7 @@ func (m *Monitor) recover(ctx context.Context) error {
 func (m *Monitor) reopen(ctx context.Context, id string) error {
 	sb := &sandbox{m: m, id: id, dir: m.sandboxDir(id), containers: map[string]*container{}, gone: make(chan struct{})}
 	if err := readJSON(filepath.Join(sb.dir, sandboxFile), &sb.rec); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return scratch.Remove(sb.dir) // it was cut off before its intent was recorded
-		}
-		return err
+		return scratch.Remove(sb.dir) // it was cut off before its intent was recorded
 	}
 	var err error
 	if sb.area, err = scratch.Reopen(ctx, filepath.Join(sb.dir, areaDir), m.log); err != nil {
@@ -430,6 +430,16 @@ func writeJSON(path string, v any) error {
 		return err
 	}
 	return os.Rename(tmp, path)
+}
+
+// writeNew writes a file that is not there yet, by one call: a process that is killed leaves all of it or,
+// in between, an empty file, which its readers take for none.
+func writeNew(path string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, raw, 0o600)
 }
 
 func readJSON(path string, v any) error {

@@ -305,13 +305,15 @@ func (c *container) openRoot() (*os.File, error) {
 
 // process is the OCI process of the container, as it was started.
 func (c *container) process() json.RawMessage {
-	var spec struct {
-		Process json.RawMessage `json:"process"`
+	var rec struct {
+		Spec struct {
+			Process json.RawMessage `json:"process"`
+		} `json:"oci"`
 	}
-	if err := readJSON(filepath.Join(c.dir, configFile), &spec); err != nil {
+	if err := readJSON(filepath.Join(c.dir, startFile), &rec); err != nil {
 		return nil
 	}
-	return spec.Process
+	return rec.Spec.Process
 }
 
 // exec runs a further process and answers twice: when it was started, and when it has ended. A client that

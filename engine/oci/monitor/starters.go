@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/berth-project/berth"
@@ -14,6 +15,7 @@ import (
 	"github.com/berth-project/berth/engine/oci/direct"
 	"github.com/berth-project/berth/engine/oci/initbin"
 	"github.com/berth-project/berth/engine/oci/runtime"
+	"github.com/berth-project/berth/engine/oci/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -31,13 +33,14 @@ type starters struct {
 	dir    string // data directory
 	cgroup *cgroup.Host
 
-	mu     sync.Mutex
-	direct *direct.Starter
-	byName map[string]*runtime.Runtime
+	mu       sync.Mutex
+	profiles map[string]*specs.LinuxSeccomp // Docker's default one, by bounding capabilities
+	direct   *direct.Starter
+	byName   map[string]*runtime.Runtime
 }
 
 func newStarters(dir string, cg *cgroup.Host) (*starters, error) {
-	return &starters{dir: dir, cgroup: cg, byName: map[string]*runtime.Runtime{}}, nil
+	return &starters{dir: dir, cgroup: cg, byName: map[string]*runtime.Runtime{}, profiles: map[string]*specs.LinuxSeccomp{}}, nil
 }
 
 // forSpec chooses the starter: the one that name names, if it can start spec.
@@ -107,6 +110,29 @@ func (s *starters) binary(ctx context.Context, name string) (*runtime.Runtime, e
 	}
 	s.byName[name] = rt
 	return rt, nil
+}
+
+// maxProfiles bounds what users with ever other capabilities can make us hold.
+const maxProfiles = 16
+
+// defaultSeccomp is Docker's default profile for a set of capabilities, made once. It is shared: nobody
+// changes it.
+func (s *starters) defaultSeccomp(bounding []string) (*specs.LinuxSeccomp, error) {
+	key := strings.Join(bounding, ",")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.profiles[key]; p != nil {
+		return p, nil
+	}
+	p, err := seccomp.Default(bounding)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.profiles) >= maxProfiles {
+		clear(s.profiles)
+	}
+	s.profiles[key] = p
+	return p, nil
 }
 
 // initFile writes berth's init where OCI runtimes can bind it from.

@@ -54,6 +54,9 @@ type Start struct {
 	Spec    json.RawMessage `json:"oci"`     // the OCI runtime spec
 	Layers  []string        `json:"layers"`  // directories, the topmost first
 	Runtime string          `json:"runtime"` // "direct", "auto", or the path of an OCI runtime
+	// DefaultSeccomp: Spec has no seccomp profile, and gets Docker's default one for its capabilities. It is
+	// most of a spec's size, and the same each time.
+	DefaultSeccomp bool `json:"default_seccomp,omitempty"`
 }
 
 // Exec is a further process in a running container.
