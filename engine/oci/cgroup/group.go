@@ -278,37 +278,12 @@ func (h *Host) parentLocked(t *tree, dir string) error {
 	} else if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if t.v2 {
+	if t.v2 && count(h.v2has) > 0 {
 		if err := h.enableAll(t, dir); err != nil {
 			return err
 		}
 	}
 	h.parents[dir] = true
-	return nil
-}
-
-// enableAll makes sure that what is made in dir has every controller that the host promises.
-func (h *Host) enableAll(t *tree, dir string) error {
-	if h.v2has == [controllers]bool{} {
-		return nil
-	}
-	err := enable(dir)
-	on := fields(dir + "/cgroup.subtree_control")
-	for c, name := range v2Names {
-		if !h.v2has[c] || contains(on, name) {
-			continue
-		}
-		if dir != t.mount && !contains(fields(dir+"/cgroup.controllers"), name) {
-			// What lies above does not give it.
-			if err := h.enableAll(t, path.Dir(dir)); err != nil {
-				return err
-			}
-			if enable(dir); contains(fields(dir+"/cgroup.subtree_control"), name) {
-				continue
-			}
-		}
-		return fmt.Errorf("%w: %s does not give the %s controller to its children: %w", berth.ErrDenied, dir, name, err)
-	}
 	return nil
 }
 

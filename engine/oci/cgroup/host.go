@@ -41,7 +41,7 @@ type Options struct {
 	// Adopt lets Find change the place of this process, which v2 may demand: a cgroup either has processes
 	// or gives controllers to its children. A process that is to stay, such as berth's monitor, sets it:
 	// then it is moved into a leaf of its own cgroup, or into a scope that the user's systemd is asked for.
-	// Without it Find only looks whether that would be possible.
+	// Without it Find only looks whether that would be possible, and its groups have no limits then.
 	Adopt bool
 	// Scope names the systemd scope that may be asked for; "" is "berth-PID.scope".
 	Scope string
@@ -57,7 +57,10 @@ type Host struct {
 	counts  bool               // cpu.stat of v2 counts without its controller
 	ruled   bool               // device rules can be set on v2
 	lacks   []berth.Lack
-	release func() error // leaves what Find entered
+	release func() // takes back a move of this process
+
+	// promised are the controllers that Find would have with Options.Adopt.
+	promised [controllers]bool
 
 	mu      sync.Mutex
 	parents map[string]bool // directories known to be there, with their controllers enabled
@@ -86,7 +89,7 @@ func Find(ctx context.Context, opts Options) (*Host, error) {
 	if opts.Scope == "" {
 		opts.Scope = fmt.Sprintf("berth-%d.scope", os.Getpid())
 	}
-	h := &Host{version: None, parents: map[string]bool{}, rules: map[string]bool{}, release: func() error { return nil }}
+	h := &Host{version: None, parents: map[string]bool{}, rules: map[string]bool{}, release: func() {}}
 	found := parseMounts(mounts, own)
 	h.version = versionOf(found)
 	h.ruled = h.version == V2 && ruleable()
@@ -97,9 +100,7 @@ func Find(ctx context.Context, opts Options) (*Host, error) {
 	}
 	for i := range found {
 		if found[i].v2 {
-			if err := h.findV2(ctx, &found[i], opts); err != nil {
-				return nil, err
-			}
+			h.findV2(ctx, &found[i], opts)
 		}
 	}
 	h.lacks = append(h.lacks, h.lacking()...)
@@ -116,15 +117,21 @@ func (h *Host) Lacks() []berth.Lack { return h.lacks }
 func (h *Host) Controllers() []string {
 	var names []string
 	for c, name := range map[controller]string{cpu: "cpu", memory: "memory", pids: "pids", blkio: "io", devices: "devices"} {
-		if h.can(c) {
+		if h.can(c) || h.promised[c] {
 			names = append(names, name)
 		}
 	}
 	return sorted(names)
 }
 
-// Close leaves what Find entered with Adopt. Groups stay as they are.
-func (h *Host) Close() error { return h.release() }
+// Close removes what Find made, unless groups are left, and takes back a move of this process.
+func (h *Host) Close() error {
+	for _, t := range h.trees() {
+		_ = os.Remove(t.mount + t.base) // others may have groups there
+	}
+	h.release()
+	return nil
+}
 
 // can reports whether a controller is usable.
 func (h *Host) can(c controller) bool {

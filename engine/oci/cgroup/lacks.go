@@ -24,7 +24,7 @@ const (
 func (h *Host) lacking() []berth.Lack {
 	var lacks []berth.Lack
 	for c, what := range map[controller]string{cpu: "CPU limits", memory: "memory limits", pids: "pids limits", blkio: "I/O figures"} {
-		if !h.can(c) {
+		if !h.can(c) && !h.promised[c] {
 			why, remedy := h.why(c)
 			lacks = append(lacks, berth.Lack{What: what, Why: why, Remedy: remedy})
 		}

@@ -39,12 +39,12 @@ func inThread(f func() error) error {
 			done <- err
 			return
 		}
-		defer func() { _ = home.Close() }()
 		err = f()
 		// A locked thread ends with its goroutine.
 		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
+		_ = home.Close()
 		done <- err
 	}()
 	return <-done
