@@ -119,9 +119,9 @@ outputs that are yours, and nothing left behind.`,
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.global.dataDir, "data-dir", "", "directory of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
-	flags.StringVar(&a.global.config, "config", "", "configuration file to read in place of the user's")
-	flags.StringVar(&a.global.engine, "engine", "oci", "what runs the containers: oci (this host)")
+	flags.StringVar(&a.global.dataDir, "data-dir", "", "`DIR` of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
+	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
+	flags.StringVar(&a.global.engine, "engine", "oci", "what runs the containers: `oci` (this host)")
 	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
 	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images and this host:"})
 	group := func(id string, commands ...*cobra.Command) {
@@ -134,7 +134,21 @@ outputs that are yours, and nothing left behind.`,
 	group("host", a.imageCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
 	root.AddCommand(a.workerCommand(), a.docsCommand())
 	root.SetHelpCommand(a.helpCommand())
+	root.InitDefaultHelpCmd()
+	everywhere(root, func(c *cobra.Command) {
+		c.DisableFlagsInUseLine = true // the lines say it themselves
+		c.InitDefaultHelpFlag()
+		c.Flags().Lookup("help").Usage = "tell about this command"
+	})
 	return root
+}
+
+// everywhere does something with a command and all below it.
+func everywhere(c *cobra.Command, do func(*cobra.Command)) {
+	do(c)
+	for _, sub := range c.Commands() {
+		everywhere(sub, do)
+	}
 }
 
 // noArgs refuses arguments; of a command with subcommands, it names the nearest.

@@ -55,7 +55,7 @@ code. Flags end at IMAGE: what follows is the task's.
   berth run [flags] -f TASK.(json|yaml|-)
 
 With -f the task is read from a document (docs/task-format.md). Flags of the command line then replace what
-the document says, and append to its lists; settings (see berth help) count where it says nothing. Flags about
+the document says, and append to its lists; settings (docs/cli.md) count where it says nothing. Flags about
 a step hold for each of its executors.
 
 HOST:CONTAINER is split at the last colon that a slash follows and that is not part of "://". The long form

@@ -46,7 +46,7 @@ func buildOf() build {
 func (a *app) versionCommand() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:   "version",
+		Use:   "version [flags]",
 		Short: "Tell the version of berth",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
