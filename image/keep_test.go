@@ -497,7 +497,7 @@ func (o childOptions) run() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Println(img.ID)
+	fmt.Fprintln(os.Stdout, img.ID)
 	return 0
 }
 

@@ -84,7 +84,7 @@ func census(root string) (entries, bytes int64, err error) {
 func (s *Store) publish(dir, key string) error {
 	err := os.Rename(dir, s.layerDir(key))
 	if errors.Is(err, fs.ErrExist) {
-		return removeAll(dir)
+		return os.RemoveAll(dir)
 	}
 	return err
 }

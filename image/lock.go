@@ -97,7 +97,7 @@ func (s *Store) newWorkDir() (*workDir, error) {
 
 // remove removes the directory and all in it, then ends its lock.
 func (w *workDir) remove() error {
-	return errors.Join(removeAll(w.path), w.lock.Close())
+	return errors.Join(os.RemoveAll(w.path), w.lock.Close())
 }
 
 // sweep removes the work directories whose makers are gone.
@@ -119,7 +119,7 @@ func (s *Store) sweep() error {
 			continue // another has removed it, or it is in use
 		}
 		s.log.Debug("removing what a crash left", "path", path)
-		errs = append(errs, removeAll(path), lock.Close())
+		errs = append(errs, os.RemoveAll(path), lock.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -138,19 +138,4 @@ func ignoreMissing(err error) error {
 		return nil
 	}
 	return err
-}
-
-// removeAll removes a tree that may hold directories without write permission for their owner.
-func removeAll(path string) error {
-	err := os.RemoveAll(path)
-	if err == nil || !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if d != nil && d.IsDir() {
-			_ = os.Chmod(p, 0o700)
-		}
-		return nil //nolint:nilerr // RemoveAll reports what stays
-	})
-	return os.RemoveAll(path)
 }

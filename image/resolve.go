@@ -113,11 +113,7 @@ func (r *resolved) setConfig(body []byte, want platform) error {
 }
 
 func isImageConfig(t types.MediaType) bool {
-	switch t {
-	case types.OCIConfigJSON, types.DockerConfigJSON, "", "application/octet-stream", "text/html":
-		return true
-	}
-	return false
+	return t == "" || t == types.OCIConfigJSON || t == types.DockerConfigJSON || t == "application/octet-stream"
 }
 
 func platformOf(c *v1.ConfigFile) platform {

@@ -22,8 +22,8 @@ import (
 func (s *Store) try(ctx context.Context, do func(context.Context) error) error {
 	for n := 1; ; n++ {
 		watch := newWatchdog(ctx, s.opts.Stall)
-		err := watch.cause(nil)
-		if err = do(watch.ctx); err != nil {
+		err := do(watch.ctx)
+		if err != nil {
 			err = watch.cause(err)
 		}
 		watch.stop()
@@ -75,8 +75,7 @@ func (s *Store) retry(n int, err error) (wait time.Duration, again bool) {
 		return 0, false // nobody listens: that rarely changes within seconds
 	}
 	wait = min(s.opts.Backoff<<min(n-1, 16), backoffMax)
-	var after *retryAfter
-	if errors.As(err, &after) {
+	if after, ok := errors.AsType[*retryAfter](err); ok {
 		wait = max(after.wait, wait)
 	}
 	return wait, true

@@ -124,10 +124,8 @@ func (u *unpacker) copySparse(fd int, data io.Reader, size int64) error {
 // keepXattr reports whether an extended attribute of an image is kept. Those that steer overlay are never:
 // with them an image could graft other parts of its layers, and hide what they hold.
 func keepXattr(name string) bool {
-	switch {
-	case name == "security.capability":
-		return true
-	case name == "system.posix_acl_access" || name == "system.posix_acl_default":
+	switch name {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
 		return true
 	}
 	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")

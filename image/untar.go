@@ -266,9 +266,9 @@ func (u *unpacker) node(at node, base string, hdr *tar.Header) error {
 		if hdr.Devmajor < 0 || hdr.Devmajor > 0xfff || hdr.Devminor < 0 || hdr.Devminor > 0xfffff {
 			return errArchive("its device number %d/%d is out of range", hdr.Devmajor, hdr.Devminor)
 		}
-		dev = unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)) //nolint:gosec // checked above
+		dev = unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))
 	}
-	err := u.make(at, base, "mknod", func() error { return unix.Mknodat(at.fd, base, mode, int(dev)) }) //nolint:gosec // 32 bits
+	err := u.make(at, base, "mknod", func() error { return unix.Mknodat(at.fd, base, mode, int(dev)) })
 	if errors.Is(err, unix.EPERM) && hdr.Typeflag != tar.TypeFifo {
 		return nil
 	}
@@ -342,7 +342,7 @@ func (u *unpacker) removeTree(real string) error {
 }
 
 // modeOf is the permissions of an entry with set-uid, set-gid and sticky.
-func modeOf(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 } //nolint:gosec // masked
+func modeOf(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 }
 
 // mtimeOf is the time of an entry; the epoch where it has none or one that cannot be.
 func mtimeOf(hdr *tar.Header) unix.Timespec {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -78,8 +79,8 @@ func (s *Store) load(id string) (*loaded, error) {
 // makeLoaded works out the paths of an image's layers, down to one that hides all below it.
 func (s *Store) makeLoaded(rec imageRecord, inode uint64) (*loaded, error) {
 	l := &loaded{inode: inode, rec: rec, files: map[string][]byte{}}
-	for i := len(rec.Layers) - 1; i >= 0; i-- {
-		key := rec.Layers[i].Key
+	for _, ref := range slices.Backward(rec.Layers) {
+		key := ref.Key
 		short, err := s.shortLink(key)
 		if err != nil {
 			return nil, err
