@@ -2,7 +2,6 @@ package scratch
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 
@@ -124,7 +123,7 @@ func validName(s string) bool {
 
 func logger(l *slog.Logger) *slog.Logger {
 	if l == nil {
-		return slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelError + 1}))
+		return slog.New(slog.DiscardHandler)
 	}
 	return l
 }

@@ -66,7 +66,7 @@ func program(t *testing.T, files map[string]string, name string) {
 		t.Fatalf("ldd %s: %v", path, err)
 	}
 	files["/bin/"+name] = path
-	for _, f := range strings.Fields(string(out)) {
+	for f := range strings.FieldsSeq(string(out)) {
 		if strings.HasPrefix(f, "/") {
 			files[f] = f
 		}
@@ -232,7 +232,7 @@ func quotaClose(t *testing.T, dir string) {
 	}
 	for id := range ids {
 		// xfs frees the blocks of a removed file a little later.
-		for i := 0; i < 100; i++ {
+		for range 100 {
 			if used, _, _ := scratch.QuotaOf(dir, id); used == 0 {
 				break
 			}

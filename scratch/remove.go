@@ -99,18 +99,20 @@ func emptyDir(dir string) {
 
 func emptyFD(fd int) error {
 	var left error
-	keep := func(err error) error {
+	keep := func(err error) {
 		if err != nil && !errors.Is(err, unix.ENOENT) && left == nil {
 			left = err
 		}
-		return nil
 	}
 	err := walk(fd, visitor{
-		file:  func(dir int, e dirent) error { return keep(unix.Unlinkat(dir, e.name, 0)) },
+		file: func(dir int, e dirent) error {
+			keep(unix.Unlinkat(dir, e.name, 0))
+			return nil
+		},
 		enter: openUp,
 		leave: func(dir int, name string) error {
 			if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); !errors.Is(err, unix.ENOTEMPTY) {
-				return keep(err)
+				keep(err)
 			}
 			return nil
 		},

@@ -58,7 +58,7 @@ func parseDirents(buf []byte) []dirent {
 // inode names a file on this host.
 type inode struct{ dev, ino uint64 }
 
-func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} } //nolint:unconvert // Dev is 32 bits wide elsewhere
+func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 
 // visitor is told of a tree by walk.
 type visitor struct {

@@ -151,14 +151,14 @@ func (c *collector) matches(ctx context.Context, o berth.Output) error {
 // noMatch collects the file that has the pattern itself as its name, as a shell would, if there is one.
 func (c *collector) noMatch(ctx context.Context, o berth.Output, prefix string) error {
 	p := path.Clean(o.Path)
-	n, err := c.view.resolve(p, true)
-	if err != nil {
+	if n, err := c.view.resolve(p, true); err == nil {
+		n.close()
+	} else {
 		c.warn("output %s: nothing matches", o.Path)
 		return nil
 	}
-	n.close()
 	rest := strings.TrimPrefix(p, prefix)
-	_, err = c.one(ctx, berth.Output{Path: p, Type: o.Type}, p, join(o.URL, rest))
+	_, err := c.one(ctx, berth.Output{Path: p, Type: o.Type}, p, join(o.URL, rest))
 	return err
 }
 
@@ -299,8 +299,7 @@ func (c *collector) directory(ctx context.Context, n *node, from, location, dest
 
 // destFault says why an output could not be written, unless err says so already.
 func destFault(from, dest string, err error) error {
-	var f *fault
-	if errors.As(err, &f) {
+	if _, whole := errors.AsType[*fault](err); whole {
 		return err
 	}
 	kind := kindOf(err)

@@ -30,10 +30,10 @@ func (c conflict) Error() string { return string(c) }
 
 // kindOf is the kind of an error of the file system; nil if it has none.
 func kindOf(err error) error {
-	var c conflict
-	switch {
-	case errors.As(err, &c):
+	if _, ok := errors.AsType[conflict](err); ok {
 		return berth.ErrConflict
+	}
+	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
 		return berth.ErrExhausted
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
@@ -49,12 +49,10 @@ func kindOf(err error) error {
 
 // reason is what the kernel says, without the call and the path that os puts before it.
 func reason(err error) string {
-	var errno syscall.Errno
-	var c conflict
-	if errors.As(err, &c) {
+	if c, ok := errors.AsType[conflict](err); ok {
 		return c.Error()
 	}
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno.Error()
 	}
 	return err.Error()

@@ -20,8 +20,6 @@ import (
 	"github.com/berth-project/berth/staging"
 )
 
-func text(s string) *string { return &s }
-
 func TestFetchLocal(t *testing.T) {
 	host := plant(t, t.TempDir(), "f=12345", "with space%=x", "d/g=1", "link->f", "gone->nope", "p|", "loop->loop")
 	tests := []struct {
@@ -38,8 +36,8 @@ func TestFetchLocal(t *testing.T) {
 		{name: "directory", in: berth.Input{URL: "HOST/d", Path: "/in", Type: berth.Directory}, want: staging.Staged{Input: berth.Input{URL: "HOST/d", Path: "/in", Type: berth.Directory}, HostPath: "HOST/d"}},
 		{name: "directory, found out", in: berth.Input{URL: "HOST/d/", Path: "/in"}, want: staging.Staged{Input: berth.Input{URL: "HOST/d/", Path: "/in", Type: berth.Directory}, HostPath: "HOST/d"}},
 		{name: "link", in: berth.Input{URL: "HOST/link", Path: "/in"}, want: staging.Staged{Input: berth.Input{URL: "HOST/link", Path: "/in", Type: berth.File}, HostPath: "HOST/f", Size: 5}},
-		{name: "content wins over a URL", in: berth.Input{URL: "HOST/nope", Content: text("hi"), Path: "/in"}, want: staging.Staged{Input: berth.Input{URL: "HOST/nope", Content: text("hi"), Path: "/in", Type: berth.File}, HostPath: "DIR/input-0", Size: 2}},
-		{name: "empty content", in: berth.Input{Content: text(""), Path: "/in"}, want: staging.Staged{Input: berth.Input{Content: text(""), Path: "/in", Type: berth.File}, HostPath: "DIR/input-0"}},
+		{name: "content wins over a URL", in: berth.Input{URL: "HOST/nope", Content: new("hi"), Path: "/in"}, want: staging.Staged{Input: berth.Input{URL: "HOST/nope", Content: new("hi"), Path: "/in", Type: berth.File}, HostPath: "DIR/input-0", Size: 2}},
+		{name: "empty content", in: berth.Input{Content: new(""), Path: "/in"}, want: staging.Staged{Input: berth.Input{Content: new(""), Path: "/in", Type: berth.File}, HostPath: "DIR/input-0"}},
 		{name: "missing", in: berth.Input{URL: "HOST/nope", Path: "/in"}, err: "cannot mount input `HOST/nope` as it does not exist", kind: berth.ErrNotFound},
 		{name: "below a file", in: berth.Input{URL: "HOST/f/x", Path: "/in"}, err: "cannot mount input `HOST/f/x` as it does not exist", kind: berth.ErrNotFound},
 		{name: "dangling link", in: berth.Input{URL: "HOST/gone", Path: "/in"}, err: "cannot mount input `HOST/gone` as it does not exist", kind: berth.ErrNotFound},
@@ -53,10 +51,10 @@ func TestFetchLocal(t *testing.T) {
 		{name: "NUL", in: berth.Input{URL: "file:///f%00", Path: "/in"}, err: `input /in: "file:///f%00": invalid: a path has no NUL`, kind: berth.ErrInvalid},
 		{name: "scheme", in: berth.Input{URL: "s3://b/k", Path: "/in"}, err: "input /in: unsupported: scheme s3; inputs come from file://, http://, https://, absolute paths and inline content", kind: berth.ErrUnsupported},
 		{name: "nothing", in: berth.Input{Path: "/in"}, err: "input /in: invalid: it has neither a URL nor content", kind: berth.ErrInvalid},
-		{name: "content of a directory", in: berth.Input{Content: text("x"), Path: "/in", Type: berth.Directory}, err: "input /in: invalid: content makes a file, and no directory", kind: berth.ErrInvalid},
-		{name: "relative container path", in: berth.Input{Content: text("x"), Path: "in"}, err: `input: container path "in": invalid: it is not absolute`, kind: berth.ErrInvalid},
-		{name: "container path with ..", in: berth.Input{Content: text("x"), Path: "/in/../../x"}, err: `input: container path "/in/../../x": invalid: it has a ".."`, kind: berth.ErrInvalid},
-		{name: "container root", in: berth.Input{Content: text("x"), Path: "//"}, err: "input //: invalid: nothing can be mounted at the container's root", kind: berth.ErrInvalid},
+		{name: "content of a directory", in: berth.Input{Content: new("x"), Path: "/in", Type: berth.Directory}, err: "input /in: invalid: content makes a file, and no directory", kind: berth.ErrInvalid},
+		{name: "relative container path", in: berth.Input{Content: new("x"), Path: "in"}, err: `input: container path "in": invalid: it is not absolute`, kind: berth.ErrInvalid},
+		{name: "container path with ..", in: berth.Input{Content: new("x"), Path: "/in/../../x"}, err: `input: container path "/in/../../x": invalid: it has a ".."`, kind: berth.ErrInvalid},
+		{name: "container root", in: berth.Input{Content: new("x"), Path: "//"}, err: "input //: invalid: nothing can be mounted at the container's root", kind: berth.ErrInvalid},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -283,7 +281,7 @@ func TestFetchDiskFull(t *testing.T) {
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
 	url, _ := server(t, make([]byte, 1<<20))
-	for _, in := range []berth.Input{{URL: url, Path: "/in"}, {Content: text(strings.Repeat("x", 1<<20)), Path: "/in"}} {
+	for _, in := range []berth.Input{{URL: url, Path: "/in"}, {Content: new(strings.Repeat("x", 1<<20)), Path: "/in"}} {
 		_, err := staging.Fetch(t.Context(), []berth.Input{in}, dir, staging.FetchOptions{})
 		if !errors.Is(err, berth.ErrExhausted) || fmt.Sprint(err) != "input /in: cannot be written: the disk is full (no space left on device)" {
 			t.Errorf("%v", err)

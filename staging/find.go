@@ -20,7 +20,7 @@ const (
 
 // finder matches one pattern against a view.
 type finder struct {
-	ctx              context.Context //nolint:containedctx // lives for one call
+	ctx              context.Context // of one call
 	view             *View
 	accept           func(*node) bool
 	looked, followed int

@@ -100,7 +100,7 @@ func TestFindAsBash(t *testing.T) {
 	v := view(t, staging.Mount{Path: "/v", Root: volume(t, tree)})
 	for i, block := range strings.SplitAfter(string(out), "---\n")[:len(patterns)] {
 		want := map[string]bool{}
-		for _, line := range strings.Split(strings.TrimSuffix(block, "---\n"), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSuffix(block, "---\n"), "\n") {
 			line = strings.TrimSuffix(strings.TrimPrefix(strings.ReplaceAll(line, "//", "/"), "./"), "/")
 			if line != "" && line != "." && line != ".." {
 				want[line] = true

@@ -147,7 +147,7 @@ func (d *download) run(ctx context.Context) error {
 		if failed >= limit {
 			return fmt.Errorf("fetch %s: %w after %d tries: %w", redact(d.url.String()), berth.ErrUnavailable, failed, again.err)
 		}
-		pause := max(wait/2+rand.N(wait), min(again.after, maxRetryAfter))
+		pause := max(wait/2+rand.N(wait), min(again.after, maxRetryAfter)) //nolint:gosec // spreads tries, keeps no secret
 		d.http.log().Info("a download broke off and will be resumed",
 			"url", redact(d.url.String()), "bytes", d.size, "wait", pause, "err", again.err)
 		select {
@@ -303,8 +303,7 @@ func (d *download) failed(ctx context.Context, err error) error {
 
 // bare is an error of the client without the URL, which may hold secrets.
 func bare(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err
 	}
 	return err

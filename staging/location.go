@@ -85,7 +85,7 @@ func checkContainerPath(p string) error {
 	case strings.IndexByte(p, 0) >= 0:
 		return fmt.Errorf("container path %q: %w: a path has no NUL", p, berth.ErrInvalid)
 	}
-	for _, c := range strings.Split(p, "/") {
+	for c := range strings.SplitSeq(p, "/") {
 		if c == ".." {
 			return fmt.Errorf("container path %q: %w: it has a \"..\"", p, berth.ErrInvalid)
 		}

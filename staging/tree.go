@@ -19,7 +19,7 @@ import (
 // the view is copied to where the first such link is; later ones become links to that copy, so a few links
 // cannot multiply what is copied.
 type tree struct {
-	ctx   context.Context //nolint:containedctx // lives for one call
+	ctx   context.Context // of one call
 	c     *collector
 	place *place
 	from  string // container path of the output
