@@ -82,7 +82,7 @@ func TestHardening1WorkingDirectoryIsInside(t *testing.T) {
 	}
 	defer host.Close()
 	for _, dir := range []string{"/proc/self/fd/%d", "/proc/self/fd/%d/../..", "/proc/1/fd/%d/etc"} {
-		for fd := range 40 {
+		for fd := range 20 {
 			b := testBundle(t, testSpec(t, "/bin/true"))
 			b.Spec.Process.Cwd = fmt.Sprintf(dir, fd)
 			if p, err := s.Start(t.Context(), b); err == nil {
@@ -240,7 +240,7 @@ func TestHardening3MountPointsUnderAttack(t *testing.T) {
 			}
 		}
 	})
-	for range 60 {
+	for range 30 {
 		b := testBundle(t, testSpec(t, "/bin/true"))
 		b.Spec.Mounts = append(b.Spec.Mounts, bindMount(volume, "/volume"), bindMount(src, "/volume/dir/made/deep"))
 		p, err := s.Start(t.Context(), b)
@@ -425,7 +425,7 @@ func TestHardening6JoinsComeFirst(t *testing.T) {
 }
 
 // newNetNS makes a network namespace with its loopback interface up.
-func newNetNS(t *testing.T) (f *os.File, link string) {
+func newNetNS(t testing.TB) (f *os.File, link string) {
 	t.Helper()
 	type result struct {
 		f    *os.File
@@ -460,7 +460,7 @@ func victim(layer string) {
 	if err != nil {
 		panic(err)
 	}
-	b := &bundle.Bundle{Dir: dir, Init: true, Root: bundle.Root{Layers: []string{layer}}, Spec: &specs.Spec{
+	b := &bundle.Bundle{Dir: dir, Init: true, Root: bundle.Root{Layers: []string{layer}, Volatile: true}, Spec: &specs.Spec{
 		Process: &specs.Process{Args: []string{"sleep", "1000"}},
 		Mounts:  []specs.Mount{{Destination: "/dev", Type: "tmpfs"}},
 		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}},
