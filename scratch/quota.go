@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -56,7 +58,7 @@ type quotas struct {
 // openQuotas finds the project quotas of the file system that holds dir. ErrUnsupported if it has none, or
 // only counts and does not limit.
 func openQuotas(dir string) (*quotas, error) {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 || !initialUserNS() {
 		return nil, fmt.Errorf("%w: project quotas need root", berth.ErrUnsupported)
 	}
 	f, err := os.Open(dir)
@@ -214,15 +216,17 @@ func dropQuota(dir string, project uint32) error {
 	return nil
 }
 
+// initialUserNS reports whether root here is root of the host: only he may set project ids.
+func initialUserNS() bool {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	return err != nil || slices.Equal(strings.Fields(string(data)), []string{"0", "0", "4294967295"})
+}
+
 // lockProjects keeps other processes of berth from choosing project ids.
 func lockProjects() (unlock func(), err error) {
-	dir := "/run"
-	if unix.Access(dir, unix.W_OK) != nil {
-		dir = os.TempDir()
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "berth-projects.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile("/run/berth-projects.lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, kindOf(err)
+		return nil, fmt.Errorf("%w: lock project ids: %w", berth.ErrUnsupported, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		f.Close()

@@ -33,7 +33,7 @@ func (o Over) String() string {
 // Usage is how much the area holds, in bytes of disk: writable layers and all volumes. It reads the whole
 // tree where the area has no quota or file system of its own.
 func (a *Area) Usage() (used int64, err error) {
-	uses, err := a.measure(context.Background())
+	uses, err := a.measure(context.Background(), true)
 	if err != nil {
 		return 0, err
 	}
@@ -49,7 +49,7 @@ func (a *Area) Full() (which string, limit, used int64, full bool) {
 	if len(a.rec.Parts) == 0 {
 		return "", 0, 0, false
 	}
-	uses, err := a.measure(context.Background())
+	uses, err := a.measure(context.Background(), false)
 	if err != nil {
 		return "", 0, 0, false
 	}
@@ -66,6 +66,10 @@ func (a *Area) Full() (which string, limit, used int64, full bool) {
 // serves Full. It looks at intervals of every, or longer where looking takes long: it keeps a processor
 // busy for a fifth of the time at most. The error is context.Cause(ctx).
 func (a *Area) Sample(ctx context.Context, every time.Duration, over func(Over)) error {
+	if len(a.rec.Parts) == 0 {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	wait := every
 	for {
 		select {
@@ -74,7 +78,7 @@ func (a *Area) Sample(ctx context.Context, every time.Duration, over func(Over))
 		case <-time.After(wait):
 		}
 		start := time.Now()
-		uses, err := a.measure(ctx)
+		uses, err := a.measure(ctx, false)
 		if err != nil && ctx.Err() == nil {
 			a.log.Debug("scratch space was not measured", "dir", a.dir, "err", err)
 		}
@@ -132,8 +136,8 @@ func (a *Area) overs(uses []use, hard bool) []Over {
 	return out
 }
 
-// measure reads what each part holds.
-func (a *Area) measure(ctx context.Context) ([]use, error) {
+// measure reads what each part holds; without all, only what limits are compared with.
+func (a *Area) measure(ctx context.Context, all bool) ([]use, error) {
 	parts := a.rec.Parts
 	if len(parts) == 0 {
 		used, err := du(ctx, a.dir)
@@ -156,7 +160,9 @@ func (a *Area) measure(ctx context.Context) ([]use, error) {
 			}
 			err = u.quota(q)
 		case berth.DiskSampled, berth.DiskNone:
-			u.used, err = du(ctx, p.dir(a.dir))
+			if all || p.Way == berth.DiskSampled || a.rec.SampleTotal {
+				u.used, err = du(ctx, p.dir(a.dir))
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("measure %s: %w", p.dir(a.dir), err)
