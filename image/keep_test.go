@@ -399,6 +399,33 @@ func mountOverlay(t *testing.T, lower []string) string {
 	return at
 }
 
+// TestLayerTwice has an image with a layer in two places, as equal steps of a build make them.
+func TestLayerTwice(t *testing.T) {
+	needRoot(t)
+	s := newStore(t)
+	a := layer(t, dir("d"), file("d/a", "a"), file("f", "a"))
+	b := layer(t, file(".wh.d", ""), file("f", "b"), file("g", "b"))
+	img := pulled(t, s, a, b, a)
+	paths, err := s.Layers(img.ID)
+	if err != nil || len(paths) != 2 {
+		t.Fatal(paths, err)
+	}
+	equal(t, describe(t, mountOverlay(t, paths)), "/ dir 755\n/d dir 755\n/d/a file 644 \"a\"\n/f file 644 \"a\"\n/g file 644 \"b\"\n")
+}
+
+func TestNoLayers(t *testing.T) {
+	s := newStore(t)
+	img := pulled(t, s)
+	paths, err := s.Layers(img.ID)
+	if err != nil || len(paths) != 1 {
+		t.Fatal(paths, err)
+	}
+	equal(t, describe(t, paths[0]), "/ dir 755\n")
+	if _, err := s.Lookup(img.ID, "/etc/passwd"); !errors.Is(err, berth.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
 func TestOpaqueRoot(t *testing.T) {
 	s := newStore(t)
 	img := pulled(t, s, layer(t, file("a", "low")), layer(t, file(".wh..wh..opq", ""), file("b", "high")))

@@ -140,6 +140,31 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestLoadDocker25 loads what `docker save` writes since version 25: an OCI layout with docker's manifest beside.
+func TestLoadDocker25(t *testing.T) {
+	img := newImage(t, layer(t, file("a", "1")))
+	dir := layoutOf(t, mutate.IndexAddendum{Add: img})
+	id, _ := img.ConfigName()
+	l, _ := img.Layers()
+	digest, _ := l[0].Digest()
+	manifest := `[{"Config":"blobs/sha256/` + id.Hex + `","RepoTags":["z:3"],"Layers":["blobs/sha256/` + digest.Hex + `"]}]`
+	if err := os.WriteFile(filepath.Join(dir, "manifest.json"), []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	images, err := s.Load(t.Context(), tarOf(t, dir), LoadOptions{})
+	if err != nil || len(images) != 1 || images[0].Ref != "docker.io/library/z:3" || images[0].ID != id.String() {
+		t.Fatal(images, err)
+	}
+	blob := filepath.Join(dir, "blobs/sha256", digest.Hex)
+	if err := os.WriteFile(blob, gzipOf(t, archive(t, file("a", "2"))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newStore(t).Load(t.Context(), tarOf(t, dir), LoadOptions{}); !errors.Is(err, berth.ErrInvalid) || !strings.Contains(err.Error(), "layer digest mismatch") {
+		t.Error(err)
+	}
+}
+
 func TestLoadReader(t *testing.T) {
 	path := dockerArchive(t, map[string]v1.Image{"z:3": newImage(t, layer(t, file("a", "1")))})
 	f, err := os.Open(path)
@@ -378,6 +403,21 @@ func TestRealTools(t *testing.T) {
 			t.Fatal(err)
 		}
 		equal(t, got.Digest, there.Digest)
+	}
+	for _, to := range []string{"docker-archive", "oci-archive"} {
+		file := filepath.Join(t.TempDir(), "archive.tar")
+		out, err := exec.CommandContext(t.Context(), "skopeo", "copy", "--src-tls-verify=false", "docker://"+host+"/busybox:gzip", to+":"+file+":example.org/busybox:9").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		s := newStore(t)
+		images, err := s.Load(t.Context(), file, LoadOptions{})
+		if err != nil || len(images) != 1 || images[0].Ref != "example.org/busybox:9" {
+			t.Fatal(to, images, err)
+		}
+		if sh, err := s.Lookup(images[0].ID, "/bin/sh"); err == nil && len(sh) == 0 || err != nil && !errors.Is(err, berth.ErrExhausted) {
+			t.Errorf("%s: %d bytes, %v", to, len(sh), err)
+		}
 	}
 	for ref, text := range map[string]string{host + "/nope:1": "has no image nope", host + "/busybox:nope": `has no tag "nope"; there is: gzip, zstd`} {
 		if _, err := newStore(t).Image(t.Context(), amd64(ref)); !errors.Is(err, berth.ErrNotFound) || !strings.Contains(err.Error(), text) {

@@ -17,6 +17,9 @@ import (
 	"github.com/berth-project/berth"
 )
 
+// layersMax leaves room below overlay's limit of 500 for layers that are made here.
+const layersMax = 400
+
 // blobs gives the parts of an image by digest: a registry, an archive or a layout.
 type blobs interface {
 	// manifest reads a manifest or index whole.
@@ -79,6 +82,11 @@ func (r *resolved) fill(ctx context.Context, from blobs, m *v1.Manifest, want pl
 	case len(m.Layers) > 0 && strings.Contains(string(m.Layers[0].MediaType), "sylabs.sif"):
 		return fmt.Errorf("%w: it is a SIF file and no container image", berth.ErrUnsupported)
 	}
+	for _, l := range m.Layers {
+		if strings.HasSuffix(string(l.MediaType), "+encrypted") {
+			return fmt.Errorf("%w: its layers are encrypted", berth.ErrUnsupported)
+		}
+	}
 	body, err := from.config(ctx, m.Config.Digest.String(), m.Config.Size)
 	if err != nil {
 		return err
@@ -97,6 +105,9 @@ func (r *resolved) setConfig(body []byte, want platform) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	if err := dec.Decode(r.config); err != nil {
 		return fmt.Errorf("%w: its configuration cannot be read: %w", berth.ErrInvalid, err)
+	}
+	if len(r.layers) > layersMax {
+		return fmt.Errorf("%w: it has %d layers, and overlay takes %d at most", berth.ErrUnsupported, len(r.layers), layersMax)
 	}
 	if n := len(r.config.RootFS.DiffIDs); n != len(r.layers) {
 		return fmt.Errorf("%w: its manifest has %d layers and its configuration %d", berth.ErrInvalid, len(r.layers), n)

@@ -23,7 +23,10 @@ import (
 	"github.com/berth-project/berth"
 )
 
-const storeVersion = 1
+const (
+	storeVersion = 1
+	emptyDir     = "empty" // the only layer of images that have none
+)
 
 // Options say how a store works. Only Dir must be set.
 type Options struct {
@@ -78,15 +81,20 @@ func Open(opts Options) (*Store, error) {
 	if err := s.checkVersion(); err != nil {
 		return nil, fmt.Errorf("image store %s: %w", s.dir, err)
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, fmt.Errorf("image store %s: %w: %w", s.dir, berth.ErrUnsupported, err)
-	}
-	s.boot = strings.TrimSpace(string(boot))
+	s.boot = bootID()
 	if err := s.sweep(); err != nil {
 		return nil, fmt.Errorf("image store %s: %w: %w", s.dir, kindOf(err), err)
 	}
 	return s, nil
+}
+
+// bootID names this boot of the machine; a constant where the kernel does not tell.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
 }
 
 func (s *Store) setDefaults() {
@@ -132,7 +140,11 @@ func (s *Store) makeDirs() error {
 			return err
 		}
 	}
-	return nil
+	err = os.Mkdir(filepath.Join(s.dir, emptyDir), 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, os.Chmod(filepath.Join(s.dir, emptyDir), 0o755)) //nolint:gosec // the root of a container
 }
 
 func (s *Store) checkVersion() error {
@@ -161,6 +173,9 @@ func (s *Store) checkVersion() error {
 // for more meanwhile.
 func (s *Store) Close() error {
 	s.running.Wait()
+	if t, ok := s.opts.Transport.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
 	return nil
 }
 

@@ -32,7 +32,8 @@ type loaded struct {
 }
 
 // Layers returns the directories of an image's layers, topmost first, as overlay wants them. The paths are
-// short symbolic links, since mount options must fit into one page. The list is the caller's to read only.
+// short symbolic links, since mount options must fit into one page; an image without layers has one empty
+// directory. The list is the caller's to read only.
 // The directories stay while the image is held (see Hold). ErrNotFound if there is no such image.
 func (s *Store) Layers(imageID string) ([]string, error) {
 	l, err := s.load(imageID)
@@ -79,8 +80,13 @@ func (s *Store) load(id string) (*loaded, error) {
 // makeLoaded works out the paths of an image's layers, down to one that hides all below it.
 func (s *Store) makeLoaded(rec imageRecord, inode uint64) (*loaded, error) {
 	l := &loaded{inode: inode, rec: rec, files: map[string][]byte{}}
+	seen := map[string]bool{}
 	for _, ref := range slices.Backward(rec.Layers) {
 		key := ref.Key
+		if seen[key] {
+			continue // overlay takes no directory twice, and what lies higher shows all that it has
+		}
+		seen[key] = true
 		short, err := s.shortLink(key)
 		if err != nil {
 			return nil, err
@@ -94,6 +100,9 @@ func (s *Store) makeLoaded(rec imageRecord, inode uint64) (*loaded, error) {
 		if layer.Opaque {
 			break
 		}
+	}
+	if len(l.paths) == 0 { // overlay takes no empty list, either
+		l.paths = append(l.paths, filepath.Join(s.dir, emptyDir))
 	}
 	return l, nil
 }
