@@ -169,7 +169,7 @@ func checkPath(what, p string) error {
 	case path.Clean(p) == "/":
 		return fmt.Errorf("%s %s: %w: it is the root of the container", what, p, berth.ErrInvalid)
 	case strings.Contains(p+"/", "/../"):
-		return fmt.Errorf("%s %s: %w: a path in the container has no ..", what, p, berth.ErrInvalid)
+		return fmt.Errorf("%s %s: %w: a path in the container has no .. in it", what, p, berth.ErrInvalid)
 	}
 	return nil
 }

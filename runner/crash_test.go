@@ -48,10 +48,7 @@ type scenario struct {
 	runs     func(point string, nth int) []string
 }
 
-var (
-	beforeStep = []string{"submitted", "admit", "admitted", "prepared", "opening", "open", "step starting"}
-	afterSteps = []string{"collecting", "output", "collected", "outcome", "closed", "cleaned", "final"}
-)
+var beforeStep = []string{"submitted", "admit", "admitted", "prepared", "opening", "open", "step starting"}
 
 func scenarios() []scenario {
 	content := "in"

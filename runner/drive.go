@@ -216,16 +216,7 @@ func (d *drive) reload(ctx context.Context) error {
 	return nil
 }
 
-// note and warn record a line for people; that one is missing is no reason to fail a task.
-func (d *drive) note(text string) {
-	if err := d.record(KindNote, "", text, nil); err != nil {
-		d.r.cfg.Logger.Error("event not recorded", "task", d.rec.Task.ID, "text", text, "err", err)
-	}
-	if d.hooks.Note != nil {
-		d.hooks.Note(text)
-	}
-}
-
+// warn records a line for people; that one is missing is no reason to fail a task.
 func (d *drive) warn(text string) {
 	if err := d.record(KindWarning, "", text, nil); err != nil {
 		d.r.cfg.Logger.Error("event not recorded", "task", d.rec.Task.ID, "text", text, "err", err)

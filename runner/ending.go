@@ -54,6 +54,7 @@ func (d *drive) ended() error {
 		return nil
 	case endProcess:
 		return errLeft{context.Cause(d.stop)}
+	case endTask, endDeadline:
 	}
 	return context.Cause(d.stop)
 }

@@ -190,7 +190,7 @@ func (s *diskSandbox) Start(_ context.Context, spec berth.StepSpec) (berth.Conta
 	if err := os.WriteFile(filepath.Join(c.dir, "spec"), want, 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("/proc/self/exe") //nolint:noctx // it outlives this process
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), superviseEnv+"="+c.dir, driverEnv+"=")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -395,7 +395,7 @@ func supervise(dir string) {
 	engine := filepath.Dir(filepath.Dir(sandbox))
 	appendLine(filepath.Join(engine, "runs"), spec.ID)
 	root := filepath.Join(dir, "root")
-	cmd := exec.Command("/bin/sh", "-c", strings.Join(spec.Command, " ")) //nolint:noctx // its own time limit
+	cmd := exec.Command("/bin/sh", "-c", strings.Join(spec.Command, " "))
 	cmd.Env = append([]string{"R=" + root, "PATH=/bin:/usr/bin"}, spec.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := os.Create(filepath.Join(spec.LogDir, "stdout"))

@@ -25,6 +25,7 @@ func ExitCode(r berth.Result) int {
 		return 130
 	case berth.ExecutorError:
 		return reasonCode(r)
+	case berth.SystemError, berth.Queued, berth.Initializing, berth.Running, berth.Canceling:
 	}
 	return 125
 }
@@ -43,6 +44,7 @@ func reasonCode(r berth.Result) int {
 		return 137
 	case berth.TimedOut:
 		return 124
+	case berth.OutOfDisk, berth.Stopped, berth.Preempted, berth.Lost:
 	}
 	return 125
 }
@@ -55,6 +57,7 @@ func stateOf(r berth.Reason) berth.State {
 		return berth.Canceled
 	case berth.Lost, berth.Preempted:
 		return berth.SystemError
+	case berth.Exited, berth.Signaled, berth.OutOfMemory, berth.OutOfDisk, berth.TimedOut, berth.NeverStarted:
 	}
 	return berth.ExecutorError
 }
@@ -64,6 +67,7 @@ func canIgnore(r berth.Reason) bool {
 	switch r {
 	case berth.Exited, berth.Signaled, berth.OutOfMemory, berth.OutOfDisk, berth.NeverStarted:
 		return true
+	case berth.TimedOut, berth.Stopped, berth.Preempted, berth.Lost:
 	}
 	return false
 }

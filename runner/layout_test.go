@@ -40,15 +40,20 @@ func TestLayout(t *testing.T) {
 		{"names that only begin alike", berth.Task{Outputs: outputs("/data/a", "/database/b", "/data-2/c")}, up("/data", "/data-2", "/database"), nil, nil},
 		{"the directory before a pattern", berth.Task{Outputs: outputs("/w/a*/b/*.txt", "/v/**/x", "/u/[ab]")}, up("/u", "/v", "/w"), nil, nil},
 		{
-			"below a declared volume", berth.Task{Volumes: []berth.Volume{{Path: "/w", Size: 5}}, Outputs: outputs("/w/a/b", "/w/c/")},
-			[]berth.Volume{{Path: "/w", Size: 5}}, nil, nil,
+			"below a declared volume",
+			berth.Task{Volumes: []berth.Volume{{Path: "/w", Size: 5}}, Outputs: outputs("/w/a/b", "/w/c/")},
+			[]berth.Volume{{Path: "/w", Size: 5}},
+			nil, nil,
 		},
 		{
-			"above a declared volume", berth.Task{Volumes: []berth.Volume{{Path: "/w/s"}}, Outputs: outputs("/w/")},
-			[]berth.Volume{{Path: "/w", CopyUp: true}, {Path: "/w/s"}}, nil, nil,
+			"above a declared volume",
+			berth.Task{Volumes: []berth.Volume{{Path: "/w/s"}}, Outputs: outputs("/w/")},
+			[]berth.Volume{{Path: "/w", CopyUp: true}, {Path: "/w/s"}},
+			nil, nil,
 		},
 		{
-			"below a mount of this host", berth.Task{Steps: []berth.Step{{Mounts: []berth.Mount{{Source: "/h", Target: "/m"}}}}, Outputs: outputs("/m/a")},
+			"below a mount of this host",
+			berth.Task{Steps: []berth.Step{{Mounts: []berth.Mount{{Source: "/h", Target: "/m"}}}}, Outputs: outputs("/m/a")},
 			nil, nil, nil,
 		},
 		{"an input itself", berth.Task{Inputs: []berth.Input{{Path: "/in"}}, Outputs: outputs("/in")}, nil, nil, nil},
@@ -56,14 +61,18 @@ func TestLayout(t *testing.T) {
 		{
 			"where nothing may be mounted",
 			berth.Task{Outputs: outputs("/result", "/etc/passwd", "/usr/lib/x/", "/usr/local/x", "/usr/local/r/x", "/root/x")},
-			up("/root", "/usr/local/r"), []int{0, 1, 2, 3}, nil,
+			up("/root", "/usr/local/r"),
+			[]int{0, 1, 2, 3},
+			nil,
 		},
 		{
-			"streams", berth.Task{Steps: []berth.Step{
+			"streams",
+			berth.Task{Steps: []berth.Step{
 				{Stdout: "/logs/o", Stderr: "/logs/e"},
 				{Stdout: "/o", Stderr: "/m/e", Mounts: []berth.Mount{{Source: "/h", Target: "/m"}}},
 			}},
-			up("/logs"), nil, []stream{
+			up("/logs"), nil,
+			[]stream{
 				{step: 1, path: "/o"},
 				{step: 1, path: "/m/e", stderr: true, mount: place{path: "/m", kind: placeMount, host: "/h"}},
 			},

@@ -24,10 +24,11 @@ func (nothing) ID() string                                                      
 func (n nothing) Start(context.Context, berth.StepSpec) (berth.Container, error) { return n, nil }
 func (n nothing) Container(context.Context, string) (berth.Container, error)     { return n, nil }
 func (nothing) Volume(context.Context, string) (*os.Root, error)                 { return nil, berth.ErrUnsupported }
-func (nothing) DiskEnforcement() berth.DiskEnforcement                           { return berth.DiskNone }
-func (nothing) Close(context.Context) error                                      { return nil }
-func (nothing) Stop(context.Context, time.Duration) error                        { return nil }
-func (nothing) Remove(context.Context) error                                     { return nil }
+
+func (nothing) DiskEnforcement() berth.DiskEnforcement    { return berth.DiskNone }
+func (nothing) Close(context.Context) error               { return nil }
+func (nothing) Stop(context.Context, time.Duration) error { return nil }
+func (nothing) Remove(context.Context) error              { return nil }
 func (nothing) Wait(context.Context) (berth.Exit, error) {
 	return berth.Exit{Reason: berth.Exited, Started: time.Now(), Ended: time.Now()}, nil
 }

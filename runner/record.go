@@ -17,20 +17,15 @@ const (
 	KindSubmitted Kind = store.Submitted // QUEUED
 	KindWaiting   Kind = "waiting"       // the text says for what
 	KindAdmitted  Kind = "admitted"      // Admitted: what it asks for is lent to it; INITIALIZING
-	KindImage     Kind = "image"         // Imaged
-	KindStaged    Kind = "staged"        // Inputs: they are in place
-	KindOpening   Kind = "opening"       // Opening: intent before effect
-	KindOpened    Kind = "opened"        // Opened
+	KindOpening   Kind = "opening"       // Opening: images and inputs are there; intent before effect
 	KindStarting  Kind = "starting"      // Starting: intent before effect
 	KindStarted   Kind = "started"       // Stepped; RUNNING
 	KindEnded     Kind = "ended"         // Stepped with Exit; recorded before the container is removed
 	KindAgain     Kind = "again"         // Stepped: a lost step, or the whole where Index is -1, is run again
 	KindCancel    Kind = "cancel"        // Cancel; CANCELING
-	KindCollected Kind = "collected"     // the text says what
 	KindOutcome   Kind = "outcome"       // berth.Result: decided, but something of the task is left
 	KindFinal     Kind = "final"         // the final state, with the result
 	KindClosed    Kind = "closed"        // a sandbox that outlived its task is gone
-	KindNote      Kind = "note"          // the text is for people
 	KindWarning   Kind = "warning"       // the text is for people
 )
 
@@ -181,7 +176,7 @@ func (rec *Record) add(se store.Event) error {
 		rec.Cancel = &c
 	case KindOutcome:
 		return set(e.Data, &rec.Outcome)
-	case KindSubmitted, KindWaiting, KindCollected, KindFinal, KindClosed, KindNote, KindWarning:
+	case KindSubmitted, KindWaiting, KindFinal, KindClosed, KindWarning:
 	}
 	return nil
 }

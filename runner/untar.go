@@ -39,7 +39,7 @@ func untarOne(r io.Reader, h *tar.Header, name string, root *os.Root) error {
 			return err
 		}
 	}
-	mode := fs.FileMode(h.Mode) & 0o777 //nolint:gosec // masked
+	mode := fs.FileMode(h.Mode) & 0o777
 	switch h.Typeflag {
 	case tar.TypeDir:
 		err := root.Mkdir(name, mode|0o700)
