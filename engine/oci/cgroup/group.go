@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,9 @@ func (h *Host) makeNamed(spec Spec, name string) (*Group, error) {
 	set, err := parseRules(spec.Devices)
 	if err != nil {
 		return nil, err
+	}
+	if p := spec.Parent; p != "" && !slices.ContainsFunc(h.trees(), func(t *tree) bool { return exists(t.mount + p) }) {
+		return nil, fmt.Errorf("cgroup parent %s: %w", p, berth.ErrNotFound)
 	}
 	g := &Group{host: h, limits: spec.Limits, reuse: name != ""}
 	if err := g.make(spec, set); err != nil {
@@ -232,9 +236,9 @@ func (g *Group) needs(c controller) bool {
 	return true
 }
 
-// at is where groups with a parent are made.
+// at is where groups with a parent are made, if the hierarchy has it.
 func (t *tree) at(parent string) string {
-	if parent == "" {
+	if parent == "" || !exists(t.mount+parent) {
 		return t.base
 	}
 	return path.Join(parent, path.Base(t.base))

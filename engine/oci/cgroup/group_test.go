@@ -362,3 +362,40 @@ func TestOpenOfNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A resource manager gives each job a cgroup, in which everything of the job shall be.
+func TestParent(t *testing.T) {
+	h := host(t)
+	const parent = "/berth-test-job"
+	for _, tr := range h.trees() {
+		if err := os.Mkdir(tr.mount+parent, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(tr.mount + parent); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	g := make1(t, h, Spec{Parent: parent, Limits: Limits{PIDs: 50}})
+	if !strings.HasPrefix(g.Path(), parent+"/berth-test/testparent/") {
+		t.Errorf("path %s", g.Path())
+	}
+	c, _ := start(t, g, "sleep")
+	go func() { _ = c.Wait() }()
+	if list, err := h.List(instance(t), parent); err != nil || !slices.Equal(list, []string{g.Path()}) {
+		t.Errorf("list %v %v", list, err)
+	}
+	if err := h.RemoveAll(t.Context(), instance(t), parent); err != nil {
+		t.Fatal(err)
+	}
+	for _, tr := range h.trees() {
+		if left := children(tr.mount + parent); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	}
+	_, err := h.Make(Spec{Path: "x/y", Parent: "/berth-test-nothing"})
+	if !errors.Is(err, berth.ErrNotFound) {
+		t.Errorf("a parent that is not there: %v", err)
+	}
+}

@@ -52,6 +52,7 @@ type Host struct {
 	version Version
 	v1      [controllers]*tree // nil: not there, or not usable
 	v2      *tree              // of a v2 or hybrid host; nil: not there, or not usable
+	others  []*tree            // hierarchies that berth makes nothing in, but OCI runtimes do
 	v2has   [controllers]bool  // enabled below v2
 	killer  bool               // cgroup.kill is there
 	counts  bool               // cpu.stat of v2 counts without its controller
@@ -94,8 +95,8 @@ func Find(ctx context.Context, opts Options) (*Host, error) {
 	h.version = versionOf(found)
 	h.ruled = h.version == V2 && ruleable()
 	for i := range found {
-		if !found[i].v2 {
-			h.findV1(&found[i], opts.Base)
+		if !found[i].v2 && !h.findV1(&found[i], opts.Base) {
+			h.others = append(h.others, &tree{hierarchy: found[i], base: "/" + opts.Base})
 		}
 	}
 	for i := range found {
@@ -127,7 +128,7 @@ func (h *Host) Controllers() []string {
 // Close removes what Find made, unless groups are left, and takes back a move of this process.
 func (h *Host) Close() error {
 	for _, t := range h.trees() {
-		_ = os.Remove(t.mount + t.base) // others may have groups there
+		_ = os.Remove(t.mount + t.base) // another berth may have groups there
 	}
 	h.release()
 	return nil
@@ -162,7 +163,7 @@ func versionOf(found []hierarchy) Version {
 }
 
 // findV1 takes a v1 hierarchy into use, if it has a controller that berth wants and can be written.
-func (h *Host) findV1(found *hierarchy, base string) {
+func (h *Host) findV1(found *hierarchy, base string) (used bool) {
 	var t *tree
 	for c := range controllers {
 		if !found.has(v1Names[c]) {
@@ -170,7 +171,7 @@ func (h *Host) findV1(found *hierarchy, base string) {
 		}
 		if t == nil {
 			if t = writable(found, base); t == nil {
-				return
+				return false
 			}
 			if found.has("memory") {
 				// Before Linux 5.11 a v1 memory cgroup counts what is below it only where this is set.
@@ -181,6 +182,7 @@ func (h *Host) findV1(found *hierarchy, base string) {
 		}
 		h.v1[c] = t
 	}
+	return t != nil
 }
 
 // writable finds a place for base in the hierarchy: at its root or, in a container, below our own cgroup.

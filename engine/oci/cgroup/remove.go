@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
 	"slices"
@@ -58,14 +59,14 @@ func removeOnce(dir string) error {
 	return err
 }
 
-// List names the paths of the groups that an instance has here, with those that a crash left, sorted.
-func (h *Host) List(instance string) ([]string, error) {
+// List names the paths of the groups that an instance has here, and below the parents that its groups were
+// made with, with those that a crash left; sorted.
+func (h *Host) List(instance string, parents ...string) ([]string, error) {
 	if !plain(instance) {
 		return nil, fmt.Errorf("cgroups of %q: %w", instance, berth.ErrInvalid)
 	}
 	var paths []string
-	for _, t := range h.trees() {
-		top := t.mount + t.base + "/" + instance
+	for t, top := range h.tops(instance, parents) {
 		for _, dir := range children(top) {
 			if !strings.HasPrefix(path.Base(dir), "_devices-") {
 				paths = append(paths, dir[len(t.mount):])
@@ -80,10 +81,11 @@ func (h *Host) List(instance string) ([]string, error) {
 	return slices.Compact(paths), nil
 }
 
-// RemoveAll kills what is left in the cgroups of an instance and removes them all, those of a pool and of
-// device rules too. Nothing of any other instance is touched.
-func (h *Host) RemoveAll(ctx context.Context, instance string) error {
-	paths, err := h.List(instance)
+// RemoveAll kills what is left in the cgroups of an instance and removes them all, those of a pool, of device
+// rules and of OCI runtimes too. Parents are those that its groups were made with. Nothing of any other
+// instance is touched.
+func (h *Host) RemoveAll(ctx context.Context, instance string, parents ...string) error {
+	paths, err := h.List(instance, parents...)
 	if err != nil {
 		return err
 	}
@@ -98,17 +100,29 @@ func (h *Host) RemoveAll(ctx context.Context, instance string) error {
 		}
 		errs = append(errs, err)
 	}
-	for _, t := range h.trees() {
-		top := t.mount + t.base + "/" + instance
+	for _, top := range h.tops(instance, parents) {
 		for _, dir := range children(top) {
 			errs = append(errs, killTasks(ctx, dir), removeTree(ctx, dir))
 		}
 		errs = append(errs, removeTree(ctx, top))
 		// Others may be at work beside us: what is in use stays.
-		_ = os.Remove(t.mount + t.base)
+		_ = os.Remove(path.Dir(top))
 	}
 	h.forget()
 	return kind("remove cgroups of "+instance, errors.Join(errs...))
+}
+
+// tops are the directories in which an instance's groups are.
+func (h *Host) tops(instance string, parents []string) iter.Seq2[*tree, string] {
+	return func(yield func(*tree, string) bool) {
+		for _, t := range append(h.trees(), h.others...) {
+			for _, parent := range append([]string{""}, parents...) {
+				if !yield(t, t.mount+t.at(parent)+"/"+instance) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // killTasks kills what is in a cgroup of one hierarchy only: a process that was joining when its starter

@@ -17,8 +17,10 @@ func TestOnV2(t *testing.T) {
 	if s := os.Getenv("BERTH_TEST_VM_RUN"); s != "" { // while working on one of them
 		skip += "|^Test[^" + s + "]"
 	}
+	files := vmtest.Program(t, "runc")
+	files["/bin/cgroup.test"] = vmtest.Build(t, ".")
 	r := vmtest.Run(t, vmtest.Config{
-		Files: map[string]string{"/bin/cgroup.test": vmtest.Build(t, ".")},
+		Files: files,
 		Env:   []string{"BERTH_TEST_VERSION=v2"},
 		Commands: [][]string{
 			{"cgroup.test", "-test.v", "-test.skip=" + skip},

@@ -27,7 +27,7 @@ exec $b switch_root /new /rc
 
 const rcHead = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin:/sbin:/usr/bin HOME=/root
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 chmod 1777 /tmp /var/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

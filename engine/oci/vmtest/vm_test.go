@@ -44,3 +44,10 @@ func TestPanicIsAnError(t *testing.T) {
 		t.Errorf("a panic: %v", err)
 	}
 }
+
+func TestProgram(t *testing.T) {
+	r := Run(t, Config{Files: Program(t, "runc"), Commands: [][]string{{"runc", "--version"}}, Modules: []string{}})
+	if r.Status[0] != 0 || !strings.HasPrefix(string(r.Output), "runc version ") {
+		t.Errorf("%v %s", r.Status, r.Output)
+	}
+}
