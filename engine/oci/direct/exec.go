@@ -95,7 +95,7 @@ func (p *Process) exec(pl *plan) (bundle.ExecProcess, error) {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
 	if r.errno != 0 {
-		return nil, fmt.Errorf("exec: make process: %w", r.errno)
+		return nil, fmt.Errorf("exec: make process: %w", cloneError(r.errno))
 	}
 	// The process that entered the container ends at once; what it made is ours to wait for.
 	first := newChild(r.pid, int(r.pidfd))

@@ -424,6 +424,42 @@ func TestHardening6JoinsComeFirst(t *testing.T) {
 	_, _ = e.Wait()
 }
 
+// Item 6: a container that its memory limit does not let start fails; nobody else is killed for it, though the
+// child shares berth's memory.
+func TestHardening6NoMemoryToStart(t *testing.T) {
+	s := testStarter(t)
+	cg, _ := newFakeCgroup(t)
+	limited := false
+	for _, f := range cg.v1 {
+		limit := filepath.Dir(f.Name()) + "/memory.limit_in_bytes"
+		if os.WriteFile(limit, []byte("4096"), 0) == nil {
+			limited = true
+		}
+	}
+	if cg.dir != nil && !limited {
+		limited = os.WriteFile(cg.dir.Name()+"/memory.max", []byte("4096"), 0) == nil
+	}
+	if !limited {
+		t.Fatal("no cgroup limits memory")
+	}
+	for _, init := range []bool{true, false} {
+		b := testBundle(t, testSpec(t, "/bin/true"))
+		b.Cgroup, b.Init = cg, init
+		p, err := s.Start(t.Context(), b)
+		if err == nil {
+			st, _ := p.Wait()
+			_ = p.Close()
+			if st.Code == 0 && st.Signal == 0 {
+				t.Errorf("init %v: a container ran in 4 KiB", init)
+			}
+			continue
+		}
+		if !errors.Is(err, berth.ErrExhausted) {
+			t.Errorf("init %v: %v, want ErrExhausted", init, err)
+		}
+	}
+}
+
 // newNetNS makes a network namespace with its loopback interface up.
 func newNetNS(t testing.TB) (f *os.File, link string) {
 	t.Helper()

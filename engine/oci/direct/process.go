@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/initbin"
 	"github.com/berth-project/berth/engine/oci/seccomp"
@@ -66,11 +67,14 @@ var _ bundle.Process = (*Process)(nil)
 func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process, error) {
 	if r.errno != 0 {
 		_ = report.Close()
-		return nil, fmt.Errorf("make process: %w", r.errno)
+		return nil, fmt.Errorf("make process: %w", cloneError(r.errno))
 	}
 	proc := &Process{s: s, child: newChild(r.pid, int(r.pidfd)), root: root, mntns: r.mntns, report: report, init: p.bundle.Init, notes: p.notes, confine: p.confined()}
 	err := p.b.failure(r.prog.failed, r.prog.errno)
 	switch {
+	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENFILE):
+		// The kernel's words where a memory cgroup refuses.
+		err = fmt.Errorf("start container: %w: the memory limit may be too low for anything to start: %w", berth.ErrExhausted, err)
 	case err != nil:
 		err = fmt.Errorf("start container: %w", err)
 	case proc.init:
@@ -86,6 +90,19 @@ func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process,
 		return nil, err
 	}
 	return proc, nil
+}
+
+// cloneError adds berth's kind to an errno of clone3.
+func cloneError(errno syscall.Errno) error {
+	switch errno {
+	case unix.EPERM:
+		return fmt.Errorf("%w: %w: this process may not make namespaces", berth.ErrDenied, errno)
+	case unix.ENOSPC, unix.EUSERS:
+		return fmt.Errorf("%w: %w: a limit below /proc/sys/user is reached", berth.ErrExhausted, errno)
+	case unix.EAGAIN, unix.ENOMEM:
+		return fmt.Errorf("%w: %w", berth.ErrUnavailable, errno)
+	}
+	return errno
 }
 
 // discard ends a process that did not come to its command. The root stays open.
@@ -216,7 +233,7 @@ func (c *child) kill(sig syscall.Signal) error {
 	}
 	var serr error
 	if err := conn.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
-		return err
+		return nil //nolint:nilerr // it was closed, and so had ended
 	}
 	if serr != nil && !errors.Is(serr, unix.ESRCH) {
 		return fmt.Errorf("signal process %d: %w", c.pid, serr)

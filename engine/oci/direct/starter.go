@@ -33,7 +33,8 @@ type Config struct {
 	Threads int
 }
 
-// Starter starts containers. All methods may be called concurrently. It must be closed.
+// Starter starts containers. All methods may be called concurrently; but Close comes last, after every call of
+// its own and of its processes.
 type Starter struct {
 	plain    *threads
 	revealed *threads

@@ -54,9 +54,11 @@ func (p *plan) streams() error {
 			from[i] = p.tty
 		case i == 0 && p.bundle.ReplaceStdin != "":
 			// By now the root is the container's, and links lead nowhere else.
-			h := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOCTTY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+			// A pipe without a writer must not stop the start, but the command.
+			h := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_NONBLOCK, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 			b.doing("open as stdin", p.bundle.ReplaceStdin)
 			from[i] = b.open(unix.SYS_OPENAT2, p.root, b.str(p.bundle.ReplaceStdin), obj(b, h), unix.SizeofOpenHow)
+			b.call(unix.SYS_FCNTL, from[i], unix.F_SETFL, 0)
 		case f == nil:
 			// The container's null device, not the host's: its owner and mode can be changed by descriptor.
 			from[i] = p.openBelow(p.root, "dev/null", unix.O_RDWR, true)
