@@ -2,6 +2,7 @@ package tes_test
 
 import (
 	"errors"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -346,4 +347,21 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestExampleOfTheDocumentation reads the document that docs/task-format.md begins with.
+func TestExampleOfTheDocumentation(t *testing.T) {
+	doc, err := os.ReadFile("../docs/task-format.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(doc), "```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("there is no example")
+	}
+	task, warnings, err := tes.Parse([]byte(example), tes.Options{Name: "task.yaml", Dir: "/d"})
+	if err != nil || len(warnings) > 0 || len(task.Steps) != 2 || task.Timeout != 30*time.Minute {
+		t.Errorf("%+v, %q, %v", task, warnings, err)
+	}
 }

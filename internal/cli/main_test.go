@@ -40,7 +40,6 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
-		ContinueOnError:     true,
 		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait,
@@ -50,7 +49,7 @@ func TestScripts(t *testing.T) {
 
 func setup(env *testscript.Env) error {
 	data := filepath.Join(env.WorkDir, "data")
-	env.Vars = append(env.Vars, asBerth+"=1", "BERTH_RUN_RUNTIME=runc", "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
+	env.Vars = append(env.Vars, asBerth+"=1", "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
 	env.Defer(func() { endMonitor(data) })
 	archive, err := busybox()
 	if err != nil {
@@ -89,7 +88,8 @@ func busybox() ([]byte, error) {
 			put(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox"}, nil)
 		}
 	}
-	return b.Bytes(), errors.Join(err, w.Close())
+	err = errors.Join(err, w.Close())
+	return b.Bytes(), err
 }
 
 // cmdCode runs a program that must end with an exit code: code N PROGRAM ARG...
