@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/runner/untar"
 	"github.com/berth-project/berth/staging"
 )
 
@@ -141,7 +142,7 @@ func (d *drive) extract(a berth.Archiver, p string) error {
 		return kind(err)
 	}
 	defer func() { _ = root.Close() }()
-	return untar(r, root)
+	return kind(untar.Into(r, root))
 }
 
 // collect collects every output that is there.

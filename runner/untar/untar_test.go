@@ -1,4 +1,4 @@
-package runner
+package untar
 
 import (
 	"archive/tar"
@@ -31,7 +31,7 @@ func archive(headers ...tar.Header) []byte {
 	return buf.Bytes()
 }
 
-func TestUntar(t *testing.T) {
+func TestInto(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		headers []tar.Header
@@ -64,9 +64,11 @@ func TestUntar(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			writeFile(filepath.Join(dir, "outside"), "safe")
+			if err := os.WriteFile(filepath.Join(dir, "outside"), []byte("safe"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			root := openRoot(t, dir)
-			if err := untar(bytes.NewReader(archive(c.headers...)), root); (err != nil) != c.fails {
+			if err := Into(bytes.NewReader(archive(c.headers...)), root); (err != nil) != c.fails {
 				t.Errorf("error %v", err)
 			}
 			if diff := cmp.Diff(c.want, listing(filepath.Join(dir, "root"))); diff != "" {
@@ -79,16 +81,18 @@ func TestUntar(t *testing.T) {
 	}
 }
 
-// FuzzUntar unpacks whatever: nothing may be written beside the root.
-func FuzzUntar(f *testing.F) {
+// FuzzInto unpacks whatever: nothing may be written beside the root.
+func FuzzInto(f *testing.F) {
 	f.Add(archive(tar.Header{Name: "a/b", Mode: 0o644}))
 	f.Add(archive(tar.Header{Name: "../f", Mode: 0o644}))
 	f.Add(archive(tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "../.."}, tar.Header{Name: "l/f", Mode: 0o644}))
 	f.Add(archive(tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "/../outside"}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		dir := t.TempDir()
-		writeFile(filepath.Join(dir, "outside"), "safe")
-		_ = untar(bytes.NewReader(data), openRoot(t, dir))
+		if err := os.WriteFile(filepath.Join(dir, "outside"), []byte("safe"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_ = Into(bytes.NewReader(data), openRoot(t, dir))
 		if diff := cmp.Diff([]string{"outside -rw-------", "root drwx------"}, top(dir)); diff != "" {
 			t.Error(diff)
 		}
@@ -96,6 +100,13 @@ func FuzzUntar(f *testing.F) {
 			t.Errorf("the file outside holds %q", got)
 		}
 	})
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
 func openRoot(t *testing.T, dir string) *os.Root {

@@ -1,4 +1,5 @@
-package runner
+// Package untar unpacks what was read out of a container's root.
+package untar
 
 import (
 	"archive/tar"
@@ -13,9 +14,10 @@ import (
 	"github.com/berth-project/berth"
 )
 
-// untar unpacks files, directories and symbolic links of an archive into root, with the permissions, but not
-// the owners, that they have there. Nothing is written outside root, whatever the archive says.
-func untar(r io.Reader, root *os.Root) error {
+// Into unpacks files, directories and links of an archive into root, with the permissions, but not the
+// owners, that they have there. Nothing is written outside root, whatever the archive says. What is neither
+// wraps berth.ErrUnsupported.
+func Into(r io.Reader, root *os.Root) error {
 	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -27,13 +29,13 @@ func untar(r io.Reader, root *os.Root) error {
 		if name == "." {
 			continue
 		}
-		if err := untarOne(tr, h, name, root); err != nil {
-			return fmt.Errorf("unpack %s: %w", h.Name, kind(err))
+		if err := one(tr, h, name, root); err != nil {
+			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
 }
 
-func untarOne(r io.Reader, h *tar.Header, name string, root *os.Root) error {
+func one(r io.Reader, h *tar.Header, name string, root *os.Root) error {
 	if dir := path.Dir(name); dir != "." {
 		if err := root.MkdirAll(dir, 0o700); err != nil {
 			return err
