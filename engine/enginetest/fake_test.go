@@ -58,7 +58,7 @@ func newFake(t *testing.T, f faults) *enginetest.Env {
 	e := &fake{dir: t.TempDir(), faults: f, sandboxes: map[string]*fakeSandbox{}}
 	e.root = filepath.Join(e.dir, "image")
 	var archive bytes.Buffer
-	if err := enginetest.RootFS(&archive); err != nil {
+	if err := enginetest.RootFS(t.Context(), &archive); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(e.root, 0o755); err != nil {

@@ -60,7 +60,12 @@ func hostNetwork(t *trial) error {
 }
 
 func bridgeNetwork(t *trial) error {
-	listener, err := net.Listen("tcp", "0.0.0.0:0")
+	host, err := hostAddress()
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	listener, err := lc.Listen(t.ctx, "tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return err
 	}
@@ -79,12 +84,26 @@ func bridgeNetwork(t *trial) error {
 	if err != nil {
 		return err
 	}
-	o, err := t.sh(`ip route | grep -q '^default via' && echo route; [ "$(ip -o addr | grep -vc ' lo ')" -ge 1 ] && echo address
-		nc $(ip route | awk '/^default/ {print $3}') `+port, network(berth.NetworkBridge))
+	o, err := t.sh(`ip route | grep -q '^default via' && echo route; [ "$(ip -o addr | grep -vc ' lo ')" -ge 1 ] && echo address; grep -q ^nameserver /etc/resolv.conf && echo resolver
+		nc `+host+" "+port, network(berth.NetworkBridge))
 	if err != nil {
 		return err
 	}
-	return o.wrote("route\naddress\nfrom the host\n")
+	return o.wrote("route\naddress\nresolver\nfrom the host\n")
+}
+
+// hostAddress is an address of this host that a container reaches as it does others: not loopback's.
+func hostAddress() (string, error) {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range addresses {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.To4() != nil && ip.IP.IsGlobalUnicast() {
+			return ip.IP.String(), nil
+		}
+	}
+	return "", errors.New("this host has no address but loopback's: declare that it lacks a bridge")
 }
 
 func bridgeAddress(t *trial) error {

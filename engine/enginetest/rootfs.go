@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"archive/tar"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -11,12 +12,12 @@ import (
 
 // RootFS writes the root file system of Env.Image as a tar stream. It needs a static busybox as /bin/busybox of
 // this host (Debian's busybox-static).
-func RootFS(w io.Writer) error {
+func RootFS(ctx context.Context, w io.Writer) error {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return fmt.Errorf("the test image needs busybox-static: %w", err)
 	}
-	applets, err := exec.Command("/bin/busybox", "--list").Output()
+	applets, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
 	if err != nil {
 		return fmt.Errorf("list the applets of busybox: %w", err)
 	}
@@ -46,7 +47,7 @@ func RootFS(w io.Writer) error {
 			return err
 		}
 	}
-	for _, a := range strings.Fields(string(applets)) {
+	for a := range strings.FieldsSeq(string(applets)) {
 		if a == "busybox" {
 			continue
 		}

@@ -81,10 +81,10 @@ func outputThroughDevOfUser(t *trial) error {
 	return errors.Join(o.exited(0), same("standard error", o.Err, "first\nsecond\nthird\n"), same("standard output", o.Out, "one\ntwo\nthree\n"))
 }
 
-// numbered is what `seq first last` writes.
-func numbered(first, last int) []byte {
+// numbered is what `seq last` writes.
+func numbered(last int) []byte {
 	var b bytes.Buffer
-	for i := first; i <= last; i++ {
+	for i := 1; i <= last; i++ {
 		fmt.Fprintln(&b, i)
 	}
 	return b.Bytes()
@@ -96,7 +96,7 @@ func outputAtFullSpeed(t *trial) error {
 	if err != nil {
 		return err
 	}
-	want := numbered(1, lines)
+	want := numbered(lines)
 	for name, got := range map[string]string{"standard output": o.Out, "standard error": o.Err} {
 		if sha256.Sum256([]byte(got)) != sha256.Sum256(want) {
 			return fmt.Errorf("%s: %d bytes, which are not the %d that were written (%s)", name, len(got), len(want), firstDifference([]byte(got), want))
@@ -116,7 +116,7 @@ func firstDifference(a, b []byte) string {
 
 // outputComplete: when Wait answers, nothing is still on its way.
 func outputComplete(t *trial) error {
-	want := numbered(1, 20000)
+	want := numbered(20000)
 	for range 10 {
 		o, err := t.sh("seq 1 20000")
 		if err != nil {
@@ -192,10 +192,10 @@ func logsTail(t *trial) error {
 		tail int
 		want string
 	}{
-		{0, string(numbered(1, 1000)) + "unfinished"},
+		{0, string(numbered(1000)) + "unfinished"},
 		{1, "unfinished"},
 		{3, "999\n1000\nunfinished"},
-		{5000, string(numbered(1, 1000)) + "unfinished"},
+		{5000, string(numbered(1000)) + "unfinished"},
 		{-1, ""},
 	} {
 		got, err := t.logs(c, berth.LogOptions{Tail: row.tail})
@@ -259,7 +259,7 @@ func logsBounded(t *trial) error {
 	if err := errors.Join(err, same("the end of bounded logs", quoted(got), quoted("999999\n1000000\nlast\n"))); err != nil {
 		return err
 	}
-	whole := append(numbered(1, 1000000), "last\n"...)
+	whole := append(numbered(1000000), "last\n"...)
 	got, err = t.logs(c, berth.LogOptions{Offset: int64(len(whole)) - 1000})
 	if err := errors.Join(err, same("bounded logs from an offset", quoted(got), quoted(string(whole[len(whole)-1000:])))); err != nil {
 		return err
@@ -322,7 +322,7 @@ func stdinFed(t *trial) error {
 	if err := t.until(c, "cat has echoed a line", func(out string) bool { return out == "one\n" }); err != nil {
 		return err
 	}
-	if _, err := w.Write(numbered(1, 100000)); err != nil {
+	if _, err := w.Write(numbered(100000)); err != nil {
 		return err
 	}
 	if err := w.Close(); err != nil {
@@ -332,7 +332,7 @@ func stdinFed(t *trial) error {
 	if err != nil {
 		return err
 	}
-	return o.wrote("one\n" + string(numbered(1, 100000)) + "end\n")
+	return o.wrote("one\n" + string(numbered(100000)) + "end\n")
 }
 
 func streamFiles(t *trial) error {

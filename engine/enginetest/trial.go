@@ -225,7 +225,7 @@ func same[T comparable](what string, got, want T) error {
 // kind returns an error unless err is of that kind.
 func kind(what string, err, want error) error {
 	if !errors.Is(err, want) {
-		return fmt.Errorf("%s: error %w; want one that is %q", what, orNone(err), want)
+		return fmt.Errorf("%s: error %w; want one that is %q", what, orNone(err), want.Error())
 	}
 	return nil
 }

@@ -40,9 +40,9 @@ func TestMain(m *testing.M) {
 func signals() {
 	c := make(chan os.Signal, 100)
 	signal.Notify(c)
-	fmt.Println("ready")
+	fmt.Fprintln(os.Stdout, "ready")
 	for s := range c {
-		fmt.Println(int(s.(syscall.Signal)))
+		fmt.Fprintln(os.Stdout, int(s.(syscall.Signal)))
 	}
 }
 
@@ -50,10 +50,10 @@ func signals() {
 func orphans() {
 	for range 20 {
 		if err := exec.Command("sh", "-c", "(sleep 0.05) & exit 0").Run(); err != nil {
-			fmt.Println(err)
+			fmt.Fprintln(os.Stdout, err)
 		}
 	}
-	fmt.Println("ready")
+	fmt.Fprintln(os.Stdout, "ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 

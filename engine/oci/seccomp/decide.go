@@ -284,25 +284,24 @@ func answer(action specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 		return ret | uint32(*errno), nil
 	}
 	switch action {
+	case specs.ActKill, specs.ActKillThread:
+		return unix.SECCOMP_RET_KILL_THREAD, nil
+	case specs.ActKillProcess:
+		return unix.SECCOMP_RET_KILL_PROCESS, nil
+	case specs.ActTrap:
+		return unix.SECCOMP_RET_TRAP, nil
 	case specs.ActErrno:
 		return withErrno(unix.SECCOMP_RET_ERRNO, errnoMax)
 	case specs.ActTrace:
 		return withErrno(unix.SECCOMP_RET_TRACE, 0xffff)
+	case specs.ActLog:
+		return unix.SECCOMP_RET_LOG, nil
+	case specs.ActAllow:
+		return unix.SECCOMP_RET_ALLOW, nil
 	case specs.ActNotify:
 		return 0, fmt.Errorf("action %s: %w: berth has no seccomp agent", action, berth.ErrUnsupported)
 	}
-	ret, ok := map[specs.LinuxSeccompAction]uint32{
-		specs.ActKill:        unix.SECCOMP_RET_KILL_THREAD,
-		specs.ActKillThread:  unix.SECCOMP_RET_KILL_THREAD,
-		specs.ActKillProcess: unix.SECCOMP_RET_KILL_PROCESS,
-		specs.ActTrap:        unix.SECCOMP_RET_TRAP,
-		specs.ActAllow:       unix.SECCOMP_RET_ALLOW,
-		specs.ActLog:         unix.SECCOMP_RET_LOG,
-	}[action]
-	if !ok {
-		return 0, fmt.Errorf("action %q: %w", action, berth.ErrInvalid)
-	}
-	return ret, nil
+	return 0, fmt.Errorf("action %q: %w", action, berth.ErrInvalid)
 }
 
 // flagTSync is no flag of the runtime spec; runc knows it and does nothing for it, as one thread only lives on.

@@ -163,4 +163,3 @@ func TestKills(t *testing.T) {
 		}
 	}
 }
-

@@ -71,6 +71,7 @@ func action(a specs.LinuxSeccompAction, errno *uint) uint32 {
 		return 0x7ffc0000
 	case specs.ActAllow:
 		return 0x7fff0000
+	case specs.ActNotify:
 	}
 	panic(a)
 }

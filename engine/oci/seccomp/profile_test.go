@@ -44,7 +44,8 @@ func TestLoad(t *testing.T) {
 			{"names":["d"],"action":"SCMP_ACT_KILL","includes":{"minKernel":"4.1"}},
 			{"names":["e"],"action":"SCMP_ACT_KILL","includes":{"minKernel":"99.9"}},
 			{"names":["f"],"action":"SCMP_ACT_KILL","includes":{"arches":["` + runtime.GOARCH + `"]}},
-			{"names":["g"],"action":"SCMP_ACT_KILL","excludes":{"arches":["` + runtime.GOARCH + `"]}}]}`, []string{"CAP_CHOWN"},
+			{"names":["g"],"action":"SCMP_ACT_KILL","excludes":{"arches":["` + runtime.GOARCH + `"]}}]}`,
+			[]string{"CAP_CHOWN"},
 			&specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
 				{Names: []string{"a"}, Action: specs.ActKill}, {Names: []string{"d"}, Action: specs.ActKill}, {Names: []string{"f"}, Action: specs.ActKill},
 			}},

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"go/ast"
 	"go/format"
@@ -47,7 +48,7 @@ var notCalls = []string{"syscall_mask", "arch_specific_syscall"}
 
 func main() {
 	log.SetFlags(0)
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()
+	dir, err := exec.CommandContext(context.Background(), "go", "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()
 	if err != nil {
 		log.Fatalf("find golang.org/x/sys: %v", err)
 	}
