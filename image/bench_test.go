@@ -42,10 +42,7 @@ func BenchmarkPull(b *testing.B) {
 		push(b, ref, benchImage(b, c.comp))
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				b.StopTimer()
-				dir := b.TempDir()
-				b.StartTimer()
-				s, err := Open(Options{Dir: dir})
+				s, err := Open(Options{Dir: filepath.Join(b.TempDir(), "images")})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -59,15 +56,16 @@ func BenchmarkPull(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.ReportMetric(float64(info.Size)/(1<<20), "MiB")
-				os.RemoveAll(dir)
-				b.StartTimer()
+				b.StartTimer() // nothing is removed here: see README.md
 			}
 			var ru syscall.Rusage
 			if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err == nil {
 				b.ReportMetric(float64(ru.Maxrss)/1024, "maxMiB")
 			}
 		})
-		b.Run(c.name+"-skopeo-umoci", func(b *testing.B) { benchPeers(b, ref) })
+		if c.comp == ggcr.GZip { // umoci knows no other
+			b.Run(c.name+"-skopeo-umoci", func(b *testing.B) { benchPeers(b, ref) })
+		}
 	}
 }
 
@@ -131,9 +129,6 @@ func benchPeers(b *testing.B, ref string) {
 		if err != nil {
 			b.Fatalf("umoci: %v: %s", err, unpacked)
 		}
-		b.StopTimer()
-		os.RemoveAll(dir)
-		b.StartTimer()
 	}
 }
 
