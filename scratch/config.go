@@ -91,7 +91,7 @@ func checkRoom(dir string, c Config) error {
 
 func tooMuch(dir string, want, total int64) error {
 	return &fault{
-		text: fmt.Sprintf("%d bytes of disk were asked for, and the file system of %s has %d in all", want, dir, total),
+		text: fmt.Sprintf("%s of disk were asked for, and the file system of %s has %s in all", inWords(want), dir, inWords(total)),
 		kind: berth.ErrExhausted,
 	}
 }

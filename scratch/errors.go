@@ -45,6 +45,15 @@ func kindOf(err error) error {
 	return fmt.Errorf("%w: %w", kind, err)
 }
 
+// inWords is a number of bytes with a unit.
+func inWords(bytes int64) string {
+	s := berth.FormatSize(bytes)
+	if last := s[len(s)-1]; last >= '0' && last <= '9' {
+		s += " bytes"
+	}
+	return s
+}
+
 func oneLine(errs []error) string {
 	var s []string
 	for _, e := range errs {

@@ -68,7 +68,10 @@ func TestSample(t *testing.T) {
 	if which, limit, used, full := a.Full(); which != "volume v" || limit != mib || used < 2*mib || !full {
 		t.Errorf("full: %s %d %d %v", which, limit, used, full)
 	}
-	if s := (scratch.Over{What: "disk limit", Limit: 10, Used: 12}).String(); s != "disk limit of 10 bytes: 12 bytes are used, 2 too many" {
+	if s := (scratch.Over{What: "disk limit", Limit: mib, Used: 3 * mib}).String(); s != "the disk limit of 1MiB was passed by 2MiB: 3MiB are used" {
+		t.Error(s)
+	}
+	if s := (scratch.Over{What: "volume v", Limit: mib, Used: mib + 1}).String(); s != "the volume v of 1MiB was passed by 1 bytes: 1048577 bytes are used" {
 		t.Error(s)
 	}
 	// The record survives whoever made the area.
@@ -161,8 +164,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"relative", "a", scratch.Config{}, berth.ErrInvalid, `"a" is no absolute path`},
 		{"is there", dir, scratch.Config{}, berth.ErrConflict, "file exists"},
 		{"no parent", dir + "/b/a", scratch.Config{}, berth.ErrNotFound, "no such file or directory"},
-		{"too much", dir + "/a", scratch.Config{Limit: 1 << 60}, berth.ErrExhausted, "1152921504606846976 bytes of disk were asked for, and the file system of " + dir + "/a has "},
-		{"too large a volume", dir + "/a", scratch.Config{Volumes: []scratch.Volume{{Name: "x", Size: 1 << 60}}}, berth.ErrExhausted, "1152921504606846976 bytes of disk were asked for"},
+		{"too much", dir + "/a", scratch.Config{Limit: 1 << 60}, berth.ErrExhausted, "1EiB of disk were asked for, and the file system of " + dir + "/a has "},
+		{"too large a volume", dir + "/a", scratch.Config{Volumes: []scratch.Volume{{Name: "x", Size: 1 << 60}}}, berth.ErrExhausted, "1EiB of disk were asked for"},
 		{"no such way", dir + "/a", scratch.Config{Limit: mib, Prefer: []berth.DiskEnforcement{"magic"}}, berth.ErrInvalid, `no way to keep a disk limit is called "magic"`},
 		{"no way at all", dir + "/a", scratch.Config{Limit: mib, Prefer: []berth.DiskEnforcement{}}, berth.ErrUnsupported, "its limits cannot be kept here"},
 	}
@@ -249,6 +252,33 @@ func TestSizesBeyondTheLimit(t *testing.T) {
 	}
 	if err := write(filepath.Join(volume(t, b, "b"), "f"), 20*mib); !full(err) {
 		t.Errorf("%v", err)
+	}
+}
+
+// However a program writes, what it filled looks full, through an overlay too.
+func TestLoopIsFull(t *testing.T) {
+	needRoot(t)
+	for _, chunk := range []int{4 << 10, 64 << 10, mib, 8 * mib} {
+		a := open(t, scratch.Config{Limit: 16 * mib, Prefer: byLoop})
+		root := t.TempDir()
+		if err := errors.Join(os.Mkdir(a.Dir()+"/upper", 0o755), os.Mkdir(a.Dir()+"/work", 0o755),
+			unix.Mount("overlay", root, "overlay", 0, "lowerdir="+t.TempDir()+",upperdir="+a.Dir()+"/upper,workdir="+a.Dir()+"/work")); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Create(root + "/f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for buf := bytes.Repeat([]byte{1}, chunk); err == nil; {
+			// Once is once: os.File would write the rest by itself.
+			_, err = unix.Write(int(f.Fd()), buf)
+		}
+		if which, limit, used, ok := a.Full(); !full(err) || !ok || which != "disk limit" || limit != 16*mib || used < 16*mib-64<<10 {
+			t.Errorf("by %d: %q of %d, %d used, %v, %v", chunk, which, limit, used, ok, err)
+		}
+		if err := errors.Join(f.Close(), unix.Unmount(root, 0)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

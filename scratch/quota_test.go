@@ -155,7 +155,7 @@ func quotaLimits(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	fits(filepath.Join(volume(t, a, "free"), "f"), 24*mib)
-	if which, limit, _, full := a.Full(); which != "disk limit (less 8388608 bytes set aside for sized volumes)" || limit != 24*mib || !full {
+	if which, limit, _, full := a.Full(); which != "disk limit (less 8MiB set aside for sized volumes)" || limit != 24*mib || !full {
 		t.Errorf("full: %q %d %v", which, limit, full)
 	}
 	if err := asTask(t, func() error { return write(filepath.Join(a.Dir(), "g"), mib) }); !full(err) {

@@ -44,7 +44,7 @@ func (p part) what(limit int64) string {
 		return "volume " + v
 	}
 	if limit > p.Size {
-		return fmt.Sprintf("disk limit (less %d bytes set aside for sized volumes)", limit-p.Size)
+		return fmt.Sprintf("disk limit (less %s set aside for sized volumes)", inWords(limit-p.Size))
 	}
 	return "disk limit"
 }

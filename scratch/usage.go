@@ -19,6 +19,10 @@ const recent = 3 * time.Second
 // lastBlocks is the number of blocks at which a file system is full: it keeps a few from the last writer.
 const lastBlocks = 8
 
+// lastWrite is how much of a quota may be left where it is full, in bytes: the kernel refuses a large write
+// as a whole.
+const lastWrite = 1 << 20
+
 // Over says which limit was passed, and by how much.
 type Over struct {
 	What  string // "disk limit" or "volume NAME"
@@ -27,7 +31,8 @@ type Over struct {
 }
 
 func (o Over) String() string {
-	return fmt.Sprintf("%s of %d bytes: %d bytes are used, %d too many", o.What, o.Limit, o.Used, o.Used-o.Limit)
+	return fmt.Sprintf("the %s of %s was passed by %s: %s are used",
+		o.What, inWords(o.Limit), inWords(o.Used-o.Limit), inWords(o.Used))
 }
 
 // Usage is how much the area holds, in bytes of disk: writable layers and all volumes. It reads the whole
@@ -192,7 +197,7 @@ func (u *use) quota(q *quotas) error {
 		return err
 	}
 	u.used = used
-	u.full = limit > 0 && used > limit-blockSize
+	u.full = limit > 0 && used > limit-min(lastWrite, limit/32)
 	return nil
 }
 
