@@ -130,7 +130,9 @@ func readOnlyPaths(t *trial) error {
 		// Opened for writing only: nothing is written, should it work.
 		fmt.Fprintf(&try, "[ -e %s ] && (exec 9>>%[1]s) 2>/dev/null && echo %[1]s;\n", path)
 	}
-	try.WriteString("for d in /proc/sys /sys /sys/fs/cgroup /proc/bus /proc/irq; do (mkdir $d/x && rmdir $d/x || touch $d/x && rm $d/x) 2>/dev/null && echo $d; done; true")
+	try.WriteString("for d in /proc/sys /sys /proc/bus /proc/irq; do { { mkdir $d/x && rmdir $d/x; } || { touch $d/x && rm $d/x; }; } 2>/dev/null && echo $d; done\n")
+	// On v1 the directory that holds the hierarchies is no cgroup, and may be the container's own.
+	try.WriteString("for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/x 2>/dev/null && { [ -e $d/x/cgroup.procs ] && echo \"a cgroup in $d\"; rmdir $d/x; }; done; true")
 	return scripts{{"opened for writing", try.String(), "", nil}}.checkOutput(t)
 }
 
