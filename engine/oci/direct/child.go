@@ -1,11 +1,27 @@
 package direct
 
 import (
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// rawCall is a system call; the result is -errno where it failed. It is not syscall.RawSyscall6 because the
+// frames of that, in a build without optimization, are too large for functions that may not grow their stack.
+//
+//go:noescape
+func rawCall(nr uintptr, args *[6]uintptr) (result uintptr)
+
+// errnoOf is the errno in a result of rawCall; 0 where the call did not fail.
+//
+//go:nosplit
+//go:norace
+func errnoOf(result uintptr) uintptr {
+	if result > ^uintptr(4095) {
+		return -result
+	}
+	return 0
+}
 
 // childMain runs a program in the child and does not return. The child shares the memory of its parent, or
 // has a copy whose other threads stand still, so it must not allocate, grow its stack, take a lock or touch
@@ -18,9 +34,8 @@ func childMain(p *program) {
 	i := uintptr(0)
 	for i < p.count {
 		s := (*step)(unsafe.Add(p.first, i*unsafe.Sizeof(step{})))
-		var a [6]uintptr
+		a := s.args
 		for k := range a {
-			a[k] = s.args[k]
 			if s.refs&(1<<k) != 0 {
 				a[k] = *(*uintptr)(unsafe.Add(p.regs, a[k]*unsafe.Sizeof(uintptr(0))))
 			}
@@ -29,21 +44,19 @@ func childMain(p *program) {
 		errno := uintptr(0)
 		switch s.mode {
 		case modeCall:
-			r, _, e := syscall.RawSyscall6(s.nr, a[0], a[1], a[2], a[3], a[4], a[5])
-			if e != 0 {
-				passed := false
-				for k := range s.pass {
-					if s.pass[k].errno != 0 && s.pass[k].errno == uint16(e) {
-						i += uintptr(s.pass[k].skip)
-						passed = true
-						break
-					}
+			r := rawCall(s.nr, &a)
+			errno = errnoOf(r)
+			switch {
+			case errno == 0:
+				if s.out != 0 {
+					*(*uintptr)(unsafe.Add(p.regs, uintptr(s.out-1)*unsafe.Sizeof(uintptr(0)))) = r
 				}
-				if !passed {
-					errno = uintptr(e)
-				}
-			} else if s.out != 0 {
-				*(*uintptr)(unsafe.Add(p.regs, uintptr(s.out-1)*unsafe.Sizeof(uintptr(0)))) = r
+			case uintptr(s.pass[0].errno) == errno:
+				i += uintptr(s.pass[0].skip)
+				errno = 0
+			case uintptr(s.pass[1].errno) == errno:
+				i += uintptr(s.pass[1].skip)
+				errno = 0
 			}
 		case modeSkip:
 			i += uintptr(s.pass[0].skip)
@@ -67,12 +80,12 @@ func childMain(p *program) {
 			resetSignals()
 		case modeFork:
 			// CLONE_PARENT: the process that asked for this one is the child's parent, too.
-			pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-			if e != 0 {
-				errno = uintptr(e)
-			} else if pid != 0 {
+			a = [6]uintptr{unix.CLONE_PARENT | uintptr(unix.SIGCHLD)}
+			pid := rawCall(unix.SYS_CLONE, &a)
+			errno = errnoOf(pid)
+			if errno == 0 && pid != 0 {
 				p.report.pid = pid
-				syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+				exit(0)
 			}
 		}
 		if errno != 0 {
@@ -85,8 +98,17 @@ func childMain(p *program) {
 			break
 		}
 	}
+	exit(127)
+}
+
+// exit ends the process.
+//
+//go:nosplit
+//go:norace
+func exit(code uintptr) {
+	a := [6]uintptr{code}
 	for {
-		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 127, 0, 0, 0, 0, 0)
+		rawCall(unix.SYS_EXIT_GROUP, &a)
 	}
 }
 
@@ -98,6 +120,7 @@ func childMain(p *program) {
 func resetSignals() {
 	var def [4]uintptr // struct sigaction of zeros: SIG_DFL
 	for sig := uintptr(1); sig <= 64; sig++ {
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&def)), 0, 8, 0, 0)
+		a := [6]uintptr{sig, uintptr(unsafe.Pointer(&def)), 0, 8}
+		rawCall(unix.SYS_RT_SIGACTION, &a)
 	}
 }

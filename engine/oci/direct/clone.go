@@ -46,16 +46,17 @@ type sigset [8]byte
 func clone(args *cloneArgs, p *program) (pid int, errno syscall.Errno) {
 	all := sigset{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	var old sigset
-	_, _, errno = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), unsafe.Sizeof(all), 0, 0)
-	if errno != 0 {
-		return 0, errno
+	block := [6]uintptr{unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), unsafe.Sizeof(all)}
+	if e := errnoOf(rawCall(unix.SYS_RT_SIGPROCMASK, &block)); e != 0 {
+		return 0, syscall.Errno(e)
 	}
 	enterSyscallBlock()
 	r := cloneChild(args, unsafe.Sizeof(*args), p)
 	exitSyscall()
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, unsafe.Sizeof(old), 0, 0)
-	if e := int(r); e < 0 {
-		return 0, syscall.Errno(-e)
+	unblock := [6]uintptr{unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, unsafe.Sizeof(old)}
+	rawCall(unix.SYS_RT_SIGPROCMASK, &unblock)
+	if e := errnoOf(r); e != 0 {
+		return 0, syscall.Errno(e)
 	}
 	return int(r), 0
 }

@@ -18,3 +18,17 @@ child:
 	MOVQ	R12, 0(SP)
 	CALL	·childMain(SB)
 	INT	$3
+
+// func rawCall(nr uintptr, args *[6]uintptr) (result uintptr)
+TEXT ·rawCall(SB), NOSPLIT, $0-24
+	MOVQ	args+8(FP), BX
+	MOVQ	0(BX), DI
+	MOVQ	8(BX), SI
+	MOVQ	16(BX), DX
+	MOVQ	24(BX), R10
+	MOVQ	32(BX), R8
+	MOVQ	40(BX), R9
+	MOVQ	nr+0(FP), AX
+	SYSCALL
+	MOVQ	AX, result+16(FP)
+	RET

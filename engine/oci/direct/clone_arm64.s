@@ -17,3 +17,17 @@ child:
 	MOVD	R19, 8(RSP)
 	CALL	·childMain(SB)
 	BRK
+
+// func rawCall(nr uintptr, args *[6]uintptr) (result uintptr)
+TEXT ·rawCall(SB), NOSPLIT, $0-24
+	MOVD	args+8(FP), R9
+	MOVD	0(R9), R0
+	MOVD	8(R9), R1
+	MOVD	16(R9), R2
+	MOVD	24(R9), R3
+	MOVD	32(R9), R4
+	MOVD	40(R9), R5
+	MOVD	nr+0(FP), R8
+	SVC
+	MOVD	R0, result+16(FP)
+	RET
