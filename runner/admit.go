@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/ledger"
@@ -64,7 +65,8 @@ func (d *drive) admit() error {
 	err := d.retry(d.stop, func() (err error) {
 		d.lease, err = d.r.cfg.Ledger.Acquire(d.stop, req)
 		if req.NoWait && errors.Is(err, berth.ErrUnavailable) {
-			err = fmt.Errorf("the machine has no room now: %s", err.Error()) // no kind: it is not tried again
+			_, why, _ := strings.Cut(err.Error(), berth.ErrUnavailable.Error()+": ")
+			err = errors.New("the machine has no room now: " + why) // of no kind: it is not tried again
 		}
 		return err
 	})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,6 +75,69 @@ func TestNothingStays(t *testing.T) {
 	}
 	if now := openFiles(); now > files {
 		t.Errorf("%d open files, before %d", now, files)
+	}
+}
+
+// TestManyAtOnce runs more tasks at once than the machine has room for.
+func TestManyAtOnce(t *testing.T) {
+	b := newTestbed(t)
+	ctx := timeout(t)
+	var running, most, complete atomic.Int32
+	b.cfg.Engine = busy{running: &running, most: &most}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			task := berth.Task{Steps: []berth.Step{sh("true")}, Resources: berth.Resources{Limits: berth.Limits{CPU: 1}}}
+			res, err := b.Run(ctx, task, Hooks{})
+			if err != nil || res.State != berth.Complete {
+				t.Error(res, err)
+			}
+			complete.Add(1)
+		})
+	}
+	wg.Wait()
+	if complete.Load() != 8 || most.Load() != 2 {
+		t.Errorf("%d ended, at most %d at once; want 8 and 2", complete.Load(), most.Load())
+	}
+}
+
+// busy is an engine whose steps take a moment, and are counted.
+type busy struct {
+	nothing
+	running, most *atomic.Int32
+}
+
+func (b busy) Open(context.Context, berth.SandboxSpec) (berth.Sandbox, error) { return b, nil }
+func (b busy) Attach(context.Context, string) (berth.Sandbox, error)          { return b, nil }
+func (b busy) Start(context.Context, berth.StepSpec) (berth.Container, error) { return b, nil }
+func (b busy) Wait(ctx context.Context) (berth.Exit, error) {
+	now := b.running.Add(1)
+	defer b.running.Add(-1)
+	for most := b.most.Load(); now > most && !b.most.CompareAndSwap(most, now); most = b.most.Load() {
+		continue
+	}
+	time.Sleep(20 * time.Millisecond)
+	return b.nothing.Wait(ctx)
+}
+
+// TestStoreFails loses the store in the middle of a task: that is said, and nothing of the task stays.
+func TestStoreFails(t *testing.T) {
+	for _, point := range []string{"admitted", "step started", "step ended", "step recorded", "closed"} {
+		t.Run(point, func(t *testing.T) {
+			b := newTestbed(t)
+			b.cfg.Clock = fastClock{}
+			_, err := b.Run(timeout(t), berth.Task{ID: "t", Steps: []berth.Step{sh("true")}, Grace: time.Second}, Hooks{At: func(at string) {
+				if at == point {
+					_ = b.store.Close()
+				}
+			}})
+			if err == nil {
+				t.Error("no error")
+			}
+			if left := b.left(); left != nil {
+				t.Errorf("left over: %q", left)
+			}
+		})
 	}
 }
 
