@@ -57,7 +57,17 @@ func archive(root *os.File, p string) (io.ReadCloser, error) {
 
 func writeTar(w io.Writer, root *os.Root, base string) error {
 	tw := tar.NewWriter(w)
-	err := fs.WalkDir(root.FS(), base, func(name string, _ fs.DirEntry, err error) error {
+	st, err := root.Lstat(base)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		if err := writeEntry(tw, root, base); err != nil {
+			return err
+		}
+		return tw.Close()
+	}
+	err = fs.WalkDir(root.FS(), base, func(name string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}

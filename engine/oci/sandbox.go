@@ -39,6 +39,9 @@ func checkSandbox(s *berth.SandboxSpec) error {
 	if len(s.Grants) > 0 {
 		return fmt.Errorf("lent devices: %w on this engine", berth.ErrUnsupported)
 	}
+	if err := checkLimits(s.Limits); err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	for _, v := range s.Volumes {
 		if !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || seen[v.Path] {

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/seccomp"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -48,6 +49,9 @@ func (e *Engine) prepare(ctx context.Context, sb *wire.Sandbox, step berth.StepS
 	}
 	layers, err := e.images.Layers(step.Image.ID)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkStep(&step); err != nil {
 		return nil, err
 	}
 	b := &builder{e: e, sb: sb, step: &step, spec: newSpec()}
@@ -340,10 +344,7 @@ func mount(m berth.Mount) (specs.Mount, error) {
 
 // devices gives the step its extra device nodes, and the rules that let it open them.
 func (b *builder) devices() error {
-	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
-	for _, d := range defaultDeviceRules {
-		rules = append(rules, d)
-	}
+	rules := append([]specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, cgroup.DefaultDevices()...)
 	for _, d := range b.step.Devices {
 		node, rule, err := device(d)
 		if err != nil {
@@ -357,21 +358,7 @@ func (b *builder) devices() error {
 }
 
 func rule(typ string, major, minor int64, access string) specs.LinuxDeviceCgroup {
-	r := specs.LinuxDeviceCgroup{Allow: true, Type: typ, Access: access}
-	if major >= 0 {
-		r.Major = &major
-	}
-	if minor >= 0 {
-		r.Minor = &minor
-	}
-	return r
-}
-
-// defaultDeviceRules are what an OCI runtime allows: nodes may be made, and these opened.
-var defaultDeviceRules = []specs.LinuxDeviceCgroup{
-	rule("c", -1, -1, "m"), rule("b", -1, -1, "m"),
-	rule("c", 1, 3, "rwm"), rule("c", 1, 5, "rwm"), rule("c", 1, 7, "rwm"), rule("c", 1, 8, "rwm"), rule("c", 1, 9, "rwm"),
-	rule("c", 5, 0, "rwm"), rule("c", 5, 1, "rwm"), rule("c", 5, 2, "rwm"), rule("c", 136, -1, "rwm"),
+	return specs.LinuxDeviceCgroup{Allow: true, Type: typ, Major: &major, Minor: &minor, Access: access}
 }
 
 func device(d berth.Device) (specs.LinuxDevice, specs.LinuxDeviceCgroup, error) {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
@@ -135,15 +137,13 @@ func limitsOf(whole, step berth.Limits) berth.Limits {
 	return step
 }
 
-// extraDevices are the rules that allow something beside the defaults, which a group has by itself.
+// extraDevices are the rules that allow something beside the defaults, which a group has by itself: groups
+// without any share their device rules.
 func extraDevices(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
-	var extra []specs.LinuxDeviceCgroup
-	for _, r := range rules {
-		if r.Allow && r.Major != nil && r.Minor != nil {
-			extra = append(extra, r)
-		}
-	}
-	return extra
+	defaults := cgroup.DefaultDevices()
+	return slices.DeleteFunc(slices.Clone(rules), func(r specs.LinuxDeviceCgroup) bool {
+		return !r.Allow || slices.ContainsFunc(defaults, func(d specs.LinuxDeviceCgroup) bool { return reflect.DeepEqual(r, d) })
+	})
 }
 
 func (l *launch) joinNetwork(ctx context.Context) error {
