@@ -51,7 +51,7 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mountOptions) error {
 			source, dir = name, name
 			fs = []fsOption{{key: "none"}, {"name", name}}
 		} else {
-			for _, c := range strings.Split(controllers, ",") {
+			for c := range strings.SplitSeq(controllers, ",") {
 				fs = append(fs, fsOption{key: c})
 			}
 		}
@@ -70,7 +70,7 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mountOptions) error {
 // linkControllers makes the usual links to a hierarchy of several controllers.
 func (p *plan) linkControllers(top planned, dir string) {
 	to := p.b.str(dir)
-	for _, c := range strings.Split(dir, ",") {
+	for c := range strings.SplitSeq(dir, ",") {
 		p.b.doing("link", top.at+"/"+c)
 		p.b.call(unix.SYS_SYMLINKAT, to, top.mount, p.b.str(c))
 	}

@@ -30,7 +30,7 @@ func errnoOf(result uintptr) uintptr {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func childMain(p *program) {
+func childMain(p *program) { //nolint:unused // the assembly calls it
 	i := uintptr(0)
 	for i < p.count {
 		s := (*step)(unsafe.Add(p.first, i*unsafe.Sizeof(step{})))
@@ -105,7 +105,7 @@ func childMain(p *program) {
 //
 //go:nosplit
 //go:norace
-func exit(code uintptr) {
+func exit(code uintptr) { //nolint:unused // childMain is
 	a := [6]uintptr{code}
 	for {
 		rawCall(unix.SYS_EXIT_GROUP, &a)
@@ -117,7 +117,7 @@ func exit(code uintptr) {
 //
 //go:nosplit
 //go:norace
-func resetSignals() {
+func resetSignals() { //nolint:unused // childMain is
 	var def [4]uintptr // struct sigaction of zeros: SIG_DFL
 	for sig := uintptr(1); sig <= 64; sig++ {
 		a := [6]uintptr{sig, uintptr(unsafe.Pointer(&def)), 0, 8}

@@ -10,7 +10,7 @@ import (
 
 // cloneArgs is struct clone_args of clone3(2), up to the field cgroup (Linux 5.7).
 type cloneArgs struct {
-	flags, pidfd, childTid, parentTid, exitSignal, stack, stackSize, tls, setTid, setTidSize, cgroup uint64
+	flags, pidfd, childTid, parentTid, exitSignal, stack, stackSize, tls, setTid, setTidSize, cgroup uint64 //nolint:unused // the kernel's layout
 }
 
 // cloneClearSighand gives the child the default action of every signal that its parent handles.

@@ -46,7 +46,7 @@ func candidates(command string, env []string) []string {
 		search = defaultPath
 	}
 	var paths []string
-	for _, dir := range strings.Split(search, ":") {
+	for dir := range strings.SplitSeq(search, ":") {
 		if dir == "" {
 			dir = "."
 		}

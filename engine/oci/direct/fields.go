@@ -73,7 +73,7 @@ func (k *known) unknown(v reflect.Value) string {
 	if k != nil && k.all || v.IsZero() {
 		return ""
 	}
-	switch v.Kind() {
+	switch v.Kind() { //nolint:exhaustive // all others hold a value
 	case reflect.Pointer:
 		return k.unknown(v.Elem())
 	case reflect.Struct:

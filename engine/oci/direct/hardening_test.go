@@ -522,7 +522,7 @@ func victim(layer string) {
 		}
 		pids = append(pids, e.Pid())
 	}
-	fmt.Println(dir, pids)
+	fmt.Fprintln(os.Stdout, dir, pids)
 	time.Sleep(time.Hour)
 }
 
@@ -705,7 +705,7 @@ func TestCheck(t *testing.T) {
 		says string
 	}{
 		{"nothing odd", func(*specs.Spec) {}, nil, ""},
-		{"hooks", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/x"}}} }, berth.ErrUnsupported, "hooks.prestart"},
+		{"hooks", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/x"}}} }, berth.ErrUnsupported, "hooks.createContainer"},
 		{"hooks that are empty", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{} }, nil, ""},
 		{"SELinux", func(sp *specs.Spec) { sp.Process.SelinuxLabel = "x" }, berth.ErrUnsupported, "process.selinuxLabel"},
 		{"AppArmor", func(sp *specs.Spec) { sp.Process.ApparmorProfile = "x" }, berth.ErrUnsupported, "process.apparmorProfile"},

@@ -20,19 +20,15 @@ const moveByFd = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 const sizeofMountAttr = 32
 
 // openBelow opens name below the directory dir without following any link. name is relative.
-func (p *plan) openBelow(dir arg, name string, flags uint64, mayBeElsewhere bool) arg {
-	return p.b.open(unix.SYS_OPENAT2, dir, p.b.str(name), p.how(flags, mayBeElsewhere), unix.SizeofOpenHow)
+func (p *plan) openBelow(dir arg, name string, flags uint64) arg {
+	return p.b.open(unix.SYS_OPENAT2, dir, p.b.str(name), p.how(flags), unix.SizeofOpenHow)
 }
 
-// how is the address of a struct open_how that follows no link and stays beneath the directory; on its file
-// system, too, unless crossMounts.
-func (p *plan) how(flags uint64, crossMounts bool) arg {
+// how is the address of a struct open_how that follows no link and stays beneath the directory.
+func (p *plan) how(flags uint64) arg {
 	h := unix.OpenHow{
 		Flags:   flags | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	if !crossMounts {
-		h.Resolve |= unix.RESOLVE_NO_XDEV
 	}
 	for i, known := range p.hows {
 		if known == h {
@@ -50,7 +46,7 @@ func (p *plan) openTarget(canonical string, flags uint64) arg {
 	if rel == "" {
 		rel = "."
 	}
-	return p.openBelow(p.root, rel, flags, true)
+	return p.openBelow(p.root, rel, flags)
 }
 
 // mounts plans all mounts of the spec, in order.
@@ -244,7 +240,7 @@ func (p *plan) readonlyPaths() {
 		rel := relative(name)
 		b.doing("make read-only", name)
 		at := b.here()
-		target := p.openBelow(p.root, rel, unix.O_PATH, true)
+		target := p.openBelow(p.root, rel, unix.O_PATH)
 		m := b.open(unix.SYS_OPEN_TREE, target, empty, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
 		b.call(unix.SYS_MOUNT_SETATTR, m, empty, unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, sizeofMountAttr)
 		b.call(unix.SYS_MOVE_MOUNT, m, empty, target, empty, moveByFd)
@@ -273,11 +269,11 @@ func (p *plan) maskedPaths() {
 	for _, name := range p.spec.Linux.MaskedPaths {
 		rel := relative(name)
 		asDir := hidden(name)
-		clone(emptyDir, p.openBelow(p.root, rel, unix.O_PATH|unix.O_DIRECTORY, true))
+		clone(emptyDir, p.openBelow(p.root, rel, unix.O_PATH|unix.O_DIRECTORY))
 		done := b.skip()
 		b.to(asDir, unix.ENOTDIR)
 		asFile := hidden(name)
-		clone(nullFile, p.openBelow(p.root, rel, unix.O_PATH, true))
+		clone(nullFile, p.openBelow(p.root, rel, unix.O_PATH))
 		b.land(done)
 		b.to(asDir, unix.ENOENT)
 		// ENOTDIR: something on the way is a file, so the path is not there.

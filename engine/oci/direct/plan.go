@@ -298,7 +298,7 @@ func sysctlPath(key string) (string, error) {
 			return r
 		}, key)
 	}
-	for _, c := range strings.Split(name, "/") {
+	for c := range strings.SplitSeq(name, "/") {
 		if c == "" || c == "." || c == ".." {
 			return "", fmt.Errorf("sysctl %q: %w", key, berth.ErrInvalid)
 		}

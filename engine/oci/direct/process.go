@@ -94,7 +94,7 @@ func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process,
 
 // cloneError adds berth's kind to an errno of clone3.
 func cloneError(errno syscall.Errno) error {
-	switch errno {
+	switch errno { //nolint:exhaustive // the others have no kind
 	case unix.EPERM:
 		return fmt.Errorf("%w: %w: this process may not make namespaces", berth.ErrDenied, errno)
 	case unix.ENOSPC, unix.EUSERS:

@@ -191,22 +191,18 @@ func (b *builder) open(nr uintptr, args ...arg) arg {
 	return r
 }
 
-func (s *step) into(r arg) *step {
-	s.out = uint16(r&^regTagMask) + 1
-	return s
-}
+func (s *step) into(r arg) { s.out = uint16(r&^regTagMask) + 1 }
 
 // ok makes errno no failure.
-func (s *step) ok(errno syscall.Errno) *step { return s.okSkip(errno, 0) }
+func (s *step) ok(errno syscall.Errno) { s.okSkip(errno, 0) }
 
 // okSkip makes errno no failure, and skips the n steps that follow.
-func (s *step) okSkip(errno syscall.Errno, n int) *step {
+func (s *step) okSkip(errno syscall.Errno, n int) {
 	i := 0
 	if s.pass[0].errno != 0 {
 		i = 1
 	}
 	s.pass[i].errno, s.pass[i].skip = uint16(errno), uint16(n)
-	return s
 }
 
 // here is the number of the next step, for to.

@@ -61,7 +61,7 @@ func (p *plan) streams() error {
 			b.call(unix.SYS_FCNTL, from[i], unix.F_SETFL, 0)
 		case f == nil:
 			// The container's null device, not the host's: its owner and mode can be changed by descriptor.
-			from[i] = p.openBelow(p.root, "dev/null", unix.O_RDWR, true)
+			from[i] = p.openBelow(p.root, "dev/null", unix.O_RDWR)
 		default:
 			from[i] = p.inherit(int(f.Fd()))
 			if f.Fd() > 2 {

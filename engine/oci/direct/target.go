@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -102,8 +103,8 @@ func more(rest []string) bool {
 
 // mountAt is the index of the topmost mount at the canonical path.
 func (v *view) mountAt(at string) int {
-	for i := len(v.mounts) - 1; i >= 0; i-- {
-		if v.mounts[i].at == at {
+	for i, m := range slices.Backward(v.mounts) {
+		if m.at == at {
 			return i
 		}
 	}

@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -142,7 +143,7 @@ func (t *threads) fork(r *request, stack []byte, home int) {
 	}
 	if r.netns >= 0 {
 		if err := unix.Setns(r.netns, unix.CLONE_NEWNET); err != nil {
-			r.errno = err.(syscall.Errno)
+			_ = errors.As(err, &r.errno)
 			return
 		}
 		defer func() {

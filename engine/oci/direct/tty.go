@@ -30,7 +30,7 @@ func (p *plan) terminal(root arg, proc *specs.Process) error {
 	p.consoleSock = pair[1]
 	b := p.b
 	b.doing("open terminal", "/dev/pts/ptmx")
-	m := p.openBelow(root, "dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY, true)
+	m := p.openBelow(root, "dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY)
 	st := b.alloc(statfsSize)
 	b.call(unix.SYS_FSTATFS, m, address(st))
 	b.check(modeWord, st, devptsMagic, unix.EXDEV)

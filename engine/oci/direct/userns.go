@@ -42,7 +42,7 @@ func (p *plan) userNamespace() error {
 	}
 	p.mapper = os.NewFile(uintptr(pair[1]), "user namespace")
 	b := p.b
-	b.doing("wait for the mapping of ids", "")
+	b.doing(waitForMapping, "")
 	byt := b.alloc(8)
 	b.call(unix.SYS_WRITE, p.inherit(pair[0]), address(byt), 1)
 	b.call(unix.SYS_READ, arg(pair[0]), address(byt), 1)
@@ -58,6 +58,9 @@ func (p *plan) userNamespace() error {
 	b.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, arg(unix.SIGKILL), 0, 0, 0)
 	return nil
 }
+
+// waitForMapping is the step at which a child fails whose ids could not be mapped.
+const waitForMapping = "wait for the mapping of ids"
 
 // mapped is the byte that tells a child that its ids are mapped.
 const mapped = 'm'
@@ -111,10 +114,9 @@ func (s *Starter) withMapping(p *plan, r *request) error {
 	if err != nil {
 		return err
 	}
-	if r.errno != 0 || r.prog.failed != 0 && merr == nil {
-		return nil // the caller says what failed
-	}
-	if merr != nil {
+	// A step before that failed is for the caller to name.
+	refused := r.errno == 0 && r.prog.failed != 0 && p.b.whats[r.prog.failed-1].verb == waitForMapping
+	if refused && merr != nil {
 		c := newChild(r.pid, int(r.pidfd))
 		_, _ = c.wait()
 		_ = c.close()

@@ -2,5 +2,5 @@ package trampoline
 
 const (
 	elfMachine   uint16 = 62 // EM_X86_64
-	segmentAlign        = 4096
+	segmentAlign uint64 = 4096
 )

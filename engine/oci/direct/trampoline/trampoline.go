@@ -40,15 +40,15 @@ const (
 var codeAddress uintptr
 
 // code is the program. It is never called.
-func code()
+func code() //nolint:unused // the assembly refers to it
 
 func text() []byte {
 	mem := unsafe.Slice((*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&codeAddress))), codeMax)
-	n := bytes.Index(mem, []byte(mark))
-	if n < 0 {
+	program, _, found := bytes.Cut(mem, []byte(mark))
+	if !found {
 		panic("trampoline: the code has no end")
 	}
-	return mem[:n]
+	return program
 }
 
 const (
@@ -72,7 +72,7 @@ func elf() []byte {
 	put(uint64(headers), uint64(headerSize), uint64(0), uint32(0))
 	put(uint16(headerSize), uint16(segmentSize), uint16(2), uint16(0), uint16(0), uint16(0))
 	// struct Elf64_Phdr, twice: the file, to be read and executed; and that the stack is not to be executed.
-	put(uint32(1), uint32(5), uint64(0), uint64(0), uint64(0), size, size, uint64(segmentAlign))
+	put(uint32(1), uint32(5), uint64(0), uint64(0), uint64(0), size, size, segmentAlign)
 	put(uint32(0x6474e551), uint32(6), uint64(0), uint64(0), uint64(0), uint64(0), uint64(0), uint64(16))
 	put(program)
 	return b.Bytes()
