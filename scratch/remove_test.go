@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/scratch"
 )
 
@@ -77,39 +78,64 @@ func TestRemove(t *testing.T) {
 
 // Without root, directories that their owner locked are opened first.
 func TestRemoveAsUser(t *testing.T) {
-	if os.Getenv("BERTH_TEST_REMOVE") != "" {
-		if err := scratch.Remove(os.Getenv("BERTH_TEST_REMOVE")); err != nil {
+	if tree := os.Getenv("BERTH_TEST_TREE"); tree != "" {
+		if err := scratch.Remove(tree); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
+	dir := asNobody(t, nil, func(dir string) error {
+		tree := dir + "/tree"
+		return errors.Join(os.MkdirAll(tree+"/a/b", 0o755), os.WriteFile(tree+"/a/b/f", nil, 0),
+			os.Chmod(tree+"/a/b", 0), os.Chmod(tree+"/a", 0), os.Chmod(tree, 0))
+	})
+	if _, err := os.Lstat(dir + "/tree"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v", err)
+	}
+}
+
+// Root of a user namespace has neither quotas nor loop devices.
+func TestSampledInUserNamespace(t *testing.T) {
+	if tree := os.Getenv("BERTH_TEST_TREE"); tree != "" {
+		a, err := scratch.Open(t.Context(), tree, scratch.Config{Limit: mib, Volumes: []scratch.Volume{{Name: "v", Size: 4096}}})
+		if err != nil || a.Enforcement() != berth.DiskSampled {
+			t.Fatalf("%+v, %v", a, err)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	dir := asNobody(t, []string{"unshare", "--user", "--map-root-user", "--mount"}, func(string) error { return nil })
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+// asNobody runs the test again as another user, with the path of a tree in a directory of his.
+func asNobody(t *testing.T, prefix []string, prepare func(dir string) error) string {
+	t.Helper()
 	needRoot(t)
-	dir, err := os.MkdirTemp("/tmp", "scratch")
+	base, err := os.MkdirTemp("/tmp", "scratch") // t.TempDir is closed to others
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	bin := filepath.Join(dir, "test")
+	t.Cleanup(func() { os.RemoveAll(base) })
+	bin, dir := filepath.Join(base, "test"), filepath.Join(base, "own")
 	data, err := os.ReadFile("/proc/self/exe")
-	if err == nil {
-		err = os.WriteFile(bin, data, 0o755)
-	}
-	tree := filepath.Join(dir, "own", "tree")
-	if err := errors.Join(err, os.MkdirAll(tree+"/a/b", 0o755), os.WriteFile(tree+"/a/b/f", nil, 0)); err != nil {
+	if err := errors.Join(err, os.WriteFile(bin, data, 0o755), os.Chmod(base, 0o755), os.Mkdir(dir, 0o755), prepare(dir)); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "sh", "-c", "chown -R 65534:65534 "+dir+"/own && chmod 0 "+tree+"/a/b "+tree+"/a "+tree+" && chmod 755 "+dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "chown", "-R", "65534:65534", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%s, %v", out, err)
 	}
-	cmd = exec.CommandContext(t.Context(), "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", bin, "-test.run=^TestRemoveAsUser$")
-	cmd.Env = []string{"BERTH_TEST_REMOVE=" + tree}
+	args := append([]string{"--reuid=65534", "--regid=65534", "--clear-groups"}, prefix...)
+	cmd := exec.CommandContext(t.Context(), "setpriv", append(args, bin, "-test.run=^"+t.Name()+"$")...)
+	cmd.Env = []string{"BERTH_TEST_TREE=" + dir + "/tree", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR=/tmp"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%s, %v", out, err)
 	}
-	if _, err := os.Lstat(tree); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("left: %v", err)
-	}
+	return dir
 }
 
 func TestDiscard(t *testing.T) {

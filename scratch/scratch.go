@@ -198,17 +198,28 @@ func (a *Area) lend(ctx context.Context, cfg Config) error {
 	for _, way := range ways {
 		err := a.lendBy(ctx, way, cfg, parts, sampleTotal)
 		if err == nil {
+			a.say(way, whys)
 			return nil
 		}
 		if errors.Is(err, berth.ErrExhausted) || errors.Is(err, berth.ErrInvalid) || ctx.Err() != nil {
 			return err
 		}
-		a.log.Info("disk limits are kept another way", "dir", a.dir, "not by", string(way), "because", err)
 		whys = append(whys, fmt.Errorf("%s: %w", way, err))
 	}
 	return &fault{
 		text: "scratch space at " + a.dir + ": its limits cannot be kept here: " + oneLine(whys),
 		kind: berth.ErrUnsupported,
+	}
+}
+
+// say tells why better ways were not used.
+func (a *Area) say(way berth.DiskEnforcement, whys []error) {
+	switch {
+	case len(whys) == 0:
+	case way == berth.DiskSampled:
+		a.log.Warn("disk limits are only sampled", "dir", a.dir, "because", oneLine(whys))
+	default:
+		a.log.Debug("disk limits are kept another way", "dir", a.dir, "way", string(way), "because", oneLine(whys))
 	}
 }
 
