@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berth-project/berth"
@@ -125,6 +127,39 @@ func TestUsage(t *testing.T) {
 	live, err := g.Usage()
 	if err != nil || h.can(memory) && live.Memory == nil || h.can(pids) && (live.PIDs == nil || *live.PIDs != 0) {
 		t.Errorf("live usage %+v %v", live, err)
+	}
+}
+
+func TestUsageOfDisk(t *testing.T) {
+	h := host(t)
+	if !h.can(blkio) {
+		t.Skip("needs the io controller: elsewhere nothing counts")
+	}
+	h.countDisks()
+	g := make1(t, h, Spec{})
+	file := filepath.Join(t.TempDir(), "f")
+	if out, err := command(t.Context(), g, "write", file, "30000000").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	// The page cache knows nothing of the file any more.
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	before, err := g.Usage()
+	if err != nil || before.BytesWritten == nil || *before.BytesWritten < 30000000 || *before.BytesWritten > 40000000 {
+		t.Errorf("30 MB written: %s %v", show(before), err)
+	}
+	if out, err := command(t.Context(), g, "read", file).CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	after, err := g.Usage()
+	if err != nil || after.BytesRead == nil || *after.BytesRead-*before.BytesRead < 30000000 || *after.BytesRead-*before.BytesRead > 40000000 {
+		t.Errorf("30 MB read: %s before, %s after, %v", show(before), show(after), err)
 	}
 }
 

@@ -43,6 +43,10 @@ type Options struct {
 	// then it is moved into a leaf of its own cgroup, or into a scope that the user's systemd is asked for.
 	// Without it Find only looks whether that would be possible, and its groups have no limits then.
 	Adopt bool
+	// CountDisks has a v1 kernel count the bytes that groups move from and to disks where it does not by
+	// itself: since Linux 6.10. That changes the host until it is booted again, by a little work for each
+	// request to a disk.
+	CountDisks bool
 	// Scope names the systemd scope that may be asked for; "" is "berth-PID.scope".
 	Scope string
 }
@@ -58,6 +62,7 @@ type Host struct {
 	counts  bool               // cpu.stat of v2 counts without its controller
 	ruled   bool               // device rules can be set on v2
 	lacks   []berth.Lack
+	work    sync.WaitGroup
 	release func() // takes back a move of this process
 
 	// promised are the controllers that Find would have with Options.Adopt.
@@ -105,6 +110,9 @@ func Find(ctx context.Context, opts Options) (*Host, error) {
 		}
 	}
 	h.lacks = append(h.lacks, h.lacking()...)
+	if opts.CountDisks {
+		h.work.Go(h.countDisks) // it waits until the disks have no request under way
+	}
 	return h, nil
 }
 
@@ -127,6 +135,7 @@ func (h *Host) Controllers() []string {
 
 // Close removes what Find made, unless groups are left, and takes back a move of this process.
 func (h *Host) Close() error {
+	h.work.Wait()
 	for _, t := range h.trees() {
 		_ = os.Remove(t.mount + t.base) // another berth may have groups there
 	}

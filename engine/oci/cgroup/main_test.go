@@ -87,6 +87,9 @@ func helper(what string, args []string) error {
 			_, err := unix.Open(args[i], flag|unix.O_NONBLOCK, 0)
 			fmt.Println(outcome(err))
 		}
+	case "read": // PATH
+		_, err := os.ReadFile(args[0])
+		return err
 	case "write": // PATH BYTES, synced
 		n, _ := strconv.Atoi(args[1])
 		f, err := os.Create(args[0])

@@ -79,7 +79,7 @@ func TestPoolGivesCleanGroups(t *testing.T) {
 		t.Errorf("given out again: %v", g2 == g)
 	}
 	u, err := g2.Usage()
-	if err != nil || *u.CPUSeconds > 0.01 || *u.PeakMemory > maxResidue || *u.Memory > maxResidue || *u.BytesWritten != 0 || *u.PIDs != 0 ||
+	if err != nil || *u.CPUSeconds > 0.01 || *u.PeakMemory > maxResidue || *u.Memory > maxResidue || u.BytesWritten != nil && *u.BytesWritten != 0 || *u.PIDs != 0 ||
 		u.PeakPIDs != nil && *u.PeakPIDs != 0 {
 		t.Errorf("a group given out again has used %s: %v", show(u), err)
 	}

@@ -111,7 +111,11 @@ func (g *Group) ioBytes() (sum moved, ok bool, err error) {
 	if err != nil {
 		return moved{}, false, optional(err)
 	}
-	for dev, n := range parse(b) {
+	devs := parse(b)
+	if len(devs) == 0 && !v2 && !g.host.countsDisks() {
+		return moved{}, false, nil
+	}
+	for dev, n := range devs {
 		if !stacked(dev) {
 			sum.read, sum.written = sum.read+n.read, sum.written+n.written
 		}

@@ -21,13 +21,17 @@ func TestOnV2(t *testing.T) {
 	files["/bin/cgroup.test"] = vmtest.Build(t, ".")
 	r := vmtest.Run(t, vmtest.Config{
 		Files: files,
-		Env:   []string{"BERTH_TEST_VERSION=v2"},
+		Env:   []string{"BERTH_TEST_VERSION=v2", "TMPDIR=/mnt"},
+		// I/O is counted where it reaches a disk.
+		Disk:    256 << 20,
+		Modules: append(vmtest.DefaultModules(), "virtio_pci", "virtio_blk"),
 		Commands: [][]string{
+			{"sh", "-c", "mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt && chmod 1777 /mnt"},
 			{"cgroup.test", "-test.v", "-test.skip=" + skip},
 		},
 	})
 	t.Logf("%s", r.Output)
-	if r.Status[0] != 0 {
+	if r.Status[0] != 0 || r.Status[1] != 0 {
 		t.Fail()
 	}
 }

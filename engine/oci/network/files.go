@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/berth-project/berth"
 )
@@ -64,7 +65,7 @@ func parseHosts(entries []string, gateway netip.Addr) ([]byte, error) {
 	var b bytes.Buffer
 	for _, e := range entries {
 		name, addr, ok := strings.Cut(e, ":")
-		if !ok || name == "" || strings.ContainsAny(name, " \t\r\n#") {
+		if !ok || name == "" || strings.ContainsFunc(name, func(r rune) bool { return r == '#' || !unicode.IsPrint(r) || unicode.IsSpace(r) }) {
 			return nil, fmt.Errorf("host entry %q: %w: an entry is NAME:ADDRESS", e, berth.ErrInvalid)
 		}
 		if addr == "host-gateway" {
@@ -74,7 +75,7 @@ func parseHosts(entries []string, gateway netip.Addr) ([]byte, error) {
 			addr = gateway.String()
 		}
 		a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(addr, "["), "]"))
-		if err != nil {
+		if err != nil || a.Zone() != "" {
 			return nil, fmt.Errorf("host entry %q: %w: %q is no IP address", e, berth.ErrInvalid, addr)
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", a, name)
