@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// runc runs the test binary's helper in a container that makes its own cgroup at path.
+// container is one of runc's, which makes its cgroup itself.
 type container struct {
 	t      *testing.T
 	id     string
@@ -23,6 +23,7 @@ type container struct {
 	root   string
 }
 
+// runc prepares a container that runs a helper in the cgroup.
 func runc(t *testing.T, cgroup string, limits Limits, devices []specs.LinuxDeviceCgroup, args ...string) *container {
 	t.Helper()
 	c := &container{t: t, id: instance(t), bundle: t.TempDir(), root: t.TempDir()}

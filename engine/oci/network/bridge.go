@@ -118,7 +118,7 @@ func alias(instance string) string { return "berth " + instance + " " }
 // earlier are lost, and it takes a second until a program sends them again.
 func configure(ctx context.Context, ns *os.File, o outward) error {
 	mtu := uplinkMTU()
-	k, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
+	k, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func stage(t *testing.T) *os.File {
 	check(netlink.AddrAdd(up, parseAddr(hostAddr+"/24")))
 	check(netlink.LinkSetUp(up))
 	check(netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(worldAddr)}))
-	k, err := netlink.NewHandleAt(netns.NsHandle(world.Fd()))
+	k, err := netlink.NewHandleAt(netns.NsHandle(world.Fd()), unix.NETLINK_ROUTE)
 	check(err)
 	defer k.Close()
 	down, err := k.LinkByName("down0")
@@ -230,7 +230,7 @@ func TestBridge(t *testing.T) {
 		}
 	}
 	// Somebody in the world who knows the address and has a route to it.
-	k, err := netlink.NewHandleAt(netns.NsHandle(world.Fd()))
+	k, err := netlink.NewHandleAt(netns.NsHandle(world.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +375,7 @@ func TestBridgeSourceAddress(t *testing.T) {
 		return err
 	})
 	defer l.Close()
-	k, err := netlink.NewHandleAt(netns.NsHandle(a.NS.Fd()))
+	k, err := netlink.NewHandleAt(netns.NsHandle(a.NS.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}

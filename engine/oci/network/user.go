@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 )
@@ -128,7 +129,7 @@ func startUser(args []string, ns *os.File) (*userProcess, error) {
 
 // ready waits until the sandbox's link has its address and a default route.
 func (p *userProcess) ready(ctx context.Context, ns *os.File) error {
-	k, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
+	k, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
