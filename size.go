@@ -14,12 +14,18 @@ var sizeUnits = []struct {
 	name  string // as FormatSize writes it
 	bytes int64
 }{
-	{"EiB", 1 << 60}, {"EB", 1e18},
-	{"PiB", 1 << 50}, {"PB", 1e15},
-	{"TiB", 1 << 40}, {"TB", 1e12},
-	{"GiB", 1 << 30}, {"GB", 1e9},
-	{"MiB", 1 << 20}, {"MB", 1e6},
-	{"KiB", 1 << 10}, {"KB", 1e3},
+	{"EiB", 1 << 60},
+	{"EB", 1e18},
+	{"PiB", 1 << 50},
+	{"PB", 1e15},
+	{"TiB", 1 << 40},
+	{"TB", 1e12},
+	{"GiB", 1 << 30},
+	{"GB", 1e9},
+	{"MiB", 1 << 20},
+	{"MB", 1e6},
+	{"KiB", 1 << 10},
+	{"KB", 1e3},
 }
 
 // ParseSize reads a number of bytes: a number, which may have a fraction, and a unit. K, M, G, T, P and E are
@@ -89,6 +95,24 @@ func FormatSize(bytes int64) string {
 		}
 	}
 	return best
+}
+
+// SizeInWords writes bytes for people, rounded to three digits or so: "64 MiB", "1.5 GiB".
+func SizeInWords(bytes int64) string {
+	const unit = 1024
+	if bytes < unit {
+		return strconv.FormatInt(bytes, 10) + " bytes"
+	}
+	f, i := float64(bytes), -1
+	for f >= unit && i < 4 {
+		f /= unit
+		i++
+	}
+	digits := 1
+	if f >= 100 || f == math.Trunc(f) {
+		digits = 0
+	}
+	return strconv.FormatFloat(f, 'f', digits, 64) + " " + string("KMGTP"[i]) + "iB"
 }
 
 // ParseDuration reads a length of time, as in 90s, 1h30m, 1.5h or 2d12h: numbers, which may have fractions,

@@ -241,7 +241,7 @@ func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
 	case e.Code != 0:
 		if what, limit, used, full := c.sb.area.Full(); full {
 			e.Reason = berth.OutOfDisk
-			e.Detail = fmt.Sprintf("the disk limit of %s on the %s was reached: %s are used", berth.FormatSize(limit), what, berth.FormatSize(used))
+			e.Detail = fmt.Sprintf("the %s of %s is full: %s are used", c.sb.limitName(what), berth.SizeInWords(limit), berth.SizeInWords(used))
 		}
 	}
 	return e

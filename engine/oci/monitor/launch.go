@@ -58,6 +58,9 @@ func (l *launch) prepare(ctx context.Context) error {
 		if l.spec.Linux.Seccomp, err = c.sb.m.start.defaultSeccomp(l.spec.Process.Capabilities.Bounding); err != nil {
 			return err
 		}
+		if c.sb.area.Enforcement() == berth.DiskQuota {
+			l.spec.Linux.Seccomp = keepProject(l.spec.Linux.Seccomp)
+		}
 	}
 	if l.starter, err = c.sb.m.start.forSpec(ctx, l.req.Runtime, l.spec); err != nil {
 		return err

@@ -189,9 +189,20 @@ func (sb *sandbox) openNetwork(ctx context.Context) error {
 	return nil
 }
 
-// sample ends the containers of a sandbox whose limits nothing else keeps.
+// limitName names a limit of the scratch area as its user knows it.
+func (sb *sandbox) limitName(what string) string {
+	for i, v := range sb.rec.Spec.Volumes {
+		if what == "volume "+volumeName(i) {
+			return "volume " + v.Path
+		}
+	}
+	return what
+}
+
+// sample looks at the disk each second: it ends the containers of a sandbox whose limits nothing else keeps,
+// and notices hard limits that are full only for a while.
 func (sb *sandbox) sample() {
-	if sb.area.Enforcement() != berth.DiskSampled {
+	if sb.area.Enforcement() == berth.DiskNone {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -199,6 +210,7 @@ func (sb *sandbox) sample() {
 	sb.m.wg.Go(func() {
 		err := sb.area.Sample(ctx, time.Second, func(o scratch.Over) {
 			for _, c := range sb.all() {
+				o.What = sb.limitName(o.What)
 				c.end(berth.OutOfDisk, o.String(), 0)
 			}
 		})

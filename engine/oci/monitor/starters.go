@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -133,6 +134,27 @@ func (s *starters) defaultSeccomp(bounding []string) (*specs.LinuxSeccomp, error
 	}
 	s.profiles[key] = p
 	return p, nil
+}
+
+// fsSetXattr is the request of ioctl(2) by which the owner of a file changes its project, and with that
+// leaves a project quota.
+const fsSetXattr = 0x401c5820
+
+// keepProject is the profile without that ioctl.
+func keepProject(p *specs.LinuxSeccomp) *specs.LinuxSeccomp {
+	out := *p
+	out.Syscalls = nil
+	for _, s := range p.Syscalls {
+		if s.Action == specs.ActAllow && slices.Contains(s.Names, "ioctl") && len(s.Args) == 0 {
+			s.Names = slices.DeleteFunc(slices.Clone(s.Names), func(n string) bool { return n == "ioctl" })
+			out.Syscalls = append(out.Syscalls, specs.LinuxSyscall{
+				Names: []string{"ioctl"}, Action: specs.ActAllow,
+				Args: []specs.LinuxSeccompArg{{Index: 1, Value: fsSetXattr, Op: specs.OpNotEqual}},
+			})
+		}
+		out.Syscalls = append(out.Syscalls, s)
+	}
+	return &out
 }
 
 // initFile writes berth's init where OCI runtimes can bind it from.
