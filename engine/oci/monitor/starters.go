@@ -147,14 +147,25 @@ func keepProject(p *specs.LinuxSeccomp) *specs.LinuxSeccomp {
 	for _, s := range p.Syscalls {
 		if s.Action == specs.ActAllow && slices.Contains(s.Names, "ioctl") && len(s.Args) == 0 {
 			s.Names = slices.DeleteFunc(slices.Clone(s.Names), func(n string) bool { return n == "ioctl" })
-			out.Syscalls = append(out.Syscalls, specs.LinuxSyscall{
-				Names: []string{"ioctl"}, Action: specs.ActAllow,
-				Args: []specs.LinuxSeccompArg{{Index: 1, Value: fsSetXattr, Op: specs.OpNotEqual}},
-			})
+			out.Syscalls = append(out.Syscalls, notProject()...)
 		}
 		out.Syscalls = append(out.Syscalls, s)
 	}
 	return &out
+}
+
+// notProject allows ioctl where one of the 32 bits of its request differs from fsSetXattr's. The kernel takes
+// no more bits, so to compare all 64 would let it through with others set.
+func notProject() []specs.LinuxSyscall {
+	rules := make([]specs.LinuxSyscall, 32)
+	for i := range rules {
+		bit := uint64(1) << i
+		rules[i] = specs.LinuxSyscall{
+			Names: []string{"ioctl"}, Action: specs.ActAllow,
+			Args: []specs.LinuxSeccompArg{{Index: 1, Value: bit, ValueTwo: ^uint64(fsSetXattr) & bit, Op: specs.OpMaskedEqual}},
+		}
+	}
+	return rules
 }
 
 // initFile writes berth's init where OCI runtimes can bind it from.
