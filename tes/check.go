@@ -305,7 +305,7 @@ func (c *check) hostname(h string) {
 	if len(h) > 64 {
 		c.fault("hostname", "it is longer than 64 characters")
 	}
-	for _, label := range strings.Split(h, ".") {
+	for label := range strings.SplitSeq(h, ".") {
 		if h != "" && (label == "" || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" || label[0] == '-') {
 			c.fault("hostname", "%q is no host name: letters, digits, hyphens and dots", h)
 			return

@@ -32,13 +32,8 @@ func ParseDevice(s string) (berth.Device, error) {
 
 // FormatDevice writes what ParseDevice reads.
 func FormatDevice(d berth.Device) string {
-	s := d.Host
-	for _, part := range []string{d.Container, d.Permissions} {
-		if part != "" {
-			s += ":" + part
-		}
-	}
-	return s
+	parts := []string{d.Host, d.Container, d.Permissions}
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ":")
 }
 
 func (c *check) device(at string, d berth.Device) {

@@ -13,8 +13,6 @@ import (
 	"github.com/berth-project/berth/tes/document"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 const alignYAML = `# two steps that share a scratch volume
 name: align
 tags: {project: lambda, empty: null}
@@ -84,7 +82,7 @@ func alignTask() berth.Task {
 		}},
 		Inputs: []berth.Input{
 			{URL: "/home/me/reads/1.fq", Path: "/in/1.fq"},
-			{Content: ptr("one\ntwo\n"), Path: "/in/text"},
+			{Content: new("one\ntwo\n"), Path: "/in/text"},
 		},
 		Outputs: []berth.Output{
 			{URL: "/home/me/results/", Path: "/work/*.bam", PathPrefix: "/work"},
@@ -128,7 +126,7 @@ func TestRoundTrip(t *testing.T) {
 	full.Resources.Zones, full.Resources.Preemptible = []string{"a", "no"}, true
 	full.Resources.Backend = map[string]string{"queue": "long"}
 	full.Resources.Memory, full.Resources.Disk, full.Resources.PIDs = 4e9+1, 1<<53+1, -1
-	full.Inputs = append(full.Inputs, berth.Input{Name: "n", URL: "file:///d", Path: "/d", Type: berth.Directory}, berth.Input{Content: ptr(""), Path: "/e"})
+	full.Inputs = append(full.Inputs, berth.Input{Name: "n", URL: "file:///d", Path: "/d", Type: berth.Directory}, berth.Input{Content: new(""), Path: "/e"})
 	full.Outputs[0].Name, full.Outputs[0].Type, full.Outputs[0].Optional = "x", berth.File, true
 	full.Volumes = append(full.Volumes, berth.Volume{Path: "/up", CopyUp: true})
 	s := &full.Steps[0]
@@ -190,7 +188,7 @@ func TestParseTolerates(t *testing.T) {
 		})},
 		"size strings":    {`{` + executors + `,"resources":{"ram_gb":"512MiB","disk_gb":"4G"}}`, with(func(t *berth.Task) { t.Resources.Memory, t.Resources.Disk = 512<<20, 4e9 })},
 		"a byte more":     {`{` + executors + `,"resources":{"ram_gb":1.1}}`, with(func(t *berth.Task) { t.Resources.Memory = 1181116007 })},
-		"content only":    {`{` + executors + `,"inputs":[{"content":"","path":"/a","streamable":true}]}`, with(func(t *berth.Task) { t.Inputs = []berth.Input{{Content: ptr(""), Path: "/a"}} })},
+		"content only":    {`{` + executors + `,"inputs":[{"content":"","path":"/a","streamable":true}]}`, with(func(t *berth.Task) { t.Inputs = []berth.Input{{Content: new(""), Path: "/a"}} })},
 		"byte order mark": {"\ufeff{" + executors + `}`, least},
 		"untidy paths": {`{"executors":[{"image":"i","command":["true"],"workdir":"/w/./x/"}],"volumes":["/v//w/"],"inputs":[{"url":"/u//","path":"/in/"}]}`, with(func(t *berth.Task) {
 			t.Steps[0].WorkingDir, t.Volumes, t.Inputs = "/w/x", []berth.Volume{{Path: "/v/w"}}, []berth.Input{{URL: "/u//", Path: "/in"}}
@@ -231,7 +229,7 @@ func TestParseRefuses(t *testing.T) {
 		{"t.yaml", "name: !!str 1\n", "t.yaml:1:7: tags, such as !!str, are not read"},
 		{"t.yaml", "name: *x\n", "t.yaml:1:7: *x names no anchor above it"},
 		{"t.yaml", "- a\n", "t.yaml:1:1: it is a list, and must be a map"},
-		{"t.yaml", "nmae: x\n", `t.yaml:1:1: nmae: there is no such key (did you mean "name"?)`},
+		{"t.yaml", "nam: x\n", `t.yaml:1:1: nam: there is no such key (did you mean "name"?)`},
 		{"t.json", "{\n \"resources\": {\"ramgb\": 1}}", `t.json:2:16: resources.ramgb: there is no such key (did you mean "ram_gb"?)`},
 		{"t.yaml", "xylophone: x\n", "t.yaml:1:1: xylophone: there is no such key"},
 		{"t.yaml", executors + "resources: {ram_gb: 1, ramGb: 2}", `t.yaml:2:24: resources.ramGb: it was given before, as "ram_gb"`},

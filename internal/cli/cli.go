@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -80,8 +81,8 @@ func oneLine(err error) string {
 
 // lookupEnv finds an environment variable.
 func (a *app) lookupEnv(name string) (string, bool) {
-	for i := len(a.env) - 1; i >= 0; i-- {
-		if v, ok := strings.CutPrefix(a.env[i], name+"="); ok {
+	for _, e := range slices.Backward(a.env) {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
 			return v, true
 		}
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -104,8 +105,7 @@ func (h *host) running(ctx context.Context, task string, n int) (berth.Container
 	if err != nil {
 		return nil, err
 	}
-	for i := len(rec.Steps) - 1; i >= 0; i-- {
-		s := rec.Steps[i]
+	for i, s := range slices.Backward(rec.Steps) {
 		if s.Started && s.Exit == nil && s.Spec.ID != "" && (n == 0 || n == i+1) {
 			return h.container(ctx, task, s.Spec.ID)
 		}

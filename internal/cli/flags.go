@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -91,11 +92,9 @@ type choiceValue struct {
 }
 
 func (v choiceValue) Set(s string) error {
-	for _, a := range v.allowed {
-		if s == a {
-			*v.to = s
-			return nil
-		}
+	if slices.Contains(v.allowed, s) {
+		*v.to = s
+		return nil
 	}
 	return invalid("it is one of %s", strings.Join(v.allowed, ", "))
 }

@@ -64,7 +64,7 @@ func busybox() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the scripts need busybox-static: %w", err)
 	}
-	list, err := exec.Command("/bin/busybox", "--list").Output() //nolint:noctx // it ends at once
+	list, err := exec.Command("/bin/busybox", "--list").Output()
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func busybox() ([]byte, error) {
 	put(&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n"))
 	put(&tar.Header{Name: "bin/windows", Mode: 0o755}, []byte("#!/bin/sh\r\necho hi\r\n"))
 	put(&tar.Header{Name: "bin/plain", Mode: 0o644}, []byte("text\n"))
-	for _, name := range strings.Fields(string(list)) {
+	for name := range strings.FieldsSeq(string(list)) {
 		if name != "busybox" {
 			put(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox"}, nil)
 		}

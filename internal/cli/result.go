@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -30,7 +31,7 @@ func (a *app) writeResult(name string, res berth.Result) error {
 	}
 	path := a.abs(name)
 	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		return os.WriteFile(path, append(data, '\n'), 0o644) //nolint:gosec // a pipe or a device, as asked for
+		return os.WriteFile(path, append(data, '\n'), 0o644) // a pipe or a device, as asked for
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
@@ -69,8 +70,7 @@ func verdict(res berth.Result) string {
 
 // stepDetail is the detail of the step that ended the task, without the words that its reason says too.
 func stepDetail(res berth.Result) string {
-	for i := len(res.Steps) - 1; i >= 0; i-- {
-		s := res.Steps[i]
+	for _, s := range slices.Backward(res.Steps) {
 		if s.Exit.Reason != res.Reason || s.Exit.Detail == "" || !strings.HasSuffix(res.Detail, s.Exit.Detail) {
 			continue
 		}

@@ -55,7 +55,7 @@ func (a *app) withTerminal(tty, interactive bool, do func(sizes <-chan berth.Siz
 				case <-sizes: // nobody has seen it yet, and it is old
 				default:
 				}
-				sizes <- berth.Size{Rows: uint16(rows), Cols: uint16(cols)} //nolint:gosec // a terminal's size fits
+				sizes <- berth.Size{Rows: uint16(rows), Cols: uint16(cols)} // a terminal's size fits
 			}
 			select {
 			case <-stop:

@@ -66,7 +66,7 @@ func (a *app) startWorker(dir string, task ...string) error {
 	}
 	defer func() { _ = log.Close() }()
 	args := append(a.workerArgs(dir), task...)
-	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // our own program, which outlives us on purpose
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // our own program, which outlives us on purpose
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = a.env, "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -73,7 +73,7 @@ func mapIDs(pid string) error {
 	for _, f := range []struct{ name, text string }{
 		{"setgroups", "deny"}, {"uid_map", line(uids[0])}, {"gid_map", line(gids[0])},
 	} {
-		if err := os.WriteFile(filepath.Join("/proc", pid, f.name), []byte(f.text), 0); err != nil { //nolint:gosec // the kernel's file
+		if err := os.WriteFile(filepath.Join("/proc", pid, f.name), []byte(f.text), 0); err != nil {
 			return fmt.Errorf("user namespaces: %w: map your id: %w", berth.ErrDenied, err)
 		}
 	}

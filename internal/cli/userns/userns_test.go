@@ -34,10 +34,10 @@ func TestMain(m *testing.M) {
 			pipes++
 		}
 	}
-	fmt.Printf("uid %d entered %v args %q groups %s children %q pid %d marker %q\n%s", os.Getuid(), entered, os.Args[1:],
+	_, _ = fmt.Fprintf(os.Stdout, "uid %d entered %v args %q groups %s children %q pid %d marker %q\n%s", os.Getuid(), entered, os.Args[1:],
 		strings.TrimSpace(string(groups)), children, os.Getpid(), os.Getenv("_BERTH_USERNS"), uidMap)
 	if pipes > 0 {
-		fmt.Println("pipes were left over:", pipes)
+		_, _ = fmt.Fprintln(os.Stdout, "pipes were left over:", pipes)
 	}
 	if os.Getenv(probe) == "sleep" {
 		time.Sleep(time.Minute)
@@ -89,7 +89,7 @@ func TestEnterWithManyIDs(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "useradd", "--system", "--no-create-home", name).CombinedOutput(); os.Getuid() == 0 && err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	t.Cleanup(func() { _ = exec.Command("userdel", name).Run() }) //nolint:noctx // cleaning up
+	t.Cleanup(func() { _ = exec.Command("userdel", name).Run() })
 	if os.Getuid() == 0 {
 		if out, err := exec.CommandContext(t.Context(), "usermod", "--add-subuids", "4000000-4000099", "--add-subgids", "4000000-4000099", name).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
