@@ -201,13 +201,13 @@ func TestPIDsLimit(t *testing.T) {
 func TestKillAndRemove(t *testing.T) {
 	h := host(t)
 	g := make1(t, h, Spec{})
-	c, _ := start(t, g, "forks", "5")
+	p, _ := start(t, g, "forks", "5")
 	if busy, err := g.Populated(); err != nil || !busy {
 		t.Errorf("populated: %v %v", busy, err)
 	}
 	procs, err := g.Procs()
-	if err != nil || len(procs) != 6 || !slices.Contains(procs, c.Process.Pid) {
-		t.Errorf("procs %v %v, want 6 with %d", procs, err, c.Process.Pid)
+	if err != nil || len(procs) != 6 || !slices.Contains(procs, p.Pid) {
+		t.Errorf("procs %v %v, want 6 with %d", procs, err, p.Pid)
 	}
 	// What a task may make below itself.
 	for _, d := range g.dirs() {
@@ -215,7 +215,6 @@ func TestKillAndRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	go func() { _ = c.Wait() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {
@@ -317,10 +316,8 @@ func TestRecovery(t *testing.T) {
 	other := host2(t, "other")
 	g := make1(t, h, Spec{Path: "one"})
 	two := make1(t, h, Spec{Path: "two", Devices: []specsDevice{{Allow: true}}})
-	c, _ := start(t, g, "forks", "3")
-	c2, _ := start(t, two, "sleep")
-	go func() { _ = c.Wait() }()
-	go func() { _ = c2.Wait() }()
+	start(t, g, "forks", "3")
+	start(t, two, "sleep")
 	keep, err := other.Make(Spec{Path: "other/one"})
 	if err != nil {
 		t.Fatal(err)
@@ -345,7 +342,7 @@ func TestRecovery(t *testing.T) {
 			t.Errorf("%s is left", d)
 		}
 	}
-	if err := alive.Process.Signal(syscall.Signal(0)); err != nil {
+	if err := alive.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("another instance's process: %v", err)
 	}
 	if list, err := again.List("other"); err != nil || !slices.Equal(list, []string{keep.Path()}) {
@@ -416,8 +413,7 @@ func TestParent(t *testing.T) {
 	if !strings.HasPrefix(g.Path(), parent+"/berth-test/testparent/") {
 		t.Errorf("path %s", g.Path())
 	}
-	c, _ := start(t, g, "sleep")
-	go func() { _ = c.Wait() }()
+	start(t, g, "sleep")
 	if list, err := h.List(instance(t), parent); err != nil || !slices.Equal(list, []string{g.Path()}) {
 		t.Errorf("list %v %v", list, err)
 	}

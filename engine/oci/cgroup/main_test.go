@@ -128,24 +128,36 @@ func command(ctx context.Context, g *Group, args ...string) *exec.Cmd {
 	return c
 }
 
-// start runs a helper until it has printed its first line.
-func start(t *testing.T, g *Group, args ...string) (c *exec.Cmd, line string) {
+// start runs a helper until it has printed its first line. Its end is waited for beside the test.
+func start(t *testing.T, g *Group, args ...string) (p *os.Process, line string) {
 	t.Helper()
-	c = command(context.Background(), g, args...)
-	out, err := c.StdoutPipe()
+	c := command(context.Background(), g, args...)
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Start(); err != nil {
+	defer r.Close()
+	c.Stdout = w
+	err = c.Start()
+	_ = w.Close()
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	ended := make(chan struct{})
+	go func() {
+		_ = c.Wait()
+		close(ended)
+	}()
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		<-ended
+	})
 	buf := make([]byte, 100)
-	n, err := out.Read(buf)
+	n, err := r.Read(buf)
 	if err != nil {
 		t.Fatalf("%v: %v", args, err)
 	}
-	return c, strings.TrimSpace(string(buf[:n]))
+	return c.Process, strings.TrimSpace(string(buf[:n]))
 }
 
 // host finds the host as the tests need it: as root.
