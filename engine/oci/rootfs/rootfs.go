@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
@@ -40,10 +41,10 @@ func Overlay(root bundle.Root) (*os.File, error) {
 	case len(root.Layers) == 1 && root.Upper == "":
 		return readOnly(root.Layers[0])
 	}
-	fd, err := overlay(root)
-	if errors.Is(err, errOneString) {
+	if oneString() {
 		return overlayOneString(root)
 	}
+	fd, err := overlay(root)
 	if err != nil {
 		return nil, fmt.Errorf("mount root: %w", kind(err))
 	}
@@ -67,8 +68,16 @@ func Attach(mount *os.File, dir string) error {
 	return nil
 }
 
-// errOneString says that the kernel takes all layers in one string only.
-var errOneString = errors.New("no lowerdir+")
+// oneString reports whether the kernel's overlay takes all layers in one string only. Such a kernel does not
+// parse options before the mount is made: it accepts whatever it is told.
+var oneString = sync.OnceValue(func() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false // and overlay says why
+	}
+	defer func() { _ = unix.Close(fs) }()
+	return unix.FsconfigSetFlag(fs, "no-such-option") == nil
+})
 
 func readOnly(dir string) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -90,11 +99,8 @@ func overlay(root bundle.Root) (int, error) {
 	}
 	c := config{fs: fs}
 	defer c.close()
-	for i, dir := range root.Layers {
+	for _, dir := range root.Layers {
 		if err := c.dir("lowerdir+", dir); err != nil {
-			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return -1, errOneString
-			}
 			return -1, fmt.Errorf("layer %s: %w", dir, c.explain(err))
 		}
 	}
