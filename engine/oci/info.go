@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/network"
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 )
@@ -48,6 +49,9 @@ func hostInfo(ctx context.Context, cfg Config) (berth.Info, error) {
 	}
 	info.Lacks = append(info.Lacks, cg.Lacks()...)
 	info.Lacks = append(info.Lacks, kernelLacks()...)
+	nets := network.New(network.Options{Pool: -1})
+	info.Lacks = append(info.Lacks, nets.Lacks()...)
+	_ = nets.Close()
 	return info, nil
 }
 

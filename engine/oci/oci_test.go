@@ -125,3 +125,25 @@ func logs(t testing.TB, c berth.Container, stderr bool) string {
 	}
 	return string(b)
 }
+
+func TestImageVolumes(t *testing.T) {
+	for _, rt := range []string{"direct", "runc"} {
+		t.Run(rt, func(t *testing.T) {
+			e, img := newEngine(t, rt)
+			img.Config.Volumes = []string{"/etc", "/new/volume"}
+			sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = sb.Close(context.Background()) }()
+			c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, ReadOnly: true, Command: []string{"sh", "-c", "grep -c root /etc/passwd; echo x >/etc/x && echo y >/new/volume/y && cat /etc/x /new/volume/y; cat /etc/hosts | grep -c localhost; echo z >/z"}})
+			exit, err := c.Wait(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := logs(t, c, false), "1\nx\ny\n2\n"; got != want || exit.Code == 0 {
+				t.Errorf("wrote %q and ended with %+v; want %q, and the root not to be writable; %s", got, exit, want, logs(t, c, true))
+			}
+		})
+	}
+}

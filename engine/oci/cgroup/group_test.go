@@ -94,7 +94,7 @@ func TestMemoryLimitKills(t *testing.T) {
 	if u.PeakMemory != nil && (*u.PeakMemory > 33*mib || *u.PeakMemory < 31*mib) {
 		t.Errorf("peak %d of 32 MiB", *u.PeakMemory)
 	}
-	if d := g.OOMDetail(); !strings.HasPrefix(d, "the memory limit of 33554432 bytes was reached; ") || !strings.HasSuffix(d, "the kernel killed 1 of its processes") {
+	if d := g.OOMDetail(); !strings.HasPrefix(d, "the memory limit of 32 MiB was reached; ") || !strings.HasSuffix(d, "the kernel killed 1 of its processes") {
 		t.Errorf("detail %q", d)
 	}
 }

@@ -223,12 +223,12 @@ func (g *Group) OOMDetail() string {
 	limit, err := readInt(dir + limitFile)
 	var b strings.Builder
 	if err == nil && u.PeakMemory != nil && *u.PeakMemory > limit-1<<20 || reached(dir, v2) {
-		fmt.Fprintf(&b, "the memory limit of %d bytes was reached", limit)
+		fmt.Fprintf(&b, "the memory limit of %s was reached", berth.SizeInWords(limit))
 	} else {
 		b.WriteString("the host, or a cgroup around berth's, was out of memory")
 	}
 	if u.PeakMemory != nil {
-		fmt.Fprintf(&b, "; the peak was %d bytes", *u.PeakMemory)
+		fmt.Fprintf(&b, "; the peak was %s", berth.SizeInWords(*u.PeakMemory))
 	}
 	fmt.Fprintf(&b, "; the kernel killed %d of its processes", kills)
 	return b.String()

@@ -60,6 +60,7 @@ type container struct {
 	group     *cgroup.Group
 	runtime   string
 	notes     []string
+	tame      bool // it could not write to cgroup files
 	logs      map[string]*logfile.Writer
 	pumps     sync.WaitGroup
 	begun     time.Time
@@ -224,8 +225,7 @@ func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
 		e.Reason, e.Signal, e.Code = berth.Signaled, int(st.Signal), 128+int(st.Signal)
 		e.Detail = strings.TrimPrefix(detail+"; signal "+strconv.Itoa(e.Signal)+" ("+unix.SignalName(st.Signal)+")", "; ")
 	}
-	e.Usage = c.usage()
-	e.Usage.Memory, e.Usage.PIDs = nil, nil // of a running container only
+	e.Usage = c.usage(false)
 	if e.Usage.CPUSeconds == nil && st.CPU > 0 {
 		s := st.CPU.Seconds()
 		e.Usage.CPUSeconds = &s
@@ -247,8 +247,12 @@ func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
 	return e
 }
 
-func (c *container) usage() berth.Usage {
-	u, err := c.group.Usage()
+func (c *container) usage(live bool) berth.Usage {
+	read := c.group.Usage
+	if !live {
+		read = c.group.Final
+	}
+	u, err := read()
 	if err != nil {
 		c.sb.m.log.Warn("usage", "container", c.id, "err", err)
 	}
@@ -312,7 +316,7 @@ func (c *container) release() {
 		}
 	}
 	if c.group != nil {
-		if err := c.sb.m.freeGroup(c.group); err != nil {
+		if err := c.sb.m.freeGroup(c.group, c.pooled(), c.tame); err != nil {
 			c.sb.m.log.Error("remove cgroup", "container", c.id, "err", err)
 		}
 	}
@@ -334,7 +338,11 @@ func (c *container) discard() {
 }
 
 func (c *container) removeFiles() {
-	for _, dir := range []string{c.upper(), c.work(), c.dir} {
+	dirs := []string{c.upper(), c.work(), c.dir}
+	for i := range c.step.Image.Config.Volumes {
+		dirs = append(dirs, c.imageVolume(i))
+	}
+	for _, dir := range dirs {
 		if err := scratch.Remove(dir); err != nil {
 			c.sb.m.log.Error("remove container", "container", c.id, "err", err)
 		}
@@ -346,6 +354,9 @@ func (c *container) remount() (*os.File, error) {
 	layers := append([]string{c.upper()}, c.layers...)
 	return rootfs.Overlay(bundle.Root{Layers: layers, UserXattr: c.sb.m.rootless})
 }
+
+// pooled reports whether the container's cgroup is one of the pool's.
+func (c *container) pooled() bool { return c.runtime == runtimeDirect }
 
 func (c *container) upper() string { return filepath.Join(c.sb.area.Dir(), "upper-"+c.id) }
 func (c *container) work() string  { return filepath.Join(c.sb.area.Dir(), "work-"+c.id) }

@@ -65,11 +65,15 @@ func (l *launch) prepare(ctx context.Context) error {
 	if l.starter, err = c.sb.m.start.forSpec(ctx, l.req.Runtime, l.spec); err != nil {
 		return err
 	}
+	c.tame = !slices.Contains(l.spec.Process.Capabilities.Bounding, "CAP_SYS_ADMIN")
 	c.runtime, c.layers = l.starter.Name(), l.req.Layers
 	if err := l.makeDirs(); err != nil {
 		return err
 	}
 	if err := l.copyUp(); err != nil {
+		return err
+	}
+	if err := l.imageVolumes(); err != nil {
 		return err
 	}
 	if err := l.makeGroup(); err != nil {
@@ -118,7 +122,7 @@ func (l *launch) makeGroup() error {
 	if l.spec.Linux.Resources != nil {
 		spec.Devices = extraDevices(l.spec.Linux.Resources.Devices)
 	}
-	g, err := c.sb.m.takeGroup(spec)
+	g, err := c.sb.m.takeGroup(spec, c.pooled())
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,7 @@ type Monitor struct {
 	cfg     Config
 	log     *slog.Logger
 	cgroups *cgroup.Host
+	pool    *cgroup.Pool
 	nets    *network.Host
 	start   *starters
 	// rootless: uid 0 here is an ordinary user of the host.
@@ -119,9 +120,10 @@ func takeLock(path string) (*os.File, error) {
 
 func (m *Monitor) open(ctx context.Context) error {
 	var err error
-	if m.cgroups, err = cgroup.Find(ctx, cgroup.Options{Adopt: true}); err != nil {
+	if m.cgroups, err = cgroup.Find(ctx, cgroup.Options{Adopt: true, CountDisks: true}); err != nil {
 		return err
 	}
+	m.pool = m.cgroups.NewPool(m.cfg.Instance, parkedGroups)
 	m.nets = network.New(network.Options{Log: m.log})
 	m.start, err = newStarters(m.cfg.Dir, m.cgroups)
 	return err
@@ -130,13 +132,23 @@ func (m *Monitor) open(ctx context.Context) error {
 // killTime is how long processes that were killed may take to be gone.
 const killTime = 10 * time.Second
 
-// takeGroup makes a cgroup.
-func (m *Monitor) takeGroup(spec cgroup.Spec) (*cgroup.Group, error) {
+// parkedGroups is how many cgroups wait for their next container.
+const parkedGroups = 16
+
+// takeGroup makes a cgroup, or takes one that waits for its next container. An OCI runtime removes its own.
+func (m *Monitor) takeGroup(spec cgroup.Spec, pooled bool) (*cgroup.Group, error) {
+	if pooled {
+		return m.pool.Get(spec)
+	}
 	return m.cgroups.Make(spec)
 }
 
-// freeGroup ends what is left in a cgroup, and removes it.
-func (m *Monitor) freeGroup(g *cgroup.Group) error {
+// freeGroup ends what is left in a cgroup, and parks or removes it. clean: see cgroup.Pool.Put.
+func (m *Monitor) freeGroup(g *cgroup.Group, pooled, clean bool) error {
+	if pooled {
+		m.pool.Put(g, clean)
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	return errors.Join(g.Kill(ctx), g.Remove(ctx))
@@ -151,6 +163,7 @@ func (m *Monitor) close() {
 	}
 	m.wg.Wait()
 	m.start.close()
+	_ = m.pool.Close()
 	_ = m.nets.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()

@@ -374,8 +374,17 @@ func (m *Monitor) recover(ctx context.Context) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
-	if err := m.cgroups.RemoveAll(ctx, m.cfg.Instance); err != nil {
+	parents, err := recordedParents(root)
+	if err != nil {
+		return err
+	}
+	if err := m.cgroups.RemoveAll(ctx, m.cfg.Instance, parents...); err != nil {
 		m.log.Error("remove cgroups of an earlier monitor", "err", err)
+	}
+	if gone, err := m.nets.Recover(ctx, m.cfg.Instance); err != nil {
+		m.log.Error("remove networks of an earlier monitor", "err", err)
+	} else if len(gone) > 0 {
+		m.log.Info("removed networks of an earlier monitor", "what", gone)
 	}
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -391,6 +400,22 @@ func (m *Monitor) recover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// recordedParents are the cgroups below which sandboxes asked to be.
+func recordedParents(root string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(root, "*", sandboxFile))
+	if err != nil {
+		return nil, err
+	}
+	var parents []string
+	for _, f := range files {
+		var rec record
+		if readJSON(f, &rec) == nil && rec.Spec.CgroupParent != "" {
+			parents = append(parents, rec.Spec.CgroupParent)
+		}
+	}
+	return parents, nil
 }
 
 func (m *Monitor) reopen(ctx context.Context, id string) error {

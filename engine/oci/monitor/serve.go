@@ -133,7 +133,7 @@ func (s *session) serveContainer(ctx context.Context, c *container, req *wire.Re
 		if err := c.running(); err != nil {
 			return s.conn.Send(wire.Answer{Err: wire.ErrorOf(err)})
 		}
-		u := c.usage()
+		u := c.usage(true)
 		return s.conn.Send(wire.Answer{Usage: &u})
 	case wire.OpStdin:
 		f, err := c.takeStdin()

@@ -158,6 +158,50 @@ func (l *launch) copyUp() error {
 	return nil
 }
 
+// imageVolumes gives the container a directory of its own for each volume that its image declares and that
+// nothing else is mounted on, filled with what the image has there, as Docker does. It can be written even
+// where the root cannot.
+func (l *launch) imageVolumes() error {
+	c := l.c
+	for i, p := range c.step.Image.Config.Volumes {
+		p = path.Clean("/" + p)
+		taken := slices.ContainsFunc(l.spec.Mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == p })
+		if taken || p == "/" {
+			continue
+		}
+		dir := c.imageVolume(i)
+		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // for the container's user
+			return err
+		}
+		if err := copyImageDir(l.req.Layers, c.sb.m.rootless, p, dir); err != nil {
+			return fmt.Errorf("volume %s of the image: %w", p, err)
+		}
+		m := specs.Mount{Destination: p, Type: "bind", Source: dir, Options: []string{"rbind", "rprivate", "nosuid", "nodev"}}
+		at := slices.IndexFunc(l.spec.Mounts, func(o specs.Mount) bool {
+			_, below := within(p, o.Destination)
+			return below
+		})
+		if at < 0 {
+			at = len(l.spec.Mounts)
+		}
+		l.spec.Mounts = slices.Insert(l.spec.Mounts, at, m)
+	}
+	return nil
+}
+
+func (c *container) imageVolume(i int) string {
+	return filepath.Join(c.sb.area.Dir(), fmt.Sprintf("image-volume-%s-%d", c.id, i))
+}
+
+func copyImageDir(layers []string, rootless bool, p, dst string) error {
+	image, err := rootfs.Overlay(bundle.Root{Layers: layers, UserXattr: rootless})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = image.Close() }()
+	return copyDir(image, p, dst)
+}
+
 // copyDir copies the directory at p below root, if there is one, into the directory dst.
 func copyDir(root *os.File, p, dst string) error {
 	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
