@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/sys/user"
@@ -36,6 +37,12 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 	if err != nil {
 		return identity{}, fmt.Errorf("group-add: %w: %w", berth.ErrInvalid, err)
 	}
+	if setgroupsDenied() {
+		if len(more) > 0 {
+			return identity{}, fmt.Errorf("group-add: %w: this user namespace has one group alone; map subordinate ids with newuidmap and newgidmap (package uidmap, /etc/subgid)", berth.ErrUnsupported)
+		}
+		return id, nil // as OCI runtimes have it: what only the image says is left out
+	}
 	seen := map[uint32]bool{}
 	for _, g := range append(append([]int{u.Gid}, u.Sgids...), more...) {
 		if gid := uint32(g); !seen[gid] { //nolint:gosec // checked by the parser
@@ -44,6 +51,12 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 		}
 	}
 	return id, nil
+}
+
+// setgroupsDenied reports whether this user namespace lets nobody set supplementary groups.
+func setgroupsDenied() bool {
+	raw, err := os.ReadFile("/proc/self/setgroups")
+	return err == nil && string(bytes.TrimSpace(raw)) == "deny"
 }
 
 // lookup reads a file of the image; one that is not there is empty.
