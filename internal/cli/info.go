@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -61,6 +62,7 @@ func (a *app) info(ctx context.Context, format string) error {
 	}
 	d.Host, d.Runtimes = info.Version, info.Runtime
 	d.Lacks = append(d.Lacks, info.Lacks...)
+	slices.SortFunc(d.Lacks, func(x, y berth.Lack) int { return strings.Compare(x.What, y.What) })
 	if a.rootless || userns.Needed() {
 		a.rootlessDetails(&d)
 	}

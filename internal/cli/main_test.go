@@ -58,8 +58,8 @@ func setup(env *testscript.Env) error {
 	return os.WriteFile(filepath.Join(env.WorkDir, "bb.tar"), archive, 0o600)
 }
 
-// busybox is a root file system with busybox alone.
-func busybox() ([]byte, error) {
+// busybox is a root file system with busybox alone, and empty files of these names.
+func busybox(more ...string) ([]byte, error) {
 	program, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return nil, fmt.Errorf("the scripts need busybox-static: %w", err)
@@ -83,6 +83,9 @@ func busybox() ([]byte, error) {
 	put(&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n"))
 	put(&tar.Header{Name: "bin/windows", Mode: 0o755}, []byte("#!/bin/sh\r\necho hi\r\n"))
 	put(&tar.Header{Name: "bin/plain", Mode: 0o644}, []byte("text\n"))
+	for _, name := range more {
+		put(&tar.Header{Name: name, Mode: 0o644}, nil)
+	}
 	for name := range strings.FieldsSeq(string(list)) {
 		if name != "busybox" {
 			put(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox"}, nil)

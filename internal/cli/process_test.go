@@ -17,9 +17,11 @@ import (
 
 // bench is a data directory in which processes of berth are run, signaled and killed.
 type bench struct {
-	t    *testing.T
-	dir  string
-	data string
+	t       *testing.T
+	dir     string
+	data    string
+	program string
+	uid     uint32 // whose processes they are
 }
 
 func newBench(t *testing.T) *bench {
@@ -27,7 +29,7 @@ func newBench(t *testing.T) *bench {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: the tasks run in cgroups")
 	}
-	b := &bench{t: t, dir: t.TempDir()}
+	b := &bench{t: t, dir: t.TempDir(), program: "/proc/self/exe"}
 	b.data = filepath.Join(b.dir, "data")
 	archive, err := busybox()
 	if err != nil {
@@ -44,9 +46,14 @@ func newBench(t *testing.T) *bench {
 
 // berth is a process of berth that is not started.
 func (b *bench) berth(args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(b.t.Context(), "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), asBerth+"=1", "BERTH_DATA_DIR="+b.data, "HOME="+b.dir, "XDG_CONFIG_HOME=")
+	cmd := exec.CommandContext(b.t.Context(), b.program, args...)
+	cmd.Env = append(os.Environ(), asBerth+"=1", "HOME="+b.dir, "XDG_CONFIG_HOME=", "XDG_DATA_HOME=")
 	cmd.Dir = b.dir
+	if b.uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: b.uid, Gid: b.uid}}
+	} else {
+		cmd.Env = append(cmd.Env, "BERTH_DATA_DIR="+b.data)
+	}
 	return cmd
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -27,8 +28,14 @@ type progress struct {
 type pull struct {
 	began, told time.Time
 	layers      map[string]berth.Progress
-	bars        map[string]*mpb.Bar
+	bars        map[string]*layerBar
 	done        bool
+}
+
+// layerBar is the bar of a layer. Its phase is read while it is drawn, beside everything else.
+type layerBar struct {
+	*mpb.Bar
+	phase atomic.Pointer[string]
 }
 
 // The plain form says something when a pull begins to fetch, and then now and then.
@@ -59,12 +66,12 @@ func (p *progress) report(image string, r berth.Progress) {
 		if r.Phase == "done" || r.Phase == "resolve" {
 			return // nothing had to be fetched, so far
 		}
-		pl = &pull{began: p.now(), layers: map[string]berth.Progress{}, bars: map[string]*mpb.Bar{}}
+		pl = &pull{began: p.now(), layers: map[string]berth.Progress{}, bars: map[string]*layerBar{}}
 		p.pulls[image] = pl
 		p.begin(image)
 	}
 	if r.Layer != "" {
-		pl.layers[r.Layer+" "+r.Phase] = r
+		pl.layers[r.Layer] = r
 	}
 	switch {
 	case r.Phase == "done" && r.Layer == "":
@@ -91,9 +98,7 @@ func (p *progress) begin(image string) {
 // downloaded sums up what was fetched, and what there is to fetch as far as that is known.
 func (pl *pull) downloaded() (done, total int64) {
 	for _, l := range pl.layers {
-		if l.Phase == "download" {
-			done, total = done+l.Done, total+max(l.Total, l.Done)
-		}
+		done, total = done+l.Done, total+max(l.Total, l.Done)
 	}
 	return done, total
 }
@@ -116,22 +121,23 @@ func (p *progress) end(image string, pl *pull) {
 }
 
 func (p *progress) bar(pl *pull, r berth.Progress) {
-	if r.Layer == "" || r.Phase != "download" && r.Phase != "unpack" || p.bars == nil {
+	if r.Layer == "" || p.bars == nil {
 		return
 	}
-	key := r.Layer + " " + r.Phase
-	b := pl.bars[key]
+	b := pl.bars[r.Layer]
 	if b == nil {
-		b = p.bars.AddBar(r.Total,
-			mpb.PrependDecorators(decor.Name(fmt.Sprintf("%s %-8s ", shortID(r.Layer), r.Phase))),
-			mpb.AppendDecorators(decor.CountersKibiByte(" % .1f / % .1f")),
-			mpb.BarRemoveOnComplete())
-		pl.bars[key] = b
+		b = &layerBar{}
+		b.phase.Store(&r.Phase)
+		b.Bar = p.bars.AddBar(r.Total, mpb.BarRemoveOnComplete(), mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {
+			return fmt.Sprintf("%s %-8s ", shortID(r.Layer), *b.phase.Load())
+		})), mpb.AppendDecorators(decor.CountersKibiByte(" % .1f / % .1f")))
+		pl.bars[r.Layer] = b
 	}
+	b.phase.Store(&r.Phase)
 	b.SetTotal(r.Total, false)
 	b.SetCurrent(r.Done)
-	if r.Total > 0 && r.Done >= r.Total {
-		b.SetTotal(r.Total, true)
+	if r.Phase == "done" {
+		b.SetTotal(-1, true)
 	}
 }
 
