@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -26,8 +27,9 @@ type Group struct {
 	v2     string              // directory
 	shared bool                // v1[devices] is not this group's alone
 	limits Limits
-	reuse  bool     // Pool may give it out again
-	base   counters // what was used before it was given out
+	reuse  bool        // Pool may give it out again
+	spent  atomic.Bool // by Kill: see there
+	base   counters    // what was used before it was given out
 
 	mu    sync.Mutex
 	join  []*os.File // open tasks files

@@ -70,7 +70,14 @@ func (g *Group) Populated() (bool, error) {
 // Kill kills every process in the group and below it, and returns when none is left or ctx ends. Where the
 // kernel cannot do it at once (cgroup.kill, Linux 5.14), the group is frozen so that none can fork away.
 func (g *Group) Kill(ctx context.Context) error {
+	busy, err := g.Populated()
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !busy {
+		return nil
+	}
 	if g.v2 != "" {
+		// Kernels that count kills (6.14 and later) compare the count of the parent's cgroup with that of the
+		// one that a child is cloned into, and kill the child where they differ: this group had its last one.
+		g.spent.Store(true)
 		err := write(g.v2+"/cgroup.kill", "1")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return kind("kill cgroup "+g.path, err)

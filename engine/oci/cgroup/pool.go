@@ -128,7 +128,7 @@ func (p *Pool) recycle(g *Group) {
 	p.mu.Lock()
 	full := p.closed || len(p.parked) >= p.size
 	p.mu.Unlock()
-	if !full && g.reuse && g.reset() == nil {
+	if !full && g.reuse && !g.spent.Load() && g.reset() == nil {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.parked = append(p.parked, g) // two workers may exceed the size by one

@@ -70,6 +70,7 @@ type container struct {
 	cause  berth.Reason // who ended it, before it ended by itself
 	detail string
 	exit   berth.Exit
+	over   bool // exit is recorded
 	stdin  *os.File
 	timers []*time.Timer
 }
@@ -290,7 +291,7 @@ func (c *container) finish(exit berth.Exit) {
 		exit.Detail = strings.TrimPrefix(exit.Detail+"; the exit could not be recorded: "+err.Error(), "; ")
 	}
 	c.mu.Lock()
-	c.exit = exit
+	c.exit, c.over = exit, true
 	for _, t := range c.timers {
 		t.Stop()
 	}
@@ -383,11 +384,17 @@ func (c *container) end(cause berth.Reason, detail string, grace time.Duration) 
 		c.kill()
 		return
 	}
-	c.timers = append(c.timers, time.AfterFunc(grace, c.kill))
+	c.timers = append(c.timers, time.AfterFunc(grace, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.kill()
+	}))
 }
 
+// kill kills everything in the container; c.mu is held. Once the end is recorded the cgroup may be another
+// container's.
 func (c *container) kill() {
-	if c.proc == nil {
+	if c.proc == nil || c.over {
 		return
 	}
 	if err := c.proc.Kill(); err != nil {
