@@ -49,6 +49,34 @@ func ordinary(t *testing.T, uid uint32) *bench {
 	return b
 }
 
+// TestRootlessWithManyIDs runs as a user to whom subordinate ids were given.
+func TestRootlessWithManyIDs(t *testing.T) {
+	const name = "berth-cli-test"
+	if os.Getuid() != 0 {
+		t.Skip("needs root: to add a user")
+	}
+	t.Cleanup(func() { _ = exec.Command("userdel", name).Run() }) // and its group
+	for _, argv := range [][]string{
+		{"groupadd", "--gid", "64126", name},
+		{"useradd", "--uid", "64126", "--gid", "64126", "--no-create-home", name},
+		{"usermod", "--add-subuids", "5000000-5065535", "--add-subgids", "5000000-5065535", name},
+	} {
+		if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	b := ordinary(t, 64126)
+	out, code := b.output("run", "--user", "1000:1000", "--output", "x:/work/x", "bb", "sh", "-c", "id -u; echo a >/work/x; id -g")
+	if out != "1000\n1000\n" || code != 0 {
+		t.Errorf("exit code %d, %s", code, out)
+	}
+	if st, err := os.Stat(filepath.Join(b.dir, "x")); err != nil || st.Sys().(*syscall.Stat_t).Uid != 64126 {
+		t.Errorf("the output belongs to another: %v, %v", st, err)
+	}
+	b.clean()
+}
+
+// TestRootless runs as a user of one id.
 func TestRootless(t *testing.T) {
 	const uid = 64124
 	b := ordinary(t, uid)
