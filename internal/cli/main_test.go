@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,7 +50,7 @@ func TestScripts(t *testing.T) {
 
 func setup(env *testscript.Env) error {
 	data := filepath.Join(env.WorkDir, "data")
-	env.Vars = append(env.Vars, asBerth+"=1", "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
+	env.Vars = append(env.Vars, asBerth+"=1", "CPUS="+strconv.Itoa(runtime.NumCPU()), "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
 	env.Defer(func() { endMonitor(data) })
 	archive, err := busybox()
 	if err != nil {
