@@ -29,7 +29,7 @@ func (b *bench) start(ctx context.Context) error {
 		{"runc", b.times(60), func(ctx context.Context, i int) error { return b.bed.runRunc(ctx, i, b.bed.bundle) }},
 		{"crun", b.times(60), func(context.Context, int) error { return crun.run() }},
 		{"podman run", b.times(15), func(ctx context.Context, _ int) error {
-			return b.bed.command(ctx, append(b.bed.podman(), "run", "--rm", "--ulimit=host", "--network=none", imageName, "/bin/true")...)
+			return b.bed.command(ctx, append(b.bed.podman(), "run", "--rm", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--network=none", imageName, "/bin/true")...)
 		}},
 		{"docker run", b.times(20), func(ctx context.Context, _ int) error {
 			return b.bed.command(ctx, "docker", "run", "--rm", "--network=none", imageName, "/bin/true")
