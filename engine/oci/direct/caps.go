@@ -44,6 +44,11 @@ next:
 // capabilities are the five sets of a process.
 type capabilities struct{ bounding, effective, inheritable, permitted, ambient capSet }
 
+// any is what the process has, or can come to have.
+func (c *capabilities) any() capSet {
+	return c.bounding | c.effective | c.inheritable | c.permitted | c.ambient
+}
+
 func parseCapabilities(c *specs.LinuxCapabilities) (capabilities, error) {
 	var caps capabilities
 	if c == nil {
@@ -70,7 +75,7 @@ func parseCapabilities(c *specs.LinuxCapabilities) (capabilities, error) {
 
 // limit takes away what is not in have, and returns the names of what was taken.
 func (c *capabilities) limit(have capSet) string {
-	missing := (c.bounding | c.effective | c.inheritable | c.permitted | c.ambient) &^ have
+	missing := c.any() &^ have
 	for _, s := range []*capSet{&c.bounding, &c.effective, &c.inheritable, &c.permitted, &c.ambient} {
 		*s &= have
 	}

@@ -49,6 +49,9 @@ func (p *Process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess,
 	if err := p.s.checkExec(e.Process); err != nil {
 		return nil, err
 	}
+	if caps, err := parseCapabilities(e.Process.Capabilities); err != nil || caps.any().has(capSysAdmin) && !p.confine.admin {
+		return nil, errors.Join(fmt.Errorf("process.capabilities: CAP_SYS_ADMIN, which the container does not have: %w: its root is not locked", berth.ErrUnsupported), err)
+	}
 	pl := &plan{
 		s: p.s, b: p.s.builders.take(), dirs: map[string]arg{}, filter: p.confine.filter, userNS: p.confine.userNS,
 		// What a plan looks up in a spec and a bundle, and no more.

@@ -128,6 +128,11 @@ func TestExecErrors(t *testing.T) {
 	if _, err := execIn(t, p, proc); err == nil || err.Error() != "exec: enter working directory /no/such/directory: no such file or directory" {
 		t.Errorf("working directory that is not there: %v", err)
 	}
+	proc = shell(t, "true")
+	proc.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_SYS_ADMIN"}}
+	if _, err := execIn(t, p, proc); !errors.Is(err, berth.ErrUnsupported) {
+		t.Errorf("with CAP_SYS_ADMIN, which the container does not have: %v, want ErrUnsupported", err)
+	}
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,11 @@ var rlimitTypes = map[string]int{
 	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-// capSysResource is the number of CAP_SYS_RESOURCE.
-const capSysResource = 24
+// The numbers of capabilities.
+const (
+	capSysAdmin    = 21
+	capSysResource = 24
+)
 
 // person adds the steps that turn the child into the process of the spec, in runc's order: the process-wide
 // settings, the seccomp profile where it needs privilege, the bounding set, groups and user, the working

@@ -41,6 +41,7 @@ type confinement struct {
 	uids, gids []specs.LinuxIDMapping
 	filter     *seccomp.Filter
 	cgroup     bundle.Cgroup
+	admin      bool // its root is closed to those with CAP_SYS_ADMIN
 }
 
 // allNamespaces are the flags of the namespaces that clone3 makes here.
@@ -50,7 +51,7 @@ const allNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC |
 func (p *plan) confined() confinement {
 	c := confinement{
 		namespaces: p.flags & allNamespaces, userNS: p.userNS, uids: p.spec.Linux.UIDMappings, gids: p.spec.Linux.GIDMappings,
-		filter: p.filter, cgroup: p.bundle.Cgroup,
+		filter: p.filter, cgroup: p.bundle.Cgroup, admin: p.admin,
 	}
 	if _, ok := namespace(p.spec, specs.CgroupNamespace); ok {
 		c.namespaces |= unix.CLONE_NEWCGROUP
@@ -68,6 +69,9 @@ func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process,
 	if r.errno != 0 {
 		_ = report.Close()
 		return nil, fmt.Errorf("make process: %w", cloneError(r.errno))
+	}
+	if err := s.threadsFor(p).unlocked(); err != nil {
+		p.note("with CAP_SYS_ADMIN the container can detach its root and reach the machine's initial ramdisk, as in one of runc: its root could not be locked: " + err.Error())
 	}
 	proc := &Process{s: s, child: newChild(r.pid, int(r.pidfd)), root: root, mntns: r.mntns, report: report, init: p.bundle.Init, notes: p.notes, confine: p.confined()}
 	err := p.b.failure(r.prog.failed, r.prog.errno)

@@ -2,6 +2,7 @@ package direct
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -176,5 +177,49 @@ touch /made && stat -c %u /made; echo again >/dev/stderr; ls /proc/self >/dev/nu
 				t.Errorf("stdout ends otherwise:\n%s\n%s", out, errs)
 			}
 		})
+	}
+}
+
+// A container with CAP_SYS_ADMIN in a user namespace, of its own or of its starter, cannot take its root off:
+// under it is a view of the host's /proc.
+func TestRootlessNoWayOut(t *testing.T) {
+	needRoot(t)
+	probe, err := probeBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(probe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "berth-direct-probe-") // not t.TempDir: another user must come to it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := errors.Join(os.WriteFile(dir+"/probe", text, 0o755), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	spec := func() *specs.Spec {
+		sp := testSpec(t, "/probe/probe", "escape")
+		sp.Mounts = append(sp.Mounts, bindMount(dir, "/probe", "ro"))
+		caps := append([]string{"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}, dockerCaps...)
+		sp.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+		sp.Linux.Seccomp = nil
+		return sp
+	}
+	const inside = "<nil> bin dev etc home probe proc root sys tmp\n"
+	want := "chroot: " + inside + "setns: " + inside + "umount 1: invalid argument\numount 2: invalid argument\numount 3: invalid argument\n"
+	out, errs, code := inUserNS(t, spec(), 65536, true)
+	if out != want || code != 0 {
+		t.Errorf("in the starter's user namespace: ended with %d\n%s\n%s\nwant\n%s", code, out, errs, want)
+	}
+	b := testBundle(t, spec())
+	b.Spec.Linux.Namespaces = append(b.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: 65536}}
+	b.Spec.Linux.UIDMappings, b.Spec.Linux.GIDMappings = ids, ids
+	o, err := runBundle(t, testStarter(t), b)
+	if err != nil || o.stdout != want {
+		t.Errorf("in its own user namespace: %v: %v\nwant\n%s", err, o, want)
 	}
 }

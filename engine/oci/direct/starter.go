@@ -38,6 +38,7 @@ type Config struct {
 type Starter struct {
 	plain    *threads
 	revealed *threads
+	sealed   *threads
 	proc     int      // a mount of procfs that nothing else sees
 	self     int      // pidfd of this process
 	init     *os.File // berth's init
@@ -63,7 +64,7 @@ func New(c Config) (*Starter, error) {
 	if c.Threads == 0 {
 		c.Threads = max(4, 2*runtime.NumCPU())
 	}
-	s := &Starter{plain: newThreads(c.Threads, false), revealed: newThreads(c.Threads, true), proc: -1, self: -1, known: knownFields(supported)}
+	s := &Starter{plain: newThreads(c.Threads, kindPlain), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), proc: -1, self: -1, known: knownFields(supported)}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("direct start: %w", err)
@@ -249,6 +250,7 @@ func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error 
 func (s *Starter) Close() error {
 	s.plain.close()
 	s.revealed.close()
+	s.sealed.close()
 	s.closeFiles()
 	return nil
 }

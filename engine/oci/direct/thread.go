@@ -43,18 +43,37 @@ type request struct {
 // its own that holds one empty read-only tmpfs: a child's copy of it is cheap, and no path of the host can
 // be named in it.
 type threads struct {
-	revealed bool // its namespace shows /proc and /sys, which the kernel wants to see before it mounts them in a user namespace
+	kind     threadKind
 	max      int
 	requests chan *request
 
 	mu      sync.Mutex
 	started int
 	idle    int
+	open    error // why the threads' roots could not be locked, where they were to be
 	wg      sync.WaitGroup
 }
 
-func newThreads(limit int, revealed bool) *threads {
-	return &threads{revealed: revealed, max: limit, requests: make(chan *request)}
+// threadKind says what is special of a thread's mount namespace.
+type threadKind uint8
+
+const (
+	kindPlain threadKind = iota
+	// kindRevealed shows /proc and /sys, which the kernel wants to see before it mounts them in a user namespace.
+	kindRevealed
+	// kindSealed has a locked root: what lies under it cannot be reached even with CAP_SYS_ADMIN. See seal.
+	kindSealed
+)
+
+func newThreads(limit int, kind threadKind) *threads {
+	return &threads{kind: kind, max: limit, requests: make(chan *request)}
+}
+
+// unlocked says why the root of a container that such a thread makes is not locked; nil where it is.
+func (t *threads) unlocked() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open
 }
 
 // do makes the child that r asks for.
@@ -87,7 +106,11 @@ func (t *threads) start() error {
 	ready := make(chan error)
 	t.wg.Add(1)
 	go t.run(ready)
-	if err := <-ready; err != nil {
+	err := <-ready
+	if locked := (*lockError)(nil); errors.As(err, &locked) {
+		t.open, err = err, nil
+	}
+	if err != nil {
 		return fmt.Errorf("make forking thread: %w", err)
 	}
 	t.started++
@@ -118,8 +141,14 @@ func (t *threads) run(ready chan<- error) {
 	if err == nil {
 		err = t.confine()
 	}
+	var open *lockError
+	if err == nil && t.kind == kindSealed {
+		if err = seal(stack); err != nil && !errors.As(err, &open) {
+			err = fmt.Errorf("lock thread's root: %w", err)
+		}
+	}
 	ready <- err
-	if err != nil {
+	if err != nil && open == nil {
 		return
 	}
 	for r := range t.requests {
@@ -175,13 +204,13 @@ func (t *threads) confine() error {
 		return err
 	}
 	defer func() { _ = unix.Close(tiny) }()
-	if err := fillTiny(tiny, t.revealed); err != nil {
+	if err := fillTiny(tiny, t.kind == kindRevealed); err != nil {
 		return err
 	}
 	if err := unix.MoveMount(tiny, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach thread's root: %w", err)
 	}
-	if t.revealed {
+	if t.kind == kindRevealed {
 		if err := reveal(tiny); err != nil {
 			return err
 		}
@@ -204,6 +233,57 @@ func (t *threads) confine() error {
 	flags := uintptr(unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NOEXEC)
 	if err := unix.Mount("", "/", "", flags, ""); err != nil {
 		return fmt.Errorf("make thread's root read-only: %w", err)
+	}
+	return nil
+}
+
+// lockError says that a thread's root stays as it was, and why.
+type lockError struct{ err error }
+
+func (e *lockError) Error() string { return e.err.Error() }
+func (e *lockError) Unwrap() error { return e.err }
+
+// seal locks the thread's root upon what lies under it, the initial ramdisk of the machine, which no process
+// can do without. The kernel locks what a mount namespace has when it is copied to another user namespace, as
+// there the mounts that hide something must not be taken away. So a child copies this thread's to a user
+// namespace of its own; the thread enters the copy, and copies it once more to its own user namespace. A lock
+// cannot be taken off, only handed on by pivot_root(2): see plan.changeRoot.
+func seal(stack []byte) error {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	defer func() { _, _ = unix.Close(ends[0]), unix.Close(ends[1]) }()
+	var bs builders
+	b := bs.take()
+	defer bs.give(b)
+	// The child waits for the pipe, to which nobody writes, and has nothing else.
+	b.call(unix.SYS_READ, arg(ends[0]), address(b.alloc(8)), 1)
+	b.call(unix.SYS_EXIT_GROUP, 0)
+	b.prologue()
+	b.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, arg(unix.SIGKILL), 0, 0, 0)
+	b.closeAllBut(0, ends[:1])
+	pidfd := int32(-1)
+	args := cloneArgs{
+		flags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_PIDFD | cloneClearSighand, exitSignal: uint64(unix.SIGCHLD),
+		pidfd: uint64(uintptr(unsafe.Pointer(&pidfd))),
+	}
+	args.useStack(stack)
+	pid, errno := clone(&args, b.finish())
+	if errno != 0 { // there are no user namespaces, or too many
+		return &lockError{fmt.Errorf("make user namespace: %w", errno)}
+	}
+	c := newChild(pid, int(pidfd))
+	defer func() {
+		_ = c.kill(unix.SIGKILL)
+		_, _ = c.wait()
+		_ = c.close()
+	}()
+	if err := unix.Setns(int(pidfd), unix.CLONE_NEWNS); err != nil {
+		return &lockError{fmt.Errorf("enter mount namespace: %w", err)}
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make mount namespace: %w", err)
 	}
 	return nil
 }

@@ -126,10 +126,13 @@ func (s *Starter) withMapping(p *plan, r *request) error {
 }
 
 // threadsFor chooses the threads: in a user namespace the kernel mounts proc and sysfs only where they can be
-// seen already.
+// seen already, and has locked the root.
 func (s *Starter) threadsFor(p *plan) *threads {
-	if p.userNS || s.inUserNS {
+	switch {
+	case p.userNS || s.inUserNS:
 		return s.revealed
+	case p.admin:
+		return s.sealed
 	}
 	return s.plain
 }

@@ -32,7 +32,7 @@ func main() {
 		{"getpid", unix.SYS_GETPID, [6]uintptr{}},
 		{"mount", unix.SYS_MOUNT, [6]uintptr{path("none"), path("/tmp"), path("tmpfs")}},
 		{"umount2", unix.SYS_UMOUNT2, [6]uintptr{path("/proc"), unix.MNT_DETACH}},
-		{"pivot_root", unix.SYS_PIVOT_ROOT, [6]uintptr{path("."), path(".")}},
+		{"pivot_root", unix.SYS_PIVOT_ROOT, [6]uintptr{path("."), path("/no/such")}},
 		{"chroot", unix.SYS_CHROOT, [6]uintptr{path("/")}},
 		{"setns", unix.SYS_SETNS, [6]uintptr{^uintptr(0), 0}},
 		{"unshare user", unix.SYS_UNSHARE, [6]uintptr{unix.CLONE_NEWUSER}},
@@ -124,13 +124,15 @@ func escape() {
 		err = unix.Setns(ns, unix.CLONE_NEWNS)
 	}
 	show("setns", err)
-	// What lies under the root, where it can be detached.
-	err = unix.Unmount("/", unix.MNT_DETACH)
-	if err == nil {
-		err = unix.Setns(ns, unix.CLONE_NEWNS)
+	// What lies under the root, where it can be detached, and under that.
+	for n := 1; n <= 3; n++ {
+		err = unix.Unmount("/", unix.MNT_DETACH)
+		if err == nil {
+			err = unix.Setns(ns, unix.CLONE_NEWNS)
+		}
+		if err == nil {
+			err = up()
+		}
+		show(fmt.Sprint("umount ", n), err)
 	}
-	if err == nil {
-		err = up()
-	}
-	show("umount", err)
 }
