@@ -144,7 +144,18 @@ func (b *bed) makeBundle(ctx context.Context) error {
 	if _, err := sb.Start(ctx, berth.StepSpec{ID: "s", Image: b.image, Command: []string{"sleep", "1000"}, Runtime: "runc"}); err != nil {
 		return err
 	}
-	raw, err := os.ReadFile(filepath.Join(b.engine.Dir(), "sandboxes", "keep", "c", "s", "b", "config.json"))
+	instance, err := oci.Instance(b.engine.Dir())
+	if err != nil {
+		return err
+	}
+	found, err := filepath.Glob("/*/*/*/" + instance + "/keep/c/s/b/config.json")
+	if more, gerr := filepath.Glob("/*/*/" + instance + "/keep/c/s/b/config.json"); gerr == nil {
+		found = append(found, more...)
+	}
+	if err != nil || len(found) == 0 {
+		return fmt.Errorf("the bundle that berth made for runc is not found (%v)", err)
+	}
+	raw, err := os.ReadFile(found[0])
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,11 @@ const (
 	indexStep = 20 * time.Millisecond
 )
 
+// Files are the files of a stream's log.
+func Files(dir, stream string) []string {
+	return []string{filepath.Join(dir, stream), filepath.Join(dir, stream+indexExt)}
+}
+
 func putRecord(b *[recordSize]byte, at, end int64) {
 	binary.LittleEndian.PutUint64(b[:8], uint64(at))  //nolint:gosec // a bit pattern
 	binary.LittleEndian.PutUint64(b[8:], uint64(end)) //nolint:gosec // a bit pattern

@@ -172,7 +172,7 @@ func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadClo
 			return io.NopCloser(eof{}), nil
 		}
 	}
-	r, err := logfile.Open(c.desc.LogDir, stream, logfile.From{Offset: opts.Offset, Tail: opts.Tail, Since: opts.Since})
+	r, err := logfile.Open(c.desc.LogDir, c.desc.LogPrefix+stream, logfile.From{Offset: opts.Offset, Tail: opts.Tail, Since: opts.Since})
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("logs of %s: %w", c.id, berth.ErrNotFound)
 	}

@@ -111,9 +111,10 @@ func TestMonitorKilled(t *testing.T) {
 // nothingLeft checks that neither sandboxes nor cgroups of the data directory are there.
 func nothingLeft(t testing.TB, e *oci.Engine, dir string) {
 	t.Helper()
-	if l, err := e.List(context.Background()); err != nil || len(l) != 0 {
-		t.Errorf("List = %v, %v", l, err)
-	}
+	waitFor(t, "an empty list", 2*time.Second, func() bool {
+		l, err := e.List(context.Background())
+		return err == nil && len(l) == 0
+	})
 	if left, _ := filepath.Glob(filepath.Join(dir, "sandboxes", "*")); len(left) != 0 {
 		t.Errorf("left over: %v", left)
 	}

@@ -84,7 +84,15 @@ func (c *container) logDir() string {
 	if c.step.LogDir != "" {
 		return c.step.LogDir
 	}
-	return c.dir
+	return c.sb.m.scratchDir(c.sb.id)
+}
+
+// logName is the name of the log of a stream in logDir.
+func (c *container) logName(stream string) string {
+	if c.step.LogDir != "" {
+		return stream
+	}
+	return "log-" + c.id + "." + stream
 }
 
 // start starts a step, or finds the one that was started by the same spec.
@@ -340,6 +348,11 @@ func (c *container) discard() {
 
 func (c *container) removeFiles() {
 	dirs := []string{c.upper(), c.work(), c.dir}
+	if c.step.LogDir == "" {
+		for _, stream := range []string{"stdout", "stderr"} {
+			dirs = append(dirs, logfile.Files(c.logDir(), c.logName(stream))...)
+		}
+	}
 	for i := range c.step.Image.Config.Volumes {
 		dirs = append(dirs, c.imageVolume(i))
 	}
@@ -444,7 +457,7 @@ func (c *container) state() berth.ContainerState {
 }
 
 func (c *container) describe() *wire.Container {
-	w := &wire.Container{Step: c.step, State: c.state(), LogDir: c.logDir(), Runtime: c.runtime, Notes: c.notes}
+	w := &wire.Container{Step: c.step, State: c.state(), LogDir: c.logDir(), LogPrefix: c.logName(""), Runtime: c.runtime, Notes: c.notes}
 	if c.proc != nil {
 		w.Pid = c.proc.Pid()
 	}

@@ -203,7 +203,7 @@ func (l *launch) openLog(stream string) error {
 	if opts.Copy, err = l.openCopy(stream); err != nil {
 		return err
 	}
-	w, err := logfile.Create(c.logDir(), stream, opts)
+	w, err := logfile.Create(c.logDir(), c.logName(stream), opts)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -60,12 +61,14 @@ type Monitor struct {
 	start   *starters
 	// rootless: uid 0 here is an ordinary user of the host.
 	rootless bool
+	state    string // directory of the records; see openState
 
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
 	clients   int
 	running   int
 	quietFrom time.Time
+	ending    bool // being idle; no further clients
 
 	wg sync.WaitGroup // all goroutines but those of the connections
 }
@@ -95,6 +98,9 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		return err
 	}
 	defer m.close()
+	if err := m.openState(); err != nil {
+		return err
+	}
 	if err := m.recover(ctx); err != nil {
 		return err
 	}
@@ -207,7 +213,10 @@ func (m *Monitor) serve(ctx context.Context, ready func()) error {
 			_ = c.Close()
 			continue
 		}
-		m.client(+1)
+		if !m.client(+1) {
+			_ = c.Close() // it finds the next monitor
+			continue
+		}
 		conns.Go(func() {
 			defer m.client(-1)
 			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
@@ -253,11 +262,16 @@ func (m *Monitor) trusted(c *net.UnixConn) bool {
 	return cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
 }
 
-func (m *Monitor) client(n int) {
+// client counts clients. It answers whether they are served still.
+func (m *Monitor) client(n int) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.clients += n
 	m.quietFrom = time.Now()
+	if m.ending && n > 0 {
+		m.clients -= n
+	}
+	return !m.ending
 }
 
 func (m *Monitor) runs(n int) {
@@ -277,17 +291,26 @@ func (m *Monitor) endWhenIdle(ctx context.Context, end func()) {
 			return
 		case <-tick.C:
 		}
-		m.mu.Lock()
-		idle := m.clients == 0 && m.running == 0 && time.Since(m.quietFrom) >= m.cfg.Idle
-		for _, sb := range m.sandboxes {
-			idle = idle && !sb.pending()
-		}
-		m.mu.Unlock()
-		if idle {
+		if m.idle() {
 			end()
 			return
 		}
 	}
+}
+
+// idle reports whether nobody needs the monitor; then there are no further clients.
+func (m *Monitor) idle() bool {
+	m.mu.Lock()
+	all := m.list()
+	m.mu.Unlock()
+	// Not under m.mu: whoever has a sandbox's lock may be waiting for it. One that is made meanwhile has a client.
+	if slices.ContainsFunc(all, (*sandbox).pending) {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ending = m.clients == 0 && m.running == 0 && time.Since(m.quietFrom) >= m.cfg.Idle
+	return m.ending
 }
 
 // worker starts the command that goes on with a task, and does not wait for it here.

@@ -9,7 +9,6 @@ import (
 	"path"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,16 +16,15 @@ import (
 	"github.com/berth-project/berth/engine/oci/network"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/scratch"
+	"golang.org/x/sys/unix"
 )
 
 // Names below a sandbox's directory.
 const (
 	sandboxesDir  = "sandboxes"
 	sandboxFile   = "sandbox.json"
-	areaDir       = "area"
 	filesDir      = "files"
 	containersDir = "c"
-	trashPrefix   = ".trash-"
 )
 
 // record is what is kept of a sandbox on disk.
@@ -54,7 +52,32 @@ type sandbox struct {
 	sampler    context.CancelFunc
 }
 
-func (m *Monitor) sandboxDir(id string) string { return filepath.Join(m.cfg.Dir, sandboxesDir, id) }
+// sandboxDir is the directory of a sandbox's records and small files.
+func (m *Monitor) sandboxDir(id string) string { return filepath.Join(m.state, id) }
+
+// scratchDir is the directory of all that a sandbox's containers write.
+func (m *Monitor) scratchDir(id string) string { return filepath.Join(m.cfg.Dir, sandboxesDir, id) }
+
+// stateDirs are where root's records may lie, the first that is in memory and root's: they mean nothing after
+// the next boot, and to make and remove files is what a short container costs most on some disks.
+var stateDirs = []string{"/run/berth/state", "/dev/shm/berth-state"}
+
+// openState finds the place of the records: in memory where that outlives us, else on the disk.
+func (m *Monitor) openState() error {
+	m.state = filepath.Join(m.cfg.Dir, runDir, "state")
+	if !m.rootless {
+		for _, dir := range stateDirs {
+			if inMemory(dir) {
+				m.state = filepath.Join(dir, m.cfg.Instance)
+				break
+			}
+		}
+	}
+	if err := os.MkdirAll(m.state, 0o700); err != nil {
+		return fmt.Errorf("records of sandboxes: %w", err)
+	}
+	return os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700)
+}
 
 // find returns an open sandbox.
 func (m *Monitor) find(id string) (*sandbox, error) {
@@ -121,7 +144,7 @@ func (sb *sandbox) make(ctx context.Context) error {
 			return err
 		}
 	}
-	area, err := scratch.Open(ctx, filepath.Join(sb.dir, areaDir), sb.scratchConfig())
+	area, err := scratch.Open(ctx, sb.m.scratchDir(sb.id), sb.scratchConfig())
 	if err != nil {
 		return err
 	}
@@ -233,10 +256,13 @@ func (sb *sandbox) all() []*container {
 // save writes the record; sb.mu is held or nobody else knows sb.
 func (sb *sandbox) save() error { return writeJSON(filepath.Join(sb.dir, sandboxFile), sb.rec) }
 
-// describe is the sandbox for a client.
-func (sb *sandbox) describe() *wire.Sandbox {
+// describe is the sandbox for a client. ErrNotFound: it is being closed, or could not be made.
+func (sb *sandbox) describe() (*wire.Sandbox, error) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.closing {
+		return nil, fmt.Errorf("sandbox %s: %w: it is being closed", sb.id, berth.ErrNotFound)
+	}
 	w := &wire.Sandbox{
 		Spec: sb.rec.Spec, Enforcement: sb.area.Enforcement(), Volumes: map[string]string{},
 		Files: filepath.Join(sb.dir, filesDir),
@@ -247,7 +273,20 @@ func (sb *sandbox) describe() *wire.Sandbox {
 	if sb.net != nil && sb.net.Address.IsValid() {
 		w.Address = sb.net.Address.String()
 	}
-	return w
+	return w, nil
+}
+
+// inMemory makes dir, if need be, and reports whether it is a directory of root's in memory.
+func inMemory(dir string) bool {
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // what lies in it is 0700
+		return false
+	}
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if unix.Statfs(dir, &fs) != nil || unix.Lstat(dir, &st) != nil {
+		return false
+	}
+	return fs.Type == unix.TMPFS_MAGIC && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Uid == 0 && st.Mode&0o022 == 0
 }
 
 // volume opens the directory of the volume mounted at p.
@@ -255,7 +294,7 @@ func (sb *sandbox) volume(p string) (*os.File, error) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	for i, v := range sb.rec.Spec.Volumes {
-		if v.Path == path.Clean(p) {
+		if v.Path == path.Clean(p) && i < len(sb.volumes) { // a sandbox that could not be made has none
 			return os.Open(sb.volumes[i])
 		}
 	}
@@ -281,11 +320,18 @@ func (sb *sandbox) pending() bool {
 
 // close ends what runs and removes everything of the sandbox.
 func (sb *sandbox) close() {
-	sb.mu.Lock()
-	if sb.closing {
-		sb.mu.Unlock()
+	if !sb.closeIf(func() bool { return true }) {
 		<-sb.gone
-		return
+	}
+}
+
+// closeIf closes the sandbox if ok, which is called with sb.mu held. It answers false where it did not, or
+// another is closing it.
+func (sb *sandbox) closeIf(ok func() bool) bool {
+	sb.mu.Lock()
+	if sb.closing || !ok() {
+		sb.mu.Unlock()
+		return false
 	}
 	sb.closing = true
 	sb.mu.Unlock()
@@ -297,6 +343,7 @@ func (sb *sandbox) close() {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	sb.remove()
+	return true
 }
 
 // remove removes everything but containers that run; sb.mu is held.
@@ -335,16 +382,11 @@ func (sb *sandbox) bind() (release func()) {
 	defer sb.mu.Unlock()
 	sb.bound++
 	return func() {
-		sb.mu.Lock()
-		sb.bound--
-		last := sb.bound == 0 && !sb.closing && sb.rec.Spec.Bound
-		resume := sb.rec.Spec.Labels[LabelResume] == "1"
-		sb.mu.Unlock()
-		if !last {
-			return
-		}
-		sb.close()
-		if resume {
+		last := sb.closeIf(func() bool {
+			sb.bound--
+			return sb.bound == 0 && sb.rec.Spec.Bound
+		})
+		if last && sb.rec.Spec.Labels[LabelResume] == "1" {
 			sb.m.worker(sb.id)
 		}
 	}
@@ -370,11 +412,7 @@ func (sb *sandbox) shutdown() {
 
 // recover finds the sandboxes of an earlier monitor: what ran in them then was ended with it and is Lost.
 func (m *Monitor) recover(ctx context.Context) error {
-	root := filepath.Join(m.cfg.Dir, sandboxesDir)
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return err
-	}
-	parents, err := recordedParents(root)
+	parents, err := recordedParents(m.state)
 	if err != nil {
 		return err
 	}
@@ -386,17 +424,39 @@ func (m *Monitor) recover(ctx context.Context) error {
 	} else if len(gone) > 0 {
 		m.log.Info("removed networks of an earlier monitor", "what", gone)
 	}
+	entries, err := os.ReadDir(m.state)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := m.reopen(ctx, e.Name()); err != nil {
+			m.log.Error("recover sandbox", "sandbox", e.Name(), "err", err)
+		}
+	}
+	return m.sweepScratch(ctx)
+}
+
+// sweepScratch removes what containers wrote whose records are gone: of an earlier boot, or cut off.
+func (m *Monitor) sweepScratch(ctx context.Context) error {
+	root := filepath.Join(m.cfg.Dir, sandboxesDir)
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
-			_ = scratch.Remove(filepath.Join(root, e.Name()))
+		if m.sandboxes[e.Name()] != nil {
 			continue
 		}
-		if err := m.reopen(ctx, e.Name()); err != nil {
-			m.log.Error("recover sandbox", "sandbox", e.Name(), "err", err)
+		dir := filepath.Join(root, e.Name())
+		if area, err := scratch.Reopen(ctx, dir, m.log); err == nil {
+			err = area.Close()
+			if err == nil {
+				continue
+			}
+			m.log.Error("remove scratch of an earlier monitor", "dir", dir, "err", err)
+		}
+		if err := scratch.Remove(dir); err != nil {
+			m.log.Error("remove scratch of an earlier monitor", "dir", dir, "err", err)
 		}
 	}
 	return nil
@@ -424,7 +484,7 @@ func (m *Monitor) reopen(ctx context.Context, id string) error {
 		return scratch.Remove(sb.dir) // it was cut off before its intent was recorded
 	}
 	var err error
-	if sb.area, err = scratch.Reopen(ctx, filepath.Join(sb.dir, areaDir), m.log); err != nil {
+	if sb.area, err = scratch.Reopen(ctx, m.scratchDir(id), m.log); err != nil {
 		return err
 	}
 	if err := sb.makeVolumes(); err != nil {
@@ -442,12 +502,7 @@ func (m *Monitor) reopen(ctx context.Context, id string) error {
 			select {
 			case <-ctx.Done():
 			case <-time.After(rebindTime):
-				sb.mu.Lock()
-				alone := sb.bound == 0
-				sb.mu.Unlock()
-				if alone {
-					sb.close()
-				}
+				sb.closeIf(func() bool { return sb.bound == 0 })
 			}
 		})
 	}

@@ -80,9 +80,9 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 	switch req.Op {
 	case wire.OpBind:
 		s.release = append(s.release, sb.bind())
-		return s.conn.Send(wire.Answer{Sandbox: sb.describe()})
+		return s.sendSandbox(sb)
 	case wire.OpAttach:
-		return s.conn.Send(wire.Answer{Sandbox: sb.describe()})
+		return s.sendSandbox(sb)
 	case wire.OpVolume:
 		f, err := sb.volume(req.Path)
 		return s.sendFile(f, err)
@@ -107,6 +107,13 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 }
 
 func (s *session) serveContainer(ctx context.Context, c *container, req *wire.Request, files []*os.File) error {
+	<-c.started // until then most of it belongs to the start
+	if err := c.startErr; err != nil {
+		if req.Op == wire.OpRemove {
+			err = nil // there is nothing of it
+		}
+		return s.conn.Send(wire.Answer{Err: wire.ErrorOf(err)})
+	}
 	switch req.Op {
 	case wire.OpFind:
 		w := c.describe()
@@ -172,7 +179,12 @@ func (s *session) open(ctx context.Context, req *wire.Request) error {
 	if req.Spec.Bound {
 		s.release = append(s.release, sb.bind())
 	}
-	return s.conn.Send(wire.Answer{Sandbox: sb.describe()})
+	return s.sendSandbox(sb)
+}
+
+func (s *session) sendSandbox(sb *sandbox) error {
+	w, err := sb.describe()
+	return s.conn.Send(wire.Answer{Sandbox: w, Err: wire.ErrorOf(err)})
 }
 
 // await waits for the container's end, or for the client's: a client that waits sends nothing meanwhile.

@@ -91,13 +91,15 @@ type Sandbox struct {
 
 // Container is what the engine needs to know of a container.
 type Container struct {
-	Step    berth.StepSpec       `json:"step"`
-	State   berth.ContainerState `json:"state"`
-	Pid     int                  `json:"pid,omitempty"`
-	LogDir  string               `json:"log_dir"`
-	Runtime string               `json:"runtime,omitempty"`
-	Notes   []string             `json:"notes,omitempty"`   // what was clamped or adapted at the start
-	Process json.RawMessage      `json:"process,omitempty"` // OCI; only where it was asked for
+	Step   berth.StepSpec       `json:"step"`
+	State  berth.ContainerState `json:"state"`
+	Pid    int                  `json:"pid,omitempty"`
+	LogDir string               `json:"log_dir"`
+	// LogPrefix begins the names of its logs there, before "stdout" and "stderr".
+	LogPrefix string          `json:"log_prefix,omitempty"`
+	Runtime   string          `json:"runtime,omitempty"`
+	Notes     []string        `json:"notes,omitempty"`   // what was clamped or adapted at the start
+	Process   json.RawMessage `json:"process,omitempty"` // OCI; only where it was asked for
 }
 
 // Progress tells how far a log has come.
