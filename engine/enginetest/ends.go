@@ -141,7 +141,7 @@ func waitAgain(t *trial) error {
 }
 
 func waitEndsWithContext(t *trial) error {
-	_, c, err := t.start("sleep 0.5; exit 4")
+	_, c, err := t.start("sleep 2; exit 4")
 	if err != nil {
 		return err
 	}
