@@ -160,7 +160,15 @@ func (c *Container) Resize(ctx context.Context, rows, cols uint16) error {
 }
 
 func resize(con *os.File, s berth.Size) error {
-	return unix.IoctlSetWinsize(int(con.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Rows, Col: s.Cols})
+	raw, err := con.SyscallConn() // not Fd: the terminal may be closed meanwhile
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Rows, Col: s.Cols})
+	})
+	return errors.Join(err, set)
 }
 
 // Logs reads what the container wrote.
