@@ -24,6 +24,9 @@ import (
 // none of their own.
 const asBerth = "_BERTH_TEST_AS_BERTH"
 
+// noSleep keeps the race detector from sleeping for a second at the end of each process.
+const noSleep = "GORACE=atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
 	userns.HelperMain()
 	hiddenMains()
@@ -50,7 +53,7 @@ func TestScripts(t *testing.T) {
 
 func setup(env *testscript.Env) error {
 	data := filepath.Join(env.WorkDir, "data")
-	env.Vars = append(env.Vars, asBerth+"=1", "CPUS="+strconv.Itoa(runtime.NumCPU()), "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
+	env.Vars = append(env.Vars, asBerth+"=1", noSleep, "CPUS="+strconv.Itoa(runtime.NumCPU()), "BERTH_DATA_DIR="+data, "HOME="+env.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, ".config"))
 	env.Defer(func() { endMonitor(data) })
 	archive, err := busybox()
 	if err != nil {

@@ -68,7 +68,7 @@ func as(t *testing.T, uid, gid uint32, env ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), program, "a", "b c", "")
-	cmd.Env = append([]string{"PATH=/usr/bin:/bin", "HOME=/"}, env...)
+	cmd.Env = append([]string{"PATH=/usr/bin:/bin", "HOME=/", "GORACE=atexit_sleep_ms=0"}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}}
 	return cmd
 }
