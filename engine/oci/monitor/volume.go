@@ -47,7 +47,12 @@ func (sb *sandbox) createInVolume(p string, user specs.User) (*os.File, error) {
 		return nil, err
 	}
 	defer func() { _ = dir.Close() }()
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	tree, err := cloneWith(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p, err)
+	}
+	defer func() { _ = unix.Close(tree) }()
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", tree))
 	if err != nil {
 		return nil, err
 	}
@@ -118,11 +123,17 @@ func (l *launch) readOnlyTree(src string) (int, error) {
 		defer func() { _ = f.Close() }()
 		return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	}
+	return cloneWith(src, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV)
+}
+
+// cloneWith is a detached clone of the mount at src with further attributes. Through one with NODEV no device
+// can be opened that a container has made: to open a device, even to find out that it is one, may do something.
+func cloneWith(src string, attrs uint64) (int, error) {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, src, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: attrs}); err != nil {
 		_ = unix.Close(tree)
 		return -1, err
 	}
