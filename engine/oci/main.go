@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-project/berth/engine/oci/monitor"
 	"github.com/berth-project/berth/engine/oci/wire"
+	"golang.org/x/sys/unix"
 )
 
 // MonitorName is the name (argv[0]) under which a program that calls MonitorMain is started as the monitor.
@@ -51,6 +52,10 @@ func monitorMain(args []string) int {
 	fl.Var(&worker, "worker", "")
 	if err := fl.Parse(args); err != nil {
 		return 2
+	}
+	// What is left of another user's session (su, sudo) would fail whoever keeps temporary files there.
+	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" && unix.Access(d, unix.W_OK|unix.X_OK) != nil {
+		_ = os.Unsetenv("XDG_RUNTIME_DIR")
 	}
 	instance, err := Instance(*dir)
 	if err == nil {

@@ -3,6 +3,8 @@ package oci_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"os"
 	"testing"
 	"time"
 
@@ -10,18 +12,23 @@ import (
 	"github.com/berth-project/berth/engine/enginetest"
 	"github.com/berth-project/berth/engine/oci"
 	"github.com/berth-project/berth/image"
+	"github.com/moby/sys/userns"
 )
 
 // TestSuite runs the suite that every engine must pass.
 func TestSuite(t *testing.T) {
-	for _, rt := range []string{"direct", "runc"} {
+	for _, rt := range []string{"direct", "runc", "crun"} {
 		t.Run(rt, func(t *testing.T) { enginetest.Run(t, suiteEnv(t, rt), nil) })
 	}
 }
 
+// lacksVar is the variable by which a test that runs the suite in other surroundings says what they lack.
+const lacksVar = "BERTH_TEST_LACKS"
+
 func suiteEnv(t *testing.T, rt string) *enginetest.Env {
 	t.Helper()
 	cfg := oci.Config{Dir: t.TempDir(), Runtime: rt, Idle: 300 * time.Millisecond}
+	cfg.Images.Rootless = userns.RunningInUserNS()
 	e, err := oci.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -35,9 +42,15 @@ func suiteEnv(t *testing.T, rt string) *enginetest.Env {
 	if err != nil {
 		t.Fatal(err)
 	}
+	lacks := map[enginetest.Ability]string{}
+	if v := os.Getenv(lacksVar); v != "" {
+		if err := json.Unmarshal([]byte(v), &lacks); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return &enginetest.Env{
 		Engine: e, Image: img, Dir: t.TempDir(),
 		Again: func(context.Context) (berth.Engine, error) { return oci.New(cfg) },
-		Lacks: map[enginetest.Ability]string{},
+		Lacks: lacks,
 	}
 }

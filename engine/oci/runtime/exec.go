@@ -28,7 +28,8 @@ func (p *process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess,
 		defer func() { _ = sock.Close() }()
 		opts.ConsoleSocket = sock
 	}
-	if err := p.client.Exec(ctx, p.id, *e.Process, opts); err != nil {
+	if err := p.call(func() error { return p.client.Exec(ctx, p.id, *e.Process, opts) }); err != nil {
+		p.reapOrphans()
 		text := lastError(logPath)
 		if text == "" {
 			text = err.Error()

@@ -41,8 +41,9 @@ type Config struct {
 // Runtime starts bundles through an OCI runtime binary. The process that uses it must be a child subreaper
 // (PR_SET_CHILD_SUBREAPER): the container's first process becomes its child.
 type Runtime struct {
-	cfg  Config
-	name string
+	cfg   Config
+	name  string
+	cover bool // the v2 hierarchy: see process.call
 }
 
 var _ bundle.Starter = (*Runtime)(nil)
@@ -59,7 +60,8 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("OCI runtime %s --version: %w: %w", path, berth.ErrUnsupported, err)
 	}
 	first, _, _ := strings.Cut(string(out), "\n")
-	return &Runtime{cfg: cfg, name: strings.Replace(strings.TrimSpace(first), " version ", " ", 1)}, nil
+	name := strings.Replace(strings.TrimSpace(first), " version ", " ", 1)
+	return &Runtime{cfg: cfg, name: name, cover: refusesHybrid(name)}, nil
 }
 
 // Name is the runtime's name and version, as it says itself: "runc 1.1.5".
@@ -75,6 +77,9 @@ func (r *Runtime) client(dir string) *runc.Runc {
 // Start creates and starts the container.
 func (r *Runtime) Start(ctx context.Context, b *bundle.Bundle) (_ bundle.Process, err error) {
 	p := &process{rt: r, client: r.client(b.Dir), id: containerID(b), dir: b.Dir, init: b.Init, spec: b.Spec}
+	if b.Cgroup != nil && !r.cfg.NoCgroup {
+		p.cgroup = b.Cgroup.Path()
+	}
 	defer func() {
 		if err != nil {
 			p.destroy()
@@ -99,7 +104,7 @@ func (r *Runtime) Start(ctx context.Context, b *bundle.Bundle) (_ bundle.Process
 	if reportW != nil {
 		_ = reportW.Close() // so that its end is seen when the init ends
 	}
-	if err := p.client.Start(ctx, p.id); err != nil {
+	if err := p.call(func() error { return p.client.Start(ctx, p.id) }); err != nil {
 		return nil, p.explain("start", err)
 	}
 	if b.Init {
@@ -183,6 +188,7 @@ type process struct {
 	console *os.File
 	root    *os.File
 	mounted bool
+	cgroup  string // its path below the hierarchies; "" is none
 }
 
 var _ bundle.Process = (*process)(nil)
@@ -238,7 +244,7 @@ func (p *process) create(ctx context.Context, b *bundle.Bundle, report *os.File)
 		defer func() { _ = sock.Close() }()
 		opts.ConsoleSocket = sock
 	}
-	if err := p.client.Create(ctx, p.id, p.dir, opts); err != nil {
+	if err := p.call(func() error { return p.client.Create(ctx, p.id, p.dir, opts) }); err != nil {
 		return p.explain("create", err)
 	}
 	if sock != nil {
@@ -256,8 +262,10 @@ func (p *process) create(ctx context.Context, b *bundle.Bundle, report *os.File)
 		return err
 	}
 	p.pid = pid
-	p.pidfd, err = openPidfd(pid)
-	return err
+	if p.pidfd, err = openPidfd(pid); err != nil {
+		return err
+	}
+	return p.denyConsole()
 }
 
 func pollable(fd int, name string) (*os.File, error) {
@@ -306,6 +314,7 @@ func commandFault(text string) (syscall.Errno, bool) {
 		errno syscall.Errno
 	}{
 		{"executable file not found", unix.ENOENT},
+		{"executable file `", 0},
 		{"exec format error", unix.ENOEXEC},
 		{"exec: ", 0},
 		{"open executable: ", 0},
@@ -397,7 +406,7 @@ func (p *process) destroy() {
 func (p *process) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	err := p.client.Delete(ctx, p.id, &runc.DeleteOpts{Force: true})
+	err := p.call(func() error { return p.client.Delete(ctx, p.id, &runc.DeleteOpts{Force: true}) })
 	if err != nil && strings.Contains(err.Error(), "does not exist") {
 		err = nil
 	}
