@@ -79,16 +79,31 @@ func writeTar(w io.Writer, root *os.Root, base string) error {
 	return tw.Close()
 }
 
+// writeEntry writes one entry. It holds it by a descriptor from the first look on: what a running container puts
+// in its place, a pipe without a writer or a device, must not be opened for a file.
 func writeEntry(tw *tar.Writer, root *os.Root, name string) error {
-	st, err := root.Lstat(name)
+	held, err := root.OpenFile(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = held.Close() }()
+	return writeHeld(tw, held, name)
+}
+
+// writeHeld writes the entry that held, an O_PATH descriptor, stands for.
+func writeHeld(tw *tar.Writer, held *os.File, name string) error {
+	st, err := held.Stat()
 	if err != nil {
 		return err
 	}
 	link := ""
 	if st.Mode()&fs.ModeSymlink != 0 {
-		if link, err = root.Readlink(name); err != nil {
-			return err
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(int(held.Fd()), "", buf)
+		if err != nil {
+			return fmt.Errorf("link %s: %w", name, err)
 		}
+		link = string(buf[:n])
 	}
 	if st.Mode()&fs.ModeSocket != 0 {
 		return nil // tar knows no sockets
@@ -107,7 +122,7 @@ func writeEntry(tw *tar.Writer, root *os.Root, name string) error {
 	if err := tw.WriteHeader(h); err != nil || !st.Mode().IsRegular() {
 		return err
 	}
-	f, err := root.Open(name)
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", held.Fd()))
 	if err != nil {
 		return err
 	}
