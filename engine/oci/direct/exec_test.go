@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -141,6 +142,33 @@ func TestExecErrors(t *testing.T) {
 	}
 	if _, err := execIn(t, p, shell(t, "true")); !errors.Is(err, berth.ErrConflict) {
 		t.Errorf("in a container that has ended: %v, want ErrConflict", err)
+	}
+}
+
+// Somebody who holds the pipe by which the init reports does not hold up the end of its container.
+func TestReportIsHeld(t *testing.T) {
+	s := testStarter(t)
+	p := startIdle(t, s, nil)
+	held, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", p.Pid(), reportFD), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan bundle.Status, 1)
+	go func() {
+		st, _ := p.Wait()
+		ended <- st
+	}()
+	select {
+	case st := <-ended:
+		if st.Signal != unix.SIGKILL {
+			t.Errorf("ended with %+v, want signal 9", st)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("Wait waits for whoever holds the pipe")
 	}
 }
 

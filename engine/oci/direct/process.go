@@ -130,6 +130,9 @@ func (p *Process) Wait() (bundle.Status, error) {
 	if err != nil || !p.init {
 		return st, err
 	}
+	// What the init had to say is in the pipe by now. Nobody waits for more: with CAP_SYS_PTRACE a container can
+	// open the init's end of it, and give that to somebody who outlives it.
+	_ = p.report.SetReadDeadline(time.Now().Add(reportTime))
 	rec, err := initbin.ReadRecord(p.report)
 	if err != nil || rec.Kind != initbin.Ended {
 		return st, nil //nolint:nilerr // no record: the init did not live to write it
@@ -142,6 +145,9 @@ func (p *Process) Wait() (bundle.Status, error) {
 	}
 	return st, nil
 }
+
+// reportTime is how long the end of the init's report may take after the init's own.
+const reportTime = 100 * time.Millisecond
 
 // Kill implements bundle.Process.
 func (p *Process) Kill() error { return p.child.kill(unix.SIGKILL) }
