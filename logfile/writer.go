@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,8 @@ type Writer struct {
 	end     int64
 	dropped int64
 	done    bool
+	cut     bool
+	from    *os.File // what Pump reads
 	err     error
 	subs    map[*Follower]struct{}
 }
@@ -63,6 +66,7 @@ func Create(dir, stream string, opts Options) (*Writer, error) {
 func (w *Writer) Pump(r *os.File) error {
 	defer w.finish()
 	defer func() { _ = r.Close() }()
+	w.pumps(r)
 	raw, err := r.SyscallConn()
 	if err != nil {
 		return err
@@ -86,6 +90,9 @@ func (w *Writer) Pump(r *os.File) error {
 		if err == nil {
 			err = moveErr
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // Cut
+			return w.pumpRest(raw, tee)
+		}
 		if errors.Is(err, unix.EIO) { // a terminal whose last holder has gone
 			return w.failure()
 		}
@@ -98,7 +105,45 @@ func (w *Writer) Pump(r *os.File) error {
 	}
 }
 
-const chunk = 1 << 20 // bytes moved by one call at most
+// pumps remembers what Cut has to end.
+func (w *Writer) pumps(r *os.File) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.from = r
+	if w.cut {
+		_ = r.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Cut has Pump end with what lies in its pipe now, although somebody may still hold the other end.
+func (w *Writer) Cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut = true
+	if w.from != nil {
+		_ = w.from.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// pumpRest moves what lies in the pipe, and as much as may lie in one: whoever holds its other end may go on
+// writing.
+func (w *Writer) pumpRest(raw syscall.RawConn, tee *teePipe) error {
+	for left := int64(restMax); left > 0; {
+		w.waitForReaders()
+		var n int64
+		var moveErr error
+		if err := raw.Control(func(fd uintptr) { n, moveErr = w.move(int(fd), tee) }); err != nil || n <= 0 || moveErr != nil {
+			break
+		}
+		left -= n
+	}
+	return w.failure()
+}
+
+const (
+	chunk   = 1 << 20  // bytes moved by one call at most
+	restMax = 16 << 20 // bytes moved after Cut at most; what a pipe may hold is far less
+)
 
 // move moves what lies in fd, at most a chunk, into the log and the copy. 0 is the end.
 func (w *Writer) move(fd int, tee *teePipe) (int64, error) {

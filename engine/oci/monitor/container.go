@@ -214,6 +214,9 @@ func (c *container) drain() string {
 	select {
 	case <-done:
 	case <-time.After(drainTime):
+		for _, w := range c.logs {
+			w.Cut() // whoever follows it would wait as long as the holder pleases
+		}
 		return fmt.Sprintf("the container ended, but its output did not within %s", drainTime)
 	}
 	for _, w := range c.logs {
