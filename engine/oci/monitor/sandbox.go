@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -76,7 +77,11 @@ func (m *Monitor) openState() error {
 	if err := os.MkdirAll(m.state, 0o700); err != nil {
 		return fmt.Errorf("records of sandboxes: %w", err)
 	}
-	return os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700)
+	m.skeletons = &skeletons{dir: filepath.Join(m.state, skeletonsDir), rootless: m.rootless, m: map[string]string{}}
+	if err := scratch.Remove(m.skeletons.dir); err != nil { // an earlier monitor's, which nothing uses now
+		return err
+	}
+	return errors.Join(os.Mkdir(m.skeletons.dir, 0o711), os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700)) //nolint:gosec // containers' roots lie below
 }
 
 // find returns an open sandbox.
@@ -200,6 +205,9 @@ func (sb *sandbox) openNetwork(ctx context.Context) error {
 		return err
 	}
 	sb.net = net
+	if err := mountFiles(filepath.Join(sb.dir, filesDir)); err != nil {
+		return err
+	}
 	files := map[string][]byte{"hosts": net.Hosts, "hostname": net.Hostname}
 	if net.Mode != berth.NetworkNone {
 		files["resolv.conf"] = net.ResolvConf
@@ -208,6 +216,18 @@ func (sb *sandbox) openNetwork(ctx context.Context) error {
 		if err := os.WriteFile(filepath.Join(sb.dir, filesDir, name), content, 0o644); err != nil { //nolint:gosec // read by the container's user
 			return err
 		}
+	}
+	return nil
+}
+
+// filesOptions bound what a container can make of the files that it is given: it may write to them.
+const filesOptions = "size=1m,nr_inodes=8,mode=755"
+
+// mountFiles gives the files a small file system in memory: where they would lie else, the host's disk or the
+// memory for its own state, nothing limits the container.
+func mountFiles(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, filesOptions); err != nil {
+		return fmt.Errorf("files of the container: %w", err)
 	}
 	return nil
 }
@@ -366,6 +386,7 @@ func (sb *sandbox) remove() {
 			sb.m.log.Error("remove scratch", "sandbox", sb.id, "path", p, "err", err)
 		}
 	}
+	_ = unix.Unmount(filepath.Join(sb.dir, filesDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // none: it could not be made
 	if err := scratch.Remove(sb.dir); err != nil {
 		sb.m.log.Error("remove sandbox", "sandbox", sb.id, "err", err)
 	}
@@ -429,6 +450,9 @@ func (m *Monitor) recover(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
+		if e.Name() == skeletonsDir {
+			continue
+		}
 		if err := m.reopen(ctx, e.Name()); err != nil {
 			m.log.Error("recover sandbox", "sandbox", e.Name(), "err", err)
 		}
