@@ -79,10 +79,14 @@ func (l *launch) prepare(ctx context.Context) error {
 	if err := l.makeGroup(); err != nil {
 		return err
 	}
+	layers, err := c.sb.m.skeletons.layers(l.req.Layers)
+	if err != nil {
+		return err
+	}
 	l.bundle = &bundle.Bundle{
 		ID: c.name(), Dir: filepath.Join(c.dir, bundleDir), Spec: l.spec, Cgroup: c.group,
 		Root: bundle.Root{
-			Layers: l.req.Layers, Upper: c.upper(), Work: c.work(),
+			Layers: layers, Upper: c.upper(), Work: c.work(),
 			Volatile: true, UserXattr: c.sb.m.rootless,
 		},
 		Init: !c.step.NoInit,

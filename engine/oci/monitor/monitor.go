@@ -63,6 +63,8 @@ type Monitor struct {
 	rootless bool
 	state    string // directory of the records; see openState
 
+	skeletons *skeletons
+
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
 	clients   int

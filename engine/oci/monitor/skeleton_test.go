@@ -1,0 +1,108 @@
+package monitor
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestSkeleton(t *testing.T) {
+	when := time.Unix(1_500_000_000, 0)
+	for _, c := range []struct {
+		name  string
+		image func(t *testing.T, root string)
+		want  []string // paths of the skeleton
+		same  bool     // no skeleton at all
+	}{
+		{"empty", func(*testing.T, string) {}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"}, false},
+		{"etc without files", func(t *testing.T, root string) {
+			mkdir(t, filepath.Join(root, "etc"), 0o750, when)
+			mkdir(t, filepath.Join(root, "proc"), 0o555, when)
+		}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "sys"}, false},
+		{"etc is a link", func(t *testing.T, root string) {
+			if err := os.Symlink("/nowhere", filepath.Join(root, "etc")); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"dev", "proc", "sys"}, false},
+		{"etc has attributes", func(t *testing.T, root string) {
+			mkdir(t, filepath.Join(root, "etc"), 0o755, when)
+			if err := unix.Setxattr(filepath.Join(root, "etc"), "user.x", []byte("1"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"dev", "proc", "sys"}, false},
+		{"a file is a link", func(t *testing.T, root string) {
+			mkdir(t, filepath.Join(root, "etc"), 0o755, when)
+			for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
+				if err := os.Symlink("../run/"+f, filepath.Join(root, "etc", f)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, []string{"dev", "proc", "sys"}, false},
+		{"complete", func(t *testing.T, root string) {
+			for _, d := range []string{"dev", "proc", "sys", "etc"} {
+				mkdir(t, filepath.Join(root, d), 0o755, when)
+			}
+			for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
+				if err := os.WriteFile(filepath.Join(root, "etc", f), nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, nil, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Fatal("needs root: it mounts the image")
+			}
+			root := t.TempDir()
+			c.image(t, root)
+			s := &skeletons{dir: t.TempDir(), m: map[string]string{}}
+			layers, err := s.layers([]string{root})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.same {
+				if !reflect.DeepEqual(layers, []string{root}) {
+					t.Errorf("layers = %v; the image needs no skeleton", layers)
+				}
+				return
+			}
+			if len(layers) != 2 || layers[1] != root {
+				t.Fatalf("layers = %v", layers)
+			}
+			var got []string
+			err = filepath.WalkDir(layers[0], func(p string, _ os.DirEntry, err error) error {
+				if rel, rerr := filepath.Rel(layers[0], p); rerr == nil && rel != "." {
+					got = append(got, rel)
+				}
+				return err
+			})
+			if err != nil || !reflect.DeepEqual(got, c.want) {
+				t.Errorf("skeleton = %v, %v; want %v", got, err, c.want)
+			}
+			again, err := s.layers([]string{root})
+			if err != nil || !reflect.DeepEqual(again, layers) {
+				t.Errorf("a second time: %v, %v", again, err)
+			}
+			if st, err := os.Stat(filepath.Join(root, "etc")); err == nil && c.name == "etc without files" {
+				own, err := os.Stat(filepath.Join(layers[0], "etc"))
+				if err != nil || own.Mode() != st.Mode() {
+					t.Errorf("etc is %v, in the image %v (%v)", own.Mode(), st.Mode(), err)
+				}
+			}
+		})
+	}
+}
+
+func mkdir(t *testing.T, dir string, mode os.FileMode, when time.Time) {
+	t.Helper()
+	if err := os.Mkdir(dir, mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(dir, when, when); err != nil {
+		t.Fatal(err)
+	}
+}
