@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -45,6 +47,16 @@ func (r *Runner) Reconcile(ctx context.Context) (found []Found, resume []string,
 	}
 	dirs, err := r.strayDirs(ctx)
 	return append(found, dirs...), resume, err
+}
+
+// Driven reports whether a living process drives the task just now. A parked task is driven by none.
+func (r *Runner) Driven(id string) bool {
+	f, err := os.Open(r.dir(id).lockFile())
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // running maps each sandbox that the engine has to those of its containers that run.

@@ -162,6 +162,9 @@ func (c *client) greet(ctx context.Context, conn *wire.Conn) error {
 	return nil
 }
 
+// Watched reports whether a monitor watches over a data directory: then parked tasks need nobody else.
+func Watched(dir string) bool { return (&client{dir: dir}).running() }
+
 // running reports whether a monitor answers.
 func (c *client) running() bool {
 	nc, err := connect(monitor.SocketDir(c.dir))

@@ -243,6 +243,64 @@ func TestDetachedOutlivesItsWorker(t *testing.T) {
 	b.clean()
 }
 
+// TestReviveOnlyWhatIsAdrift starts no worker while all tasks are looked after.
+func TestReviveOnlyWhatIsAdrift(t *testing.T) {
+	b := newBench(t)
+	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	if out, code := b.output("run", "--detach", "bb", "sh", "-c", "sleep 100; true", "in-the-task"); code != 0 {
+		t.Fatal(out)
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if out, _ := b.output("ps", "--state", "running", "-q"); strings.Count(out, "\n") == 2 && len(processes("--data-dir\x00"+b.data+"\x00--engine\x00oci\x00worker\x00")) == 0 {
+			break
+		}
+	}
+	h, err := (&app{out: io.Discard, err: io.Discard, global: globalOptions{dataDir: b.data}}).openTasks(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	adrift := func() (ids []string) {
+		for r, err := range h.tasks.Stale(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.adrift(r) {
+				ids = append(ids, r.ID)
+			}
+		}
+		return ids
+	}
+	if ids := adrift(); len(ids) != 0 {
+		t.Errorf("adrift: %v", ids)
+	}
+	b.signal(cmd, syscall.SIGKILL)
+	_ = cmd.Wait()
+	if ids := adrift(); len(ids) != 1 {
+		t.Errorf("of one killed in the foreground, adrift: %v", ids)
+	}
+	for _, pid := range processes("berth-monitor\x00--data-dir\x00" + b.data + "\x00") {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && watched(b.data); time.Sleep(10 * time.Millisecond) {
+	}
+	if ids := adrift(); len(ids) != 2 {
+		t.Errorf("without a monitor, adrift: %v", ids)
+	}
+	b.output("ps") // which has a worker put both right
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		open := 0
+		for range h.tasks.Stale(t.Context()) {
+			open++
+		}
+		if open == 0 {
+			b.clean()
+			return
+		}
+	}
+	t.Errorf("still adrift: %v", adrift())
+}
+
 func TestVersionIsQuick(t *testing.T) {
 	best := time.Hour
 	for range 10 {

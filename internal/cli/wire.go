@@ -25,6 +25,9 @@ func hiddenMains() {
 	oci.MonitorMain()
 }
 
+// watched reports whether the engine watches over parked tasks by itself.
+func watched(dir string) bool { return oci.Watched(dir) }
+
 // openEngine opens the engine, and its images, of the data directory.
 func (a *app) openEngine() (*host, error) {
 	dir, err := a.dataDir()

@@ -11,7 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/runner"
+	"github.com/berth-project/berth/store"
 )
 
 // self is this program, even after its file was replaced.
@@ -83,6 +85,9 @@ func (a *app) revive(ctx context.Context, h *host) {
 		return
 	}
 	for r, err := range h.tasks.Stale(ctx) {
+		if err == nil && !h.adrift(r) {
+			continue
+		}
 		if err == nil {
 			err = a.startWorker(h.dir)
 		}
@@ -91,4 +96,16 @@ func (a *app) revive(ctx context.Context, h *host) {
 		}
 		return
 	}
+}
+
+// adrift reports whether nobody brings an open task forward: neither a process, nor, while a detached task's
+// step runs, the monitor. What was kept on purpose is left alone.
+func (h *host) adrift(r store.Record) bool {
+	switch {
+	case r.State.Final() && r.Task.Keep, h.runner.Driven(r.ID):
+		return false
+	case r.Detached && r.State == berth.Running:
+		return !watched(h.dir)
+	}
+	return true
 }
