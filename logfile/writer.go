@@ -60,6 +60,48 @@ func Create(dir, stream string, opts Options) (*Writer, error) {
 	return w, nil
 }
 
+// Resume opens the log of a stream again, to go on after its last byte; one that is not there is made. Two
+// writers of one log are the caller's to prevent.
+func Resume(dir, stream string, opts Options) (*Writer, error) {
+	f, err := os.OpenFile(filepath.Join(dir, stream), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log %s: %w", stream, err)
+	}
+	w, err := resume(f, dir, stream)
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("log %s: %w", stream, err)
+	}
+	w.opts = opts
+	if opts.Now == nil {
+		w.opts.Now = time.Now
+	}
+	return w, nil
+}
+
+func resume(f *os.File, dir, stream string) (*Writer, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	ix, err := ReadIndex(dir, stream)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{file: f, idxPath: filepath.Join(dir, stream+indexExt), spliceOK: true, end: st.Size(), dropped: ix.Dropped}
+	w.changed = sync.NewCond(&w.mu)
+	index, err := os.OpenFile(w.idxPath, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return w, nil //nolint:nilerr // as in stamp: the bytes are kept all the same
+	}
+	if st, err = index.Stat(); err != nil {
+		_ = index.Close()
+		return nil, err
+	}
+	w.index, w.idxPos = index, st.Size()/recordSize*recordSize // a record that was cut is written over
+	return w, nil
+}
+
 // Pump moves everything that comes out of r into the log until its end, and closes r and the log. r is the
 // read end of a pipe, or a terminal's master. What the disk has no room for is read and dropped, so that
 // the writer is never held up by a full disk; the error then says from which byte on.

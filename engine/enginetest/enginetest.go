@@ -24,6 +24,8 @@ type Env struct {
 	Dir string
 	// Again opens the engine anew, as another process would; nil is an engine that does not outlive its process.
 	Again func(context.Context) (berth.Engine, error)
+	// Parallel has Run run the checks at once, as many as go test does: for engines that wait for a daemon.
+	Parallel bool
 	// Lacks says what this engine or this host cannot do, each with its reason.
 	Lacks map[Ability]string
 }
@@ -86,6 +88,9 @@ func Run(t *testing.T, env *Env, skips map[string]string) {
 				if reason, ok := env.Lacks[need]; ok {
 					t.Skipf("declared: no %s: %s", need, reason)
 				}
+			}
+			if env.Parallel {
+				t.Parallel()
 			}
 			if err := c.run(t.Context(), env); err != nil {
 				t.Error(err)

@@ -1,0 +1,180 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/logfile"
+	"github.com/moby/moby/client"
+)
+
+// Container is a started step of this engine.
+type Container struct {
+	life *life
+	sb   *Sandbox
+}
+
+var (
+	_ berth.Container   = (*Container)(nil)
+	_ berth.LogReader   = (*Container)(nil)
+	_ berth.Signaler    = (*Container)(nil)
+	_ berth.Execer      = (*Container)(nil)
+	_ berth.Statser     = (*Container)(nil)
+	_ berth.Addresser   = (*Container)(nil)
+	_ berth.StdinWriter = (*Container)(nil)
+	_ berth.Terminal    = (*Container)(nil)
+	_ berth.Archiver    = (*Container)(nil)
+)
+
+// ID is the container's id.
+func (c *Container) ID() string { return c.life.step }
+
+// Wait waits for the container's end.
+func (c *Container) Wait(ctx context.Context) (berth.Exit, error) { return c.life.wait(ctx) }
+
+// Stop ends the container.
+func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
+	return c.life.end(ctx, intent{Reason: berth.Stopped}, grace)
+}
+
+// Remove removes the container.
+func (c *Container) Remove(ctx context.Context) error { return c.life.remove(ctx, c.life.docker()) }
+
+// Signal sends a signal to the container's command.
+func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
+	sent, err := c.life.kill(ctx, strconv.Itoa(int(sig)))
+	if err == nil && !sent {
+		err = c.hasEnded("signal")
+	}
+	return err
+}
+
+func (c *Container) hasEnded(what string) error {
+	return fmt.Errorf("%s %s: %w: the container has ended", what, c.life, berth.ErrConflict)
+}
+
+// Address is the IP address of the container.
+func (c *Container) Address(ctx context.Context) (string, error) {
+	i, err := c.life.inspect(ctx, c.life.docker())
+	if err != nil {
+		return "", err
+	}
+	if i.NetworkSettings != nil {
+		for _, n := range i.NetworkSettings.Networks {
+			if n.IPAddress.IsValid() {
+				return n.IPAddress.String(), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("container %s has no IP address: %w: its network is %s", c.life, berth.ErrNotFound, c.sb.spec.Network.Mode)
+}
+
+// Stdin is the container's standard input. It has one holder, in the process that started the container: a
+// second call is ErrConflict.
+func (c *Container) Stdin(context.Context) (io.WriteCloser, error) {
+	c.life.mu.Lock()
+	defer c.life.mu.Unlock()
+	in := c.life.stdin
+	if in == nil || in.taken {
+		return nil, fmt.Errorf("standard input of %s: %w: it is not open, or taken", c.life, berth.ErrConflict)
+	}
+	in.taken = true
+	return in, nil
+}
+
+// Resize sets the size of the container's terminal.
+func (c *Container) Resize(ctx context.Context, rows, cols uint16) error {
+	ctx, cancel := c.life.e.call(ctx)
+	defer cancel()
+	if _, err := c.life.e.api.ContainerResize(ctx, c.life.docker(), client.ContainerResizeOptions{Height: uint(rows), Width: uint(cols)}); err != nil {
+		return wrap(ctx, "resize "+c.life.String(), err)
+	}
+	return nil
+}
+
+// Archive reads a file or directory out of the container's root.
+func (c *Container) Archive(ctx context.Context, p string) (io.ReadCloser, error) {
+	res, err := c.life.e.api.CopyFromContainer(ctx, c.life.docker(), client.CopyFromContainerOptions{SourcePath: p})
+	if err != nil {
+		return nil, wrap(ctx, p+" in the container", err)
+	}
+	return res.Content, nil
+}
+
+// Logs reads what the container wrote.
+func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadCloser, error) {
+	rec, err := c.life.readRecord()
+	if err != nil {
+		return nil, err
+	}
+	stream := "stdout"
+	if opts.Stderr {
+		stream = "stderr"
+		if rec.Spec.TTY {
+			return io.NopCloser(eof{}), nil
+		}
+	}
+	r, err := logfile.Open(c.life.logDir(rec), stream, logfile.From{Offset: opts.Offset, Tail: opts.Tail, Since: opts.Since})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("logs of %s: %w", c.life, berth.ErrNotFound)
+	}
+	if err != nil || !opts.Follow {
+		return r, err
+	}
+	c.life.mu.Lock()
+	w := c.life.writers[stream]
+	c.life.mu.Unlock()
+	if w == nil { // another process writes it
+		return r.Follow(ctx, func(ctx context.Context, have int64) (bool, error) { return c.poll(ctx, r, have) }), nil
+	}
+	f := w.Follow(opts.Hold, r.Pos())
+	return &followed{ReadCloser: r.Follow(ctx, func(ctx context.Context, have int64) (bool, error) {
+		f.Ack(have)
+		for {
+			select {
+			case <-f.C():
+			case <-ctx.Done():
+				return false, context.Cause(ctx)
+			}
+			if end, _, done := w.State(); done || end > have {
+				return done, nil
+			}
+		}
+	}), f: f}, nil
+}
+
+type followed struct {
+	io.ReadCloser
+	f *logfile.Follower
+}
+
+func (f *followed) Close() error {
+	f.f.Close()
+	return f.ReadCloser.Close()
+}
+
+type eof struct{}
+
+func (eof) Read([]byte) (int, error) { return 0, io.EOF }
+
+// poll waits until another process has written more.
+func (c *Container) poll(ctx context.Context, r *logfile.Reader, have int64) (bool, error) {
+	for {
+		ended := c.life.known()
+		if end, err := r.End(); err != nil || end > have || ended {
+			return ended, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		case <-time.After(lockPoll):
+		}
+	}
+}

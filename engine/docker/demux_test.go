@@ -1,0 +1,109 @@
+package docker
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"strings"
+	"testing"
+)
+
+// frame is one frame of a multiplexed stream.
+func frame(stream byte, s string) string {
+	var h [frameHeader]byte
+	h[0] = stream
+	binary.BigEndian.PutUint32(h[4:], uint32(len(s)))
+	return string(h[:]) + s
+}
+
+func TestDemux(t *testing.T) {
+	big := strings.Repeat("x", 100_000)
+	for _, c := range []struct{ name, in, out, err, fails string }{
+		{"nothing", "", "", "", ""},
+		{"both", frame(1, "out\n") + frame(2, "err\n") + frame(1, "more"), "out\nmore", "err\n", ""},
+		{"an empty frame", frame(1, "") + frame(2, "e"), "", "e", ""},
+		{"a frame beyond the buffer", frame(1, big), big, "", ""},
+		{"standard input", frame(0, "x"), "", "", "unknown stream 0"},
+		{"the daemon's errors", frame(1, "a") + frame(3, "x"), "a", "", "unknown stream 3"},
+		{"no frame", "GET / HTTP/1.1\r\n", "", "", "unknown stream 71"},
+		{"bytes that are zero", "\x01\x00\x07\x00\x00\x00\x00\x01x", "", "", "frame header"},
+		{"cut in the header", frame(1, "a") + "\x01\x00", "a", "", "unexpected EOF"},
+		{"cut in the frame", frame(1, "abc")[:10], "ab", "", "unexpected EOF"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			err := demux(strings.NewReader(c.in), &out, &errs)
+			if out.String() != c.out || errs.String() != c.err {
+				t.Errorf("stdout %.40q, stderr %.40q; want %.40q, %.40q", out.String(), errs.String(), c.out, c.err)
+			}
+			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("error %v; want %q", err, c.fails)
+			}
+		})
+	}
+}
+
+// FuzzDemux: what comes out is what frames held, in order, and never more than came in.
+func FuzzDemux(f *testing.F) {
+	f.Add([]byte(frame(1, "out")+frame(2, "err")), 3)
+	f.Add([]byte("\x01\x00\x00\x00\xff\xff\xff\xffx"), 1)
+	f.Fuzz(func(t *testing.T, in []byte, step int) {
+		var out, errs, whole, wholeErrs bytes.Buffer
+		err := demux(bytes.NewReader(in), &whole, &wholeErrs)
+		again := demux(&slowly{in, max(1, step%64)}, &out, &errs)
+		if !bytes.Equal(out.Bytes(), whole.Bytes()) || !bytes.Equal(errs.Bytes(), wholeErrs.Bytes()) || (err == nil) != (again == nil) {
+			t.Errorf("in pieces of %d: %q, %q, %v; at once: %q, %q, %v", step, &out, &errs, again, &whole, &wholeErrs, err)
+		}
+		if whole.Len()+wholeErrs.Len() > len(in) {
+			t.Errorf("%d bytes of %d", whole.Len()+wholeErrs.Len(), len(in))
+		}
+	})
+}
+
+// slowly reads a few bytes at a time.
+type slowly struct {
+	rest []byte
+	n    int
+}
+
+func (s *slowly) Read(p []byte) (int, error) {
+	if len(s.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, s.rest[:min(s.n, len(s.rest))])
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+func TestSkipper(t *testing.T) {
+	var b bytes.Buffer
+	s := &skipper{w: &b, left: 5}
+	for _, p := range []string{"ab", "", "cdef", "gh"} {
+		if n, err := io.WriteString(s, p); n != len(p) || err != nil {
+			t.Fatalf("Write(%q) = %d, %v", p, n, err)
+		}
+	}
+	if b.String() != "fgh" {
+		t.Errorf("wrote %q, want %q", b.String(), "fgh")
+	}
+}
+
+func TestStartCode(t *testing.T) {
+	const oci = "OCI runtime create failed: runc create failed: unable to start container process: "
+	for msg, want := range map[string]int{
+		oci + `exec: "none": executable file not found in $PATH: unknown`:                                            127,
+		oci + `exec: "/no/such": stat /no/such: no such file or directory: unknown`:                                  127,
+		oci + `exec: "/etc/passwd": permission denied: unknown`:                                                      126,
+		oci + `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown`:                                  126,
+		oci + `exec /bin/x: exec format error: unknown`:                                                              126,
+		oci + `error mounting "/a" to rootfs at "/b": no such file or directory: unknown`:                            0,
+		`bind source path does not exist: /x`:                                                                        0,
+		oci + `open /proc/sys/vm/none: permission denied: unknown`:                                                   0,
+		oci + `unable to find user nobody-here: no matching entries in passwd file`:                                  0,
+		`driver failed programming external connectivity on endpoint x: listen tcp 0.0.0.0:80: address already used`: 0,
+	} {
+		if got := startCode(msg); got != want {
+			t.Errorf("startCode(%q) = %d, want %d", msg, got, want)
+		}
+	}
+}

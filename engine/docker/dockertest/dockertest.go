@@ -1,0 +1,206 @@
+// Package dockertest starts Docker daemons for tests: each with directories, a socket and a bridge of its own,
+// apart from whatever daemon the machine has.
+package dockertest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options choose how a daemon is started.
+type Options struct {
+	// Dir is the directory in which everything of the daemon lies; it must not be on an overlay file system.
+	Dir string
+	// Bridge gives the daemon a bridge network; without one it has only "none" and "host".
+	Bridge bool
+	// Args are further arguments of dockerd.
+	Args []string
+}
+
+// Daemon is a running dockerd.
+type Daemon struct {
+	opts   Options
+	bridge string
+	cmd    *exec.Cmd
+	log    *os.File
+	done   chan struct{}
+	state  error // of the process, when done is closed
+}
+
+const (
+	startMax = 30 * time.Second
+	stopMax  = 20 * time.Second
+	poll     = 20 * time.Millisecond
+)
+
+// Start starts a daemon and waits until it answers. It needs root, Debian's docker.io, and iproute2 for a bridge.
+func Start(ctx context.Context, opts Options) (*Daemon, error) {
+	d := &Daemon{opts: opts}
+	if err := os.MkdirAll(opts.Dir, 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(d.path("daemon.json"), []byte("{}\n"), 0o600); err != nil { // not the machine's
+		return nil, err
+	}
+	if opts.Bridge {
+		if err := d.makeBridge(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.Run(ctx); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Daemon) path(name string) string { return filepath.Join(d.opts.Dir, name) }
+
+// Host is the daemon's address.
+func (d *Daemon) Host() string { return "unix://" + d.path("sock") }
+
+func (d *Daemon) makeBridge(ctx context.Context) error {
+	pid := os.Getpid()
+	d.bridge = fmt.Sprintf("berthd%d", pid%1e6)
+	for _, args := range [][]string{
+		{"link", "add", d.bridge, "type", "bridge"},
+		{"addr", "add", fmt.Sprintf("10.213.%d.1/24", pid%250), "dev", d.bridge},
+		{"link", "set", d.bridge, "up"},
+	} {
+		if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
+}
+
+// Run starts the process, again after Stop or Kill.
+func (d *Daemon) Run(ctx context.Context) error {
+	bridge := "none"
+	if d.bridge != "" {
+		bridge = d.bridge
+	}
+	args := append([]string{
+		"--host", d.Host(), "--data-root", d.path("data"), "--exec-root", d.path("exec"), "--pidfile", d.path("pid"),
+		"--config-file", d.path("daemon.json"), "--bridge", bridge, "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
+	}, d.opts.Args...)
+	log, err := os.OpenFile(d.path("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	d.log = log
+	d.cmd = exec.Command("dockerd", args...) //nolint:noctx // it lives until Stop
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := d.cmd.Start(); err != nil {
+		return fmt.Errorf("dockerd (Debian's docker.io): %w", err)
+	}
+	done := make(chan struct{})
+	d.done = done
+	go func() { // ends with the process
+		d.state = d.cmd.Wait()
+		close(done)
+	}()
+	for end := time.Now().Add(startMax); time.Now().Before(end); time.Sleep(poll) {
+		select {
+		case <-done:
+			return fmt.Errorf("dockerd ended: %w\n%s", d.state, d.Log())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		default:
+		}
+		if d.answers(ctx) {
+			return nil
+		}
+	}
+	return fmt.Errorf("dockerd did not answer within %v\n%s", startMax, d.Log())
+}
+
+// answers asks the daemon whether it is there.
+func (d *Daemon) answers(ctx context.Context) bool {
+	var dial net.Dialer
+	c, err := dial.DialContext(ctx, "unix", d.path("sock"))
+	if err != nil {
+		return false
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	if _, err := io.WriteString(c, "GET /_ping HTTP/1.0\r\n\r\n"); err != nil {
+		return false
+	}
+	raw, _ := io.ReadAll(c)
+	return bytes.Contains(raw, []byte(" 200 "))
+}
+
+// Log is the end of what the daemon has logged.
+func (d *Daemon) Log() string {
+	raw, err := os.ReadFile(d.path("log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(raw[max(0, len(raw)-4000):])
+}
+
+// Signal sends the daemon a signal.
+func (d *Daemon) Signal(sig syscall.Signal) error { return d.cmd.Process.Signal(sig) }
+
+// Stop ends the daemon as its service would.
+func (d *Daemon) Stop() error { return d.end(syscall.SIGTERM) }
+
+// Kill ends the daemon at once. Its containerd and its containers run on.
+func (d *Daemon) Kill() error { return d.end(syscall.SIGKILL) }
+
+func (d *Daemon) end(sig syscall.Signal) error {
+	if d.cmd == nil || d.cmd.Process == nil {
+		return nil
+	}
+	if err := d.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	defer func() { _ = d.log.Close() }()
+	select {
+	case <-d.done:
+		return nil
+	case <-time.After(stopMax):
+		_ = d.cmd.Process.Kill()
+		<-d.done
+		return fmt.Errorf("dockerd did not end within %v of signal %d", stopMax, sig)
+	}
+}
+
+// Close stops the daemon and removes everything of it.
+func (d *Daemon) Close() error {
+	err := d.Stop()
+	if d.bridge != "" {
+		if out, e := exec.Command("ip", "link", "del", d.bridge).CombinedOutput(); e != nil { //nolint:noctx // cleaning up
+			err = errors.Join(err, fmt.Errorf("ip link del %s: %w: %s", d.bridge, e, bytes.TrimSpace(out)))
+		}
+	}
+	return errors.Join(err, d.remove())
+}
+
+// remove removes the daemon's directory with what is mounted in it.
+func (d *Daemon) remove() error {
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(raw), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], d.opts.Dir+"/") {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH)
+		}
+	}
+	return os.RemoveAll(d.opts.Dir)
+}

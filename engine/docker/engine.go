@@ -1,0 +1,208 @@
+// Package docker runs containers on a Docker Engine, or on what speaks its API. The daemon starts and ends
+// them; berth drains what they write, keeps their limits of time and disk, and says why they ended.
+//
+// It is not for remote daemons yet: volumes are directories of this host, bound into containers.
+package docker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/client"
+)
+
+// Labels of what berth makes on a daemon.
+const (
+	LabelOwner   = "berth.owner"   // the instance id of a data directory
+	LabelSandbox = "berth.sandbox" // the sandbox's ID
+	LabelStep    = "berth.step"    // the step's ID
+	labelSpec    = "berth.spec"    // hash of the StepSpec
+)
+
+// Config configures an Engine.
+type Config struct {
+	// Host is the daemon: "unix:///run/docker.sock"; "" is DOCKER_HOST, else Docker's default.
+	Host string
+	// Dir is the data directory: volumes, records of sandboxes, logs without a LogDir.
+	Dir string
+	// Owner is the instance id that labels what this engine makes; "" is that of Dir, made on first use.
+	Owner string
+	// Watchdog is how often a running container is looked at, and how long a look may take; 0 is 2 min.
+	// After 5 failures in a row its end is Lost.
+	Watchdog time.Duration
+	// CallMax is how long one call of the API may take; 0 is 2 min.
+	CallMax time.Duration
+	Logger  *slog.Logger
+}
+
+const (
+	watchdogMax     = 5               // failures in a row, after which a container is given up
+	streamsMax      = 5 * time.Minute // for the output to end after the container has
+	defaultWatchdog = 2 * time.Minute
+	defaultCall     = 2 * time.Minute
+)
+
+// Engine runs containers on a daemon. It may be used concurrently.
+type Engine struct {
+	cfg   Config
+	owner string
+	api   *client.Client
+	pulls pulls
+
+	// The life of the engine, which its goroutines end with.
+	ctx    context.Context //nolint:containedctx // ended by Close
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	mu    sync.Mutex
+	lives map[string]*life // by container name
+	host  *hostInfo
+}
+
+var (
+	_ berth.Engine = (*Engine)(nil)
+	_ berth.Puller = (*Engine)(nil)
+)
+
+// New opens an engine. It does not talk to the daemon yet. ErrInvalid where the daemon's address makes no
+// sense, ErrUnsupported where it is another machine's.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Watchdog <= 0 {
+		cfg.Watchdog = defaultWatchdog
+	}
+	if cfg.CallMax <= 0 {
+		cfg.CallMax = defaultCall
+	}
+	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
+	if cfg.Host != "" {
+		opts = append(opts, client.WithHost(cfg.Host))
+	}
+	api, err := client.New(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("docker: %w: %w", berth.ErrInvalid, err)
+	}
+	if host := api.DaemonHost(); !strings.HasPrefix(host, "unix://") {
+		_ = api.Close()
+		return nil, fmt.Errorf("docker: %w: the daemon at %s is on another machine, with which no disk is shared", berth.ErrUnsupported, host)
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "sandboxes"), 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+	}
+	owner := cfg.Owner
+	if owner == "" {
+		if owner, err = instance(cfg.Dir); err != nil {
+			return nil, err
+		}
+	}
+	if err := berth.CheckID(owner); err != nil {
+		return nil, fmt.Errorf("owner: %w", err)
+	}
+	e := &Engine{cfg: cfg, owner: owner, api: api, lives: map[string]*life{}}
+	e.ctx, e.cancel = context.WithCancelCause(context.Background())
+	return e, nil
+}
+
+// instance is the random id of a data directory, made on first use.
+func instance(dir string) (string, error) {
+	path := filepath.Join(dir, "instance")
+	for {
+		raw, err := os.ReadFile(path)
+		if err == nil {
+			return strings.TrimSpace(string(raw)), nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+		}
+		tmp := filepath.Join(dir, "instance."+rand.Text())
+		if err := os.WriteFile(tmp, []byte(berth.NewID()[:12]+"\n"), 0o600); err != nil {
+			return "", fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+		}
+		err = os.Link(tmp, path) // the first of several processes wins
+		_ = os.Remove(tmp)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+	}
+}
+
+// Owner is the instance id that labels what this engine makes.
+func (e *Engine) Owner() string { return e.owner }
+
+// Close ends the engine's own work. Containers run on; who opens the engine anew finds them.
+func (e *Engine) Close() error {
+	e.cancel(berth.ErrShutdown)
+	e.wg.Wait()
+	return e.api.Close()
+}
+
+// call bounds one call of the API.
+func (e *Engine) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, e.cfg.CallMax, fmt.Errorf("the daemon did not answer within %v: %w", e.cfg.CallMax, berth.ErrUnavailable))
+}
+
+// filter selects what this owner has.
+func (e *Engine) filter() client.Filters {
+	return client.Filters{}.Add("label", LabelOwner+"="+e.owner)
+}
+
+// List names everything that this owner has on the daemon, and the sandboxes of the data directory.
+func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
+	var all []berth.Status
+	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+	}
+	for _, d := range entries {
+		spec, err := e.readSandbox(d.Name())
+		if err != nil {
+			continue // it is being made or removed
+		}
+		all = append(all, berth.Status{Sandbox: spec.ID, State: berth.ContainerCreated, Labels: spec.Labels})
+	}
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	res, err := e.api.ContainerList(cctx, client.ContainerListOptions{All: true, Filters: e.filter()})
+	if err != nil {
+		return nil, wrap(cctx, "list containers", err)
+	}
+	for _, c := range res.Items {
+		sandbox, step := c.Labels[LabelSandbox], c.Labels[LabelStep]
+		l := e.life(sandbox, step)
+		st := berth.Status{Sandbox: sandbox, Container: step, Labels: ownLabels(c.Labels)}
+		if r, err := l.readRecord(); err == nil {
+			st.Labels = r.Spec.Labels
+		}
+		s, exit, err := l.look(ctx, c.ID)
+		if errors.Is(err, berth.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		st.State, st.Exit = s, exit
+		all = append(all, st)
+	}
+	return all, nil
+}
+
+func ownLabels(all map[string]string) map[string]string {
+	own := map[string]string{}
+	for k, v := range all {
+		if !strings.HasPrefix(k, "berth.") {
+			own[k] = v
+		}
+	}
+	return own
+}

@@ -1,0 +1,330 @@
+package docker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// begin starts a script in a sandbox of its own, with a volume at /vol.
+func begin(t *testing.T, e *docker.Engine, img berth.Image, script string) (berth.Sandbox, berth.Container) {
+	t.Helper()
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, step(t, s, img, script)
+}
+
+func step(t *testing.T, s berth.Sandbox, img berth.Image, script string) berth.Container {
+	t.Helper()
+	c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{"sh", "-c", script}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func wait(t *testing.T, c berth.Container) berth.Exit {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	exit, err := c.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exit
+}
+
+func logs(t *testing.T, c berth.Container, stderr bool) string {
+	t.Helper()
+	r, err := c.(berth.LogReader).Logs(t.Context(), berth.LogOptions{Stderr: stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestSignals holds what the suite's "end by signal" asks for, as far as the daemon can say it.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, docker.Config{})
+	_, c := begin(t, e, img, "kill -9 $$; sleep 10")
+	exit := wait(t, c)
+	if exit.Reason != berth.Exited || exit.Code != 137 || exit.Signal != 0 || !strings.Contains(exit.Detail, "signal 9") {
+		t.Errorf("exit %+v; want Exited, 137, and a detail that names signal 9", exit)
+	}
+}
+
+func TestExecEnds(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, docker.Config{})
+	_, c := begin(t, e, img, "sleep 1000")
+	for _, row := range []struct {
+		name    string
+		command []string
+		reason  berth.Reason
+		code    int
+		out     string
+	}{
+		{"not there", []string{"no-such-command"}, berth.NeverStarted, 127, ""},
+		{"cannot be run", []string{"/etc/passwd"}, berth.NeverStarted, 126, ""},
+		{"a code of a signal", []string{"sh", "-c", "exit 137"}, berth.Exited, 137, ""},
+		{"a code of a command not there", []string{"sh", "-c", "echo x; exit 127"}, berth.Exited, 127, "x\n"},
+		{"the daemon's words from the command", []string{"sh", "-c", "echo 'OCI runtime exec failed: exec'"}, berth.Exited, 0, "OCI runtime exec failed: exec\n"},
+	} {
+		var out bytes.Buffer
+		exit, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: row.command}, berth.Stdio{Out: &out})
+		if err != nil || exit.Reason != row.reason || exit.Code != row.code || out.String() != row.out {
+			t.Errorf("%s: %+v, output %q, error %v; want %s, %d, %q", row.name, exit, out.String(), err, row.reason, row.code, row.out)
+		}
+	}
+	if _, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"true"}, Privileged: true}, berth.Stdio{}); !errors.Is(err, berth.ErrUnsupported) {
+		t.Errorf("a privileged exec: %v", err)
+	}
+}
+
+// TestNoHostFiles: no mount shows a directory of the host but volumes, files under /etc, and the daemon's init.
+func TestNoHostFiles(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, docker.Config{})
+	_, c := begin(t, e, img, "awk '{print $5}' /proc/self/mountinfo | grep -vE '^/($|proc|sys|dev|etc/(hosts|hostname|resolv.conf)$)' | sort -u")
+	if exit, got := wait(t, c), logs(t, c, false); exit.Code != 0 || got != "/sbin/docker-init\n/vol\n" {
+		t.Errorf("exit %d, mounts %q", exit.Code, got)
+	}
+}
+
+// chatter writes lines of all lengths to both streams, some of them without an end, before and after it is told to go.
+const chatter = `say() { printf "$1 unfinished"; sleep 0.3; printf ", finished\n\n"; head -c 10000 /dev/zero | tr '\0' x; echo; seq 1 3000; seq 1 3000 >&2; printf "$1 last"; }
+say before; touch /vol/said; while ! [ -e /vol/go ]; do sleep 0.05; done; say after; exit 7`
+
+// TestRestart: what a container writes while no berth is there is read from the daemon's log, to the byte.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	e, img := newEngine(t, docker.Config{Dir: dir})
+	whole, c := begin(t, e, img, strings.ReplaceAll(chatter, "while ! [ -e /vol/go ]", "while false"))
+	wait(t, c)
+	wantOut, wantErr := logs(t, c, false), logs(t, c, true)
+	if len(wantOut) < 2*10000 || whole.ID() == "" {
+		t.Fatalf("%d bytes", len(wantOut))
+	}
+
+	first, err := docker.New(docker.Config{Host: daemon(t).Host(), Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := first.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = step(t, s, img, chatter)
+	root, err := s.Volume(t.Context(), "/vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	for {
+		if _, err := root.Stat("said"); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := first.Close(); err != nil { // berth is gone
+		t.Fatal(err)
+	}
+	if _, err := c.Wait(t.Context()); !errors.Is(err, berth.ErrShutdown) {
+		t.Errorf("Wait of an engine that was closed: %v", err)
+	}
+	if err := root.WriteFile("go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond) // it writes on
+
+	s, err = e.Attach(t.Context(), s.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err = s.Container(t.Context(), c.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit := wait(t, c)
+	if exit.Reason != berth.Exited || exit.Code != 7 {
+		t.Errorf("exit %+v", exit)
+	}
+	for name, p := range map[string][2]string{"stdout": {logs(t, c, false), wantOut}, "stderr": {logs(t, c, true), wantErr}} {
+		if p[0] != p[1] {
+			t.Errorf("%s: %d bytes, which are not the %d that were written", name, len(p[0]), len(p[1]))
+		}
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOwners: two berths on one daemon see and touch their own only.
+func TestOwners(t *testing.T) {
+	t.Parallel()
+	one, img := newEngine(t, docker.Config{})
+	two, _ := newEngine(t, docker.Config{})
+	s, c := begin(t, one, img, "while ! [ -e /vol/go ]; do sleep 0.05; done; exit 3")
+	other, err := two.Open(t.Context(), berth.SandboxSpec{ID: s.ID(), Volumes: []berth.Volume{{Path: "/vol"}}}) // the same name
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := other.Start(t.Context(), berth.StepSpec{ID: c.ID(), Image: img, Command: []string{"sleep", "1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := two.List(t.Context())
+	if err != nil || len(all) != 2 {
+		t.Errorf("the second lists %+v, error %v; want its sandbox and its container", all, err)
+	}
+	if err := other.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, theirs); exit.Reason != berth.Stopped {
+		t.Errorf("a container of a closed sandbox: %+v", exit)
+	}
+	step(t, s, img, "touch /vol/go")
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 3 {
+		t.Errorf("the first's container: %+v", exit)
+	}
+}
+
+func TestNew(t *testing.T) {
+	for name, row := range map[string]struct {
+		cfg  docker.Config
+		want error
+	}{
+		"an address that makes no sense": {docker.Config{Host: "nonsense"}, berth.ErrInvalid},
+		"another machine":                {docker.Config{Host: "tcp://10.0.0.1:2375"}, berth.ErrUnsupported},
+		"an owner that is no id":         {docker.Config{Host: "unix:///x", Owner: "A B"}, berth.ErrInvalid},
+	} {
+		row.cfg.Dir = t.TempDir()
+		if _, err := docker.New(row.cfg); !errors.Is(err, row.want) {
+			t.Errorf("%s: %v; want %v", name, err, row.want)
+		}
+	}
+	e, err := docker.New(docker.Config{Host: "unix://" + filepath.Join(t.TempDir(), "none"), Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e.Close() }()
+	if _, err := e.Info(t.Context()); !errors.Is(err, berth.ErrUnavailable) {
+		t.Errorf("no daemon: %v; want %v", err, berth.ErrUnavailable)
+	}
+}
+
+func TestInfo(t *testing.T) {
+	e, _ := newEngine(t, docker.Config{})
+	info, err := e.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Name != "docker" || !strings.Contains(info.Version, "runc ") || info.Total.CPU != float64(runtime.NumCPU()) || info.Total.Memory < 1<<28 {
+		t.Errorf("%+v", info)
+	}
+}
+
+func TestImage(t *testing.T) {
+	t.Parallel()
+	e, _ := newEngine(t, docker.Config{})
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	repo := strings.TrimPrefix(server.URL, "http://") + "/test/image"
+	img, err := random.Image(1<<20, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg = cfg.DeepCopy()
+	cfg.OS, cfg.Architecture, cfg.Config.Env = "linux", runtime.GOARCH, []string{"A=1"}
+	if img, err = mutate.ConfigFile(img, cfg); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(repo+":latest", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img, remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo, Policy: berth.PullNever}); !errors.Is(err, berth.ErrNotFound) {
+		t.Errorf("an image that is not there, never pulled: %v", err)
+	}
+	var mu sync.Mutex
+	phases := map[string]bool{}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			got, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo, Progress: func(p berth.Progress) {
+				mu.Lock()
+				defer mu.Unlock()
+				phases[p.Phase] = true
+			}})
+			if err != nil || got.Ref != repo+":latest" || got.Digest != digest.String() || len(got.Config.Env) != 1 {
+				t.Errorf("%+v, %v; want %s:latest, %s", got, err, repo, digest)
+			}
+		})
+	}
+	wg.Wait()
+	if !phases["resolve"] || !phases["done"] {
+		t.Errorf("phases %v", phases)
+	}
+	server.Close()
+	if _, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo}); err != nil { // present: the registry is not asked
+		t.Error(err)
+	}
+	for ref, want := range map[string]error{
+		"library://x/y":             berth.ErrUnsupported,
+		"UPPER":                     berth.ErrInvalid,
+		repo + ":other":             berth.ErrUnavailable,
+		"localhost/no-such-image:1": berth.ErrNotFound,
+	} {
+		policy := berth.PullMissing
+		if want == berth.ErrNotFound {
+			policy = berth.PullNever
+		}
+		if _, err := e.Image(t.Context(), berth.ImageRequest{Ref: ref, Policy: policy}); !errors.Is(err, want) {
+			t.Errorf("%s: %v; want %v", ref, err, want)
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/berth-project/berth"
+	"github.com/containerd/errdefs"
+)
+
+// words are what daemons say in errors whose status says too little.
+var words = []struct {
+	text string
+	kind error
+}{
+	{"no space left on device", berth.ErrExhausted},
+	{"disk quota exceeded", berth.ErrExhausted},
+	{"Range of CPUs is from", berth.ErrExhausted},
+	{"unable to find user", berth.ErrInvalid},
+	{"unable to find group", berth.ErrInvalid},
+	{"uids and gids must be in range", berth.ErrInvalid},
+	{"unknown capability", berth.ErrInvalid},
+	{"is not a separate kernel parameter", berth.ErrInvalid},
+	{"sysctl", berth.ErrInvalid},
+	{"decoding seccomp profile failed", berth.ErrInvalid},
+	{"pull access denied", berth.ErrDenied},
+	{"unauthorized", berth.ErrDenied},
+	{"manifest unknown", berth.ErrNotFound},
+	{"no matching manifest", berth.ErrNotFound},
+	{"not found", berth.ErrNotFound},
+}
+
+// kindOf is the kind of an error of the daemon, its client, or this host.
+func kindOf(err error) error {
+	for _, k := range []error{
+		berth.ErrInvalid, berth.ErrNotFound, berth.ErrConflict, berth.ErrDenied, berth.ErrExhausted, berth.ErrUnavailable, berth.ErrUnsupported,
+	} {
+		if errors.Is(err, k) {
+			return k
+		}
+	}
+	switch {
+	case errdefs.IsNotFound(err):
+		return berth.ErrNotFound
+	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err):
+		return berth.ErrConflict
+	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err), errors.Is(err, fs.ErrPermission):
+		return berth.ErrDenied
+	case errdefs.IsNotImplemented(err):
+		return berth.ErrUnsupported
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return berth.ErrExhausted
+	}
+	for _, w := range words {
+		if strings.Contains(err.Error(), w.text) {
+			return w.kind
+		}
+	}
+	if errdefs.IsInvalidArgument(err) {
+		return berth.ErrInvalid
+	}
+	return berth.ErrUnavailable
+}
+
+// wrap gives an error of the API its kind. What ended ctx goes first.
+func wrap(ctx context.Context, what string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%s: %w", what, cause)
+	}
+	k := kindOf(err)
+	if errors.Is(err, k) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s: %w: %w", what, k, err)
+}

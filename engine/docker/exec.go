@@ -1,0 +1,162 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/client"
+)
+
+// Exec runs a further command in the container. Where ctx ends first, the command runs on: the daemon has no
+// call that ends it.
+func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.Stdio) (berth.Exit, error) {
+	if spec.Privileged {
+		return berth.Exit{}, fmt.Errorf("exec in %s: privileged: %w", c.life, berth.ErrUnsupported)
+	}
+	if len(spec.Command) == 0 {
+		return berth.Exit{}, fmt.Errorf("exec in %s: %w: no command", c.life, berth.ErrInvalid)
+	}
+	api := c.life.e.api
+	cctx, cancel := c.life.e.call(ctx)
+	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
+		User: spec.User, TTY: spec.TTY, AttachStdin: stdio.In != nil, AttachStdout: true, AttachStderr: true,
+		Env: spec.Env, WorkingDir: spec.WorkingDir, Cmd: spec.Command,
+	})
+	cancel()
+	if err != nil {
+		if c.life.known() {
+			return berth.Exit{}, c.hasEnded("exec in")
+		}
+		return berth.Exit{}, wrap(ctx, "exec in "+c.life.String(), err)
+	}
+	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio}
+	return x.run(ctx)
+}
+
+type execution struct {
+	c     *Container
+	id    string
+	spec  berth.ExecSpec
+	stdio berth.Stdio
+}
+
+func (x *execution) run(ctx context.Context) (berth.Exit, error) {
+	api := x.c.life.e.api
+	res, err := api.ExecAttach(ctx, x.id, client.ExecAttachOptions{TTY: x.spec.TTY})
+	if err != nil {
+		return berth.Exit{}, wrap(ctx, "exec in "+x.c.life.String(), err)
+	}
+	defer res.Close()
+	stop := context.AfterFunc(ctx, res.Close)
+	defer stop()
+	if x.stdio.In != nil {
+		go func() { // ends with its source, or when the connection is closed and it next writes
+			_, _ = io.Copy(onlyWriter{res.Conn}, x.stdio.In)
+			_ = res.CloseWrite()
+		}()
+	}
+	done := make(chan struct{})
+	defer close(done)
+	if x.spec.TTY && x.stdio.Resize != nil {
+		go x.resize(ctx, done)
+	}
+	refused := &refusal{w: writer(x.stdio.Out)}
+	if x.spec.TTY {
+		_, err = io.Copy(onlyWriter{refused}, res.Reader)
+	} else {
+		err = demux(res.Reader, refused, writer(x.stdio.Err))
+	}
+	if ctx.Err() != nil {
+		return berth.Exit{}, context.Cause(ctx)
+	}
+	if err != nil {
+		return berth.Exit{}, fmt.Errorf("exec in %s: %w", x.c.life, err)
+	}
+	return x.exit(ctx, refused)
+}
+
+func writer(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+// exit asks how the command ended.
+func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, error) {
+	ctx, cancel := x.c.life.e.call(ctx)
+	defer cancel()
+	i, err := x.c.life.e.api.ExecInspect(ctx, x.id, client.ExecInspectOptions{})
+	if err != nil && kindOf(err) == berth.ErrNotFound {
+		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the container has ended, and the daemon has forgotten the exec"}, nil
+	}
+	if err != nil {
+		return berth.Exit{}, wrap(ctx, "exec in "+x.c.life.String(), err)
+	}
+	if i.Running {
+		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the daemon closed the stream while the command ran"}, nil
+	}
+	if msg := refused.held.String(); msg != "" && (i.ExitCode == cannotRun || i.ExitCode == notThere) {
+		code := startCode(msg)
+		if code == 0 {
+			code = i.ExitCode
+		}
+		return berth.Exit{Reason: berth.NeverStarted, Code: code, Detail: strings.TrimSpace(msg)}, nil
+	}
+	if err := refused.release(); err != nil {
+		return berth.Exit{}, err
+	}
+	return berth.Exit{Reason: berth.Exited, Code: i.ExitCode}, nil
+}
+
+// resize passes on the sizes of the terminal.
+func (x *execution) resize(ctx context.Context, done <-chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case s, ok := <-x.stdio.Resize:
+			if !ok {
+				return
+			}
+			_, _ = x.c.life.e.api.ExecResize(ctx, x.id, client.ExecResizeOptions{Height: uint(s.Rows), Width: uint(s.Cols)})
+		}
+	}
+}
+
+// refusal holds back what the daemon writes, in the command's place, where it could not start the command. All
+// else goes through.
+type refusal struct {
+	w       io.Writer
+	held    bytes.Buffer
+	through bool
+}
+
+const refused = "OCI runtime exec failed: "
+
+func (r *refusal) Write(p []byte) (int, error) {
+	if r.through {
+		return r.w.Write(p)
+	}
+	r.held.Write(p)
+	n := min(r.held.Len(), len(refused))
+	if string(r.held.Bytes()[:n]) == refused[:n] && r.held.Len() < 16<<10 {
+		return len(p), nil
+	}
+	return len(p), r.release()
+}
+
+// release writes what was held.
+func (r *refusal) release() error {
+	if r.through {
+		return nil
+	}
+	r.through = true
+	_, err := r.held.WriteTo(r.w)
+	return errors.Join(err)
+}

@@ -1,0 +1,103 @@
+package docker
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
+)
+
+// Shells' codes for a command that cannot be run and one that is not there.
+const (
+	cannotRun = 126
+	notThere  = 127
+)
+
+// exitOf says why a container ended, from the daemon's state and what berth recorded before.
+//
+// A death by signal cannot be told from an exit with 128+n: the daemon's init answers so for its child, and
+// containerd so for pid 1. Only for a signal that berth sent is it known; else the exit is Exited with that
+// code, and Detail says what it may mean.
+func (l *life) exitOf(r *record, s *container.State) berth.Exit {
+	e := berth.Exit{Reason: berth.Exited, Code: s.ExitCode, Started: parseTime(s.StartedAt), Ended: parseTime(s.FinishedAt), Runtime: r.Runtime}
+	if s.Status == container.StateCreated {
+		e.Reason, e.Code, e.Detail = berth.NeverStarted, startCode(s.Error), s.Error
+		return e
+	}
+	if says, code := l.initSays(r, s.ExitCode); says != "" {
+		e.Reason, e.Code, e.Detail = berth.NeverStarted, code, says
+		return e
+	}
+	e.Usage = readUsage(r.Cgroup)
+	var why intent
+	if err := readJSON(filepath.Join(l.dir, intentFile), &why); err == nil && !e.Ended.Before(why.At) {
+		e.Reason, e.Detail = why.Reason, why.Detail
+		if n := e.Code - 128; n == 9 || n == signalNumber(l.stopSignal()) {
+			e.Signal = n
+		}
+		return e
+	}
+	full := ""
+	if e.Code != 0 {
+		full = l.diskFull()
+	}
+	switch {
+	case s.OOMKilled && e.Code != 0:
+		e.Reason, e.Detail = berth.OutOfMemory, fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
+	case full != "":
+		e.Reason, e.Detail = berth.OutOfDisk, full
+	case e.Code > 128 && e.Code <= 128+64:
+		e.Detail = fmt.Sprintf("exit code %d, or killed by signal %d: Docker does not tell them apart", e.Code, e.Code-128)
+	}
+	return e
+}
+
+// startCode is the exit code of a command that the daemon could not start; 0 where the error is another.
+func startCode(msg string) int {
+	switch {
+	case strings.Contains(msg, "executable file not found"):
+		return notThere
+	case strings.Contains(msg, "exec: ") && strings.Contains(msg, "no such file or directory"):
+		return notThere
+	case strings.Contains(msg, "exec: ") && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "not a directory") || strings.Contains(msg, "is a directory")),
+		strings.Contains(msg, "exec format error"):
+		return cannotRun
+	}
+	return 0
+}
+
+// initSays is what the daemon's init (tini) wrote if it could not execute the command. Nothing else tells that
+// from a command which ends with the same code.
+func (l *life) initSays(r *record, code int) (string, int) {
+	if r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere {
+		return "", 0
+	}
+	stream := "stderr"
+	if r.Spec.TTY {
+		stream = "stdout"
+	}
+	f, err := os.Open(filepath.Join(l.logDir(r), stream))
+	if err != nil {
+		return "", 0
+	}
+	defer func() { _ = f.Close() }()
+	head, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil || !bytes.HasPrefix(head, []byte("[FATAL tini (")) {
+		return "", 0
+	}
+	_, msg, ok := strings.Cut(strings.TrimSpace(string(head)), ")] exec "+argv(&r.Spec)[0]+" failed: ")
+	switch {
+	case !ok || strings.Contains(msg, "\n"):
+		return "", 0
+	case strings.Contains(msg, "No such file"):
+		code = notThere
+	default:
+		code = cannotRun
+	}
+	return "exec " + argv(&r.Spec)[0] + ": " + msg, code
+}

@@ -1,0 +1,213 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/berth-project/berth"
+	"github.com/distribution/reference"
+	"github.com/docker/cli/cli/config"
+	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// platform is an operating system and a machine, in the names of Go.
+type platform struct{ os, arch, variant string }
+
+func parsePlatform(s string) platform {
+	parts := append(strings.Split(s, "/"), "", "", "")
+	p := platform{parts[0], parts[1], parts[2]}
+	switch p.arch {
+	case "x86_64":
+		p.arch = "amd64"
+	case "aarch64":
+		p.arch = "arm64"
+	}
+	return p
+}
+
+func (p platform) String() string { return strings.TrimSuffix(p.os+"/"+p.arch+"/"+p.variant, "/") }
+
+// Image finds or pulls an image.
+func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image, error) {
+	if scheme, _, ok := strings.Cut(req.Ref, "://"); ok {
+		return berth.Image{}, fmt.Errorf("image %q: %w: a daemon pulls from registries, not from %s", req.Ref, berth.ErrUnsupported, scheme)
+	}
+	named, err := reference.ParseNormalizedNamed(req.Ref)
+	if err != nil {
+		return berth.Image{}, fmt.Errorf("image %q: %w: %w", req.Ref, berth.ErrInvalid, err)
+	}
+	named = reference.TagNameOnly(named) // host:5000/img is :latest, never all tags
+	host, err := e.daemon(ctx)
+	if err != nil {
+		return berth.Image{}, err
+	}
+	want := host.platform
+	if req.Platform != "" {
+		want = parsePlatform(req.Platform)
+	}
+	if req.Policy != berth.PullAlways {
+		img, err := e.inspectImage(ctx, named.String())
+		switch found := (platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}); {
+		case err == nil && found.os == want.os && found.arch == want.arch && (want.variant == "" || want.variant == found.variant):
+			return img, nil
+		case err == nil && req.Policy == berth.PullNever:
+			return berth.Image{}, fmt.Errorf("image %s: %w for %s: what is there is for %s", named, berth.ErrNotFound, want, found)
+		case err != nil && (kindOf(err) != berth.ErrNotFound || req.Policy == berth.PullNever):
+			return berth.Image{}, err
+		}
+	}
+	err = e.pulls.do(ctx, e.ctx, named.String()+" "+want.String(), req.Progress, func(ctx context.Context, tell func(berth.Progress)) error {
+		return e.pull(ctx, named, want, req.Platform != "", tell)
+	})
+	if err != nil {
+		return berth.Image{}, fmt.Errorf("pull %s: %w", named, err)
+	}
+	return e.inspectImage(ctx, named.String())
+}
+
+func (e *Engine) inspectImage(ctx context.Context, ref string) (berth.Image, error) {
+	ctx, cancel := e.call(ctx)
+	defer cancel()
+	res, err := e.api.ImageInspect(ctx, ref)
+	if err != nil {
+		return berth.Image{}, wrap(ctx, "image "+ref, err)
+	}
+	img := berth.Image{Ref: ref, ID: res.ID, Config: berth.ImageConfig{Architecture: res.Architecture, OS: res.Os, Variant: res.Variant}}
+	for _, d := range res.RepoDigests {
+		if c, err := reference.ParseNormalizedNamed(d); err == nil {
+			if own, err := reference.ParseNormalizedNamed(ref); err == nil && c.Name() == own.Name() {
+				_, img.Digest, _ = strings.Cut(d, "@")
+			}
+		}
+	}
+	if c := res.Config; c != nil {
+		img.Config.User, img.Config.Env, img.Config.Entrypoint, img.Config.Cmd = c.User, c.Env, c.Entrypoint, c.Cmd
+		img.Config.WorkingDir, img.Config.StopSignal, img.Config.Labels = c.WorkingDir, c.StopSignal, c.Labels
+		img.Config.Volumes = slices.Sorted(maps.Keys(c.Volumes))
+	}
+	return img, nil
+}
+
+func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, chosen bool, tell func(berth.Progress)) error {
+	opts := client.ImagePullOptions{}
+	if chosen {
+		opts.Platforms = []ocispec.Platform{{OS: p.os, Architecture: p.arch, Variant: p.variant}}
+	}
+	auth, err := credentials(named)
+	if err != nil {
+		return err
+	}
+	opts.RegistryAuth = auth
+	tell(berth.Progress{Phase: "resolve"})
+	res, err := e.api.ImagePull(ctx, named.String(), opts)
+	if err != nil {
+		return wrap(ctx, "daemon", err)
+	}
+	defer func() { _ = res.Close() }()
+	for m, err := range res.JSONMessages(ctx) {
+		if err != nil {
+			return wrap(ctx, "daemon", err)
+		}
+		if m.Error != nil {
+			return wrap(ctx, "daemon", m.Error)
+		}
+		if m.Progress == nil {
+			continue
+		}
+		phase := "download"
+		if m.Status == "Extracting" {
+			phase = "unpack"
+		}
+		tell(berth.Progress{Phase: phase, Layer: m.ID, Done: m.Progress.Current, Total: m.Progress.Total})
+	}
+	tell(berth.Progress{Phase: "done"})
+	return nil
+}
+
+// credentials are those of the Docker configuration and its helpers, for the image's registry.
+func credentials(named reference.Named) (string, error) {
+	host := reference.Domain(named)
+	if host == "docker.io" {
+		host = "https://index.docker.io/v1/"
+	}
+	a, err := config.LoadDefaultConfigFile(io.Discard).GetAuthConfig(host)
+	if err != nil {
+		return "", fmt.Errorf("credentials for %s: %w: %w", host, berth.ErrDenied, err)
+	}
+	return authconfig.Encode(registry.AuthConfig{
+		Username: a.Username, Password: a.Password, Auth: a.Auth, ServerAddress: a.ServerAddress, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
+	})
+}
+
+// pulls lets all who wait for the same image share one pull, which ends when nobody waits any more.
+type pulls struct {
+	mu sync.Mutex
+	by map[string]*pull
+}
+
+type pull struct {
+	done    chan struct{}
+	err     error
+	waiters int
+	cancel  context.CancelCauseFunc
+	tell    []func(berth.Progress)
+}
+
+func (ps *pulls) do(ctx, life context.Context, key string, tell func(berth.Progress), f func(context.Context, func(berth.Progress)) error) error {
+	ps.mu.Lock()
+	p := ps.by[key]
+	if p == nil {
+		p = &pull{done: make(chan struct{})}
+		var pctx context.Context
+		pctx, p.cancel = context.WithCancelCause(life)
+		if ps.by == nil {
+			ps.by = map[string]*pull{}
+		}
+		ps.by[key] = p
+		go func() { // ends with the pull, which the last waiter or the engine's end cancels
+			defer p.cancel(nil)
+			err := f(pctx, func(pr berth.Progress) {
+				ps.mu.Lock()
+				all := slices.Clone(p.tell)
+				ps.mu.Unlock()
+				for _, t := range all {
+					t(pr)
+				}
+			})
+			ps.mu.Lock()
+			defer ps.mu.Unlock()
+			p.err = err
+			if ps.by[key] == p {
+				delete(ps.by, key)
+			}
+			close(p.done)
+		}()
+	}
+	p.waiters++
+	if tell != nil {
+		p.tell = append(p.tell, tell)
+	}
+	ps.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p.waiters--; p.waiters == 0 {
+		if ps.by[key] == p {
+			delete(ps.by, key)
+		}
+		p.cancel(context.Cause(ctx))
+	}
+	return context.Cause(ctx)
+}

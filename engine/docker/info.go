@@ -1,0 +1,91 @@
+package docker
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/client"
+)
+
+// hostInfo is what the engine must know of the daemon to start containers there.
+type hostInfo struct {
+	cgroups bool   // this process can make and read the cgroups of its containers
+	v2      bool   // the unified hierarchy
+	runtime string // "docker 20.10.24, runc 1.1.5"
+	platform
+}
+
+// daemon asks once what the daemon is.
+func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
+	e.mu.Lock()
+	h := e.host
+	e.mu.Unlock()
+	if h != nil {
+		return h, nil
+	}
+	ctx, cancel := e.call(ctx)
+	defer cancel()
+	info, err := e.api.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return nil, wrap(ctx, "docker info", err)
+	}
+	version, err := e.version(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h = &hostInfo{
+		v2:       info.Info.CgroupVersion == "2",
+		runtime:  version,
+		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
+	}
+	// With the systemd driver parents are slices, which are systemd's to make.
+	h.cgroups = os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !slices.Contains(info.Info.SecurityOptions, "name=rootless")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.host = h
+	return h, nil
+}
+
+// version names the daemon and its components.
+func (e *Engine) version(ctx context.Context) (string, error) {
+	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil {
+		return "", wrap(ctx, "docker version", err)
+	}
+	parts := []string{"docker " + v.Version}
+	for _, c := range v.Components {
+		if c.Name != "Engine" {
+			parts = append(parts, c.Name+" "+c.Version)
+		}
+	}
+	return strings.Join(parts, ", "), nil
+}
+
+// Info says what the daemon is and has.
+func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
+	ctx, cancel := e.call(ctx)
+	defer cancel()
+	res, err := e.api.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return berth.Info{}, wrap(ctx, "docker info", err)
+	}
+	version, err := e.version(ctx)
+	if err != nil {
+		return berth.Info{}, err
+	}
+	info := berth.Info{
+		Name: "docker", Version: version,
+		Total: berth.Limits{CPU: float64(res.Info.NCPU), Memory: res.Info.MemTotal},
+	}
+	for name := range res.Info.Runtimes {
+		info.Runtime = append(info.Runtime, name)
+	}
+	slices.Sort(info.Runtime)
+	for _, w := range res.Info.Warnings {
+		info.Lacks = append(info.Lacks, berth.Lack{What: "docker", Why: strings.TrimPrefix(w, "WARNING: "), Remedy: "see the documentation of the daemon"})
+	}
+	return info, nil
+}

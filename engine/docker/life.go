@@ -1,0 +1,380 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/logfile"
+	"github.com/berth-project/berth/scratch"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+// life is one step as this process knows it. Of all processes that know it, the one that holds the lock file
+// of its directory drains its output, keeps its time and records its exit; the others wait for that.
+type life struct {
+	e             *Engine
+	sandbox, step string
+	dir           string
+	starting      sync.Mutex
+
+	mu      sync.Mutex
+	watched bool
+	sb      *Sandbox
+	rec     *record
+	id      string // the daemon's
+	writers map[string]*logfile.Writer
+	stdin   *stdin
+	ended   chan struct{} // the exit is known
+	exit    *berth.Exit
+}
+
+// record is what must be known of a step when berth comes back.
+type record struct {
+	Hash    string         `json:"hash"`
+	Spec    berth.StepSpec `json:"spec"`   // without its environment, which may hold secrets
+	Limits  berth.Limits   `json:"limits"` // in force
+	Cgroup  string         `json:"cgroup,omitempty"`
+	Runtime string         `json:"runtime"`
+	Created time.Time      `json:"created"`
+}
+
+// intent is why berth ends a container. It is recorded before the first signal is sent.
+type intent struct {
+	Reason berth.Reason `json:"reason"`
+	Detail string       `json:"detail,omitempty"`
+	At     time.Time    `json:"at"`
+}
+
+const (
+	recordFile = "step.json"
+	exitFile   = "exit.json"
+	intentFile = "intent.json"
+	lockFile   = "lock"
+)
+
+func (e *Engine) containerName(sandbox, step string) string {
+	return "berth-" + e.owner + "-" + sandbox + "-" + step
+}
+
+func (e *Engine) life(sandbox, step string) *life {
+	name := e.containerName(sandbox, step)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l := e.lives[name]
+	if l == nil {
+		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{})}
+		e.lives[name] = l
+	}
+	return l
+}
+
+func (e *Engine) drop(l *life) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if name := e.containerName(l.sandbox, l.step); e.lives[name] == l {
+		delete(e.lives, name)
+	}
+}
+
+// forget drops what is known of a sandbox's steps.
+func (e *Engine) forget(sandbox string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for name, l := range e.lives {
+		if l.sandbox == sandbox {
+			delete(e.lives, name)
+		}
+	}
+}
+
+func (l *life) String() string { return l.sandbox + "/" + l.step }
+
+func (l *life) readRecord() (*record, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rec != nil {
+		return l.rec, nil
+	}
+	var r record
+	if err := readJSON(filepath.Join(l.dir, recordFile), &r); err != nil {
+		return nil, fmt.Errorf("container %s: %w", l, err)
+	}
+	l.rec = &r
+	return l.rec, nil
+}
+
+// readJSON reads a record. ErrNotFound where there is none.
+func readJSON(file string, v any) error {
+	raw, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return berth.ErrNotFound
+	} else if err != nil {
+		return fmt.Errorf("%w: %w", kindOf(err), err)
+	}
+	return json.Unmarshal(raw, v)
+}
+
+func (l *life) logDir(r *record) string {
+	if r.Spec.LogDir != "" {
+		return r.Spec.LogDir
+	}
+	return filepath.Join(l.dir, "logs")
+}
+
+// tryLock takes the step's lock; nil where another process has it.
+func (l *life) tryLock() (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(l.dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+const lockPoll = 50 * time.Millisecond
+
+// lock waits for the step's lock.
+func (l *life) lock(ctx context.Context) (*os.File, error) {
+	for {
+		f, err := l.tryLock()
+		if f != nil || err != nil {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// inspect asks the daemon for the container.
+func (l *life) inspect(ctx context.Context, id string) (container.InspectResponse, error) {
+	ctx, cancel := l.e.call(ctx)
+	defer cancel()
+	res, err := l.e.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	if err != nil {
+		return container.InspectResponse{}, wrap(ctx, "container "+l.String(), err)
+	}
+	if res.Container.State == nil {
+		return res.Container, fmt.Errorf("container %s: %w: the daemon says no state", l, berth.ErrUnavailable)
+	}
+	return res.Container, nil
+}
+
+// look says where the container stands.
+func (l *life) look(ctx context.Context, id string) (berth.ContainerState, *berth.Exit, error) {
+	var exit berth.Exit
+	if err := readJSON(filepath.Join(l.dir, exitFile), &exit); err == nil {
+		return berth.ContainerEnded, &exit, nil
+	}
+	c, err := l.inspect(ctx, id)
+	if err != nil {
+		return "", nil, err
+	}
+	switch {
+	case isOver(c.State):
+		r, err := l.readRecord()
+		if err != nil {
+			r = &record{}
+		}
+		exit := l.exitOf(r, c.State)
+		return berth.ContainerEnded, &exit, nil
+	case c.State.Status == container.StateCreated:
+		return berth.ContainerCreated, nil, nil
+	}
+	return berth.ContainerRunning, nil, nil
+}
+
+// isOver: it has run, or its start has failed for good.
+func isOver(s *container.State) bool {
+	return s.Status == container.StateExited || s.Status == container.StateDead || s.Status == container.StateCreated && s.Error != ""
+}
+
+// known is a step whose exit is recorded.
+func (l *life) known() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.exit != nil {
+		return true
+	}
+	var exit berth.Exit
+	if err := readJSON(filepath.Join(l.dir, exitFile), &exit); err != nil {
+		return false
+	}
+	l.setExit(exit)
+	return true
+}
+
+// setExit needs mu.
+func (l *life) setExit(e berth.Exit) {
+	if l.exit == nil {
+		l.exit = &e
+		close(l.ended)
+	}
+}
+
+// wait waits for the exit.
+func (l *life) wait(ctx context.Context) (berth.Exit, error) {
+	select {
+	case <-l.ended:
+	default:
+		select {
+		case <-l.ended:
+		case <-ctx.Done():
+			return berth.Exit{}, context.Cause(ctx)
+		case <-l.e.ctx.Done():
+			return berth.Exit{}, context.Cause(l.e.ctx)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return *l.exit, nil
+}
+
+// end ends the container with a reason: its stop signal, and after the grace KILL. It returns when the exit is
+// known. No error if it had ended before.
+func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
+	if l.known() {
+		return nil
+	}
+	file := filepath.Join(l.dir, intentFile)
+	why.At = time.Now()
+	ours := !exists(file) // who came first says the reason
+	if ours {
+		if err := writeJSON(file, why); err != nil {
+			return fmt.Errorf("stop %s: %w: %w", l, kindOf(err), err)
+		}
+	}
+	if grace > 0 {
+		sent, err := l.kill(ctx, "") // its stop signal
+		if err != nil {
+			return err
+		}
+		if !sent && ours {
+			_ = os.Remove(file) // it ended by itself
+		}
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-l.ended:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
+	sent, err := l.kill(ctx, "KILL")
+	if err != nil {
+		return err
+	}
+	if !sent && ours && grace == 0 {
+		_ = os.Remove(file)
+	}
+	_, err = l.wait(ctx)
+	return err
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
+}
+
+// kill sends a signal; "" is the container's stop signal. It reports whether there was anything to send to.
+func (l *life) kill(ctx context.Context, sig string) (bool, error) {
+	if sig == "" {
+		sig = l.stopSignal()
+	}
+	ctx, cancel := l.e.call(ctx)
+	defer cancel()
+	_, err := l.e.api.ContainerKill(ctx, l.docker(), client.ContainerKillOptions{Signal: sig})
+	switch {
+	case err == nil:
+		return true, nil
+	case kindOf(err) == berth.ErrNotFound, kindOf(err) == berth.ErrConflict:
+		return false, nil
+	}
+	return false, wrap(ctx, "signal "+l.String(), err)
+}
+
+func (l *life) stopSignal() string {
+	r, err := l.readRecord()
+	switch {
+	case err == nil && r.Spec.StopSignal != "":
+		return r.Spec.StopSignal
+	case err == nil && r.Spec.Image.Config.StopSignal != "":
+		return r.Spec.Image.Config.StopSignal
+	}
+	return "TERM"
+}
+
+// docker names the container to the daemon.
+func (l *life) docker() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.id != "" {
+		return l.id
+	}
+	return l.e.containerName(l.sandbox, l.step)
+}
+
+const (
+	removeTries = 5
+	removePause = 50 * time.Millisecond // doubles
+	removeMost  = time.Second
+)
+
+// remove ends the container and removes it, with its record.
+func (l *life) remove(ctx context.Context, id string) error {
+	l.mu.Lock()
+	watched := l.watched
+	l.mu.Unlock()
+	if watched {
+		if err := l.end(ctx, intent{Reason: berth.Stopped, Detail: "it was removed"}, 0); err != nil {
+			return err
+		}
+	}
+	pause := removePause
+	for try := 1; ; try++ {
+		cctx, cancel := l.e.call(ctx)
+		_, err := l.e.api.ContainerRemove(cctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		cancel()
+		if err == nil || kindOf(err) == berth.ErrNotFound {
+			break
+		}
+		again := kindOf(err) == berth.ErrConflict || client.IsErrConnectionFailed(err)
+		if !again || try == removeTries {
+			return wrap(ctx, "remove "+l.String(), err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, removeMost)
+	}
+	if r, err := l.readRecord(); err == nil {
+		removeCgroup(r.Cgroup)
+	}
+	l.e.drop(l)
+	if err := scratch.Remove(l.dir); err != nil {
+		return fmt.Errorf("remove %s: %w: %w", l, kindOf(err), err)
+	}
+	return nil
+}

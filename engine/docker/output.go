@@ -1,0 +1,321 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/logfile"
+	"github.com/moby/moby/client"
+)
+
+const defaultLogLimit = 64 << 20 // bytes
+
+// output moves what a container writes into its logs.
+type output struct {
+	l    *life
+	tty  bool
+	out  *sink
+	err  *sink // nil with a terminal
+	mu   sync.Mutex
+	conn io.ReadCloser // what is read now; nil between
+	r    io.Reader
+}
+
+// sink is the log of one stream and how much of the stream it was given.
+type sink struct {
+	pipe *os.File
+	w    *logfile.Writer
+	n    int64
+	done chan error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	n, err := s.pipe.Write(p)
+	s.n += int64(n)
+	return n, err
+}
+
+func (s *sink) close() error {
+	if s == nil {
+		return nil
+	}
+	_ = s.pipe.Close()
+	return <-s.done
+}
+
+// openSink opens a stream's log, and what else gets its bytes.
+func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error) {
+	limit := r.Spec.LogLimit
+	switch {
+	case limit == 0:
+		limit = defaultLogLimit
+	case limit < 0:
+		limit = 0
+	}
+	dir := l.logDir(r)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	w, err := logfile.Resume(dir, stream, logfile.Options{Limit: limit, Copy: extra})
+	if err != nil {
+		return nil, err
+	}
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		w.Abandon()
+		return nil, err
+	}
+	have, _, _ := w.State()
+	s := &sink{pipe: pw, w: w, n: have, done: make(chan error, 1)}
+	l.e.wg.Go(func() { s.done <- w.Pump(pr) })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.writers == nil {
+		l.writers = map[string]*logfile.Writer{}
+	}
+	l.writers[stream] = w
+	return s, nil
+}
+
+// openOutput opens the logs of a step. copies are the files in volumes that get the streams too.
+func (l *life) openOutput(r *record, copies map[string]*os.File) (*output, error) {
+	o := &output{l: l, tty: r.Spec.TTY}
+	var err error
+	if o.out, err = l.openSink(r, "stdout", copies["stdout"]); err != nil {
+		return nil, fmt.Errorf("logs of %s: %w: %w", l, kindOf(err), err)
+	}
+	if !o.tty {
+		if o.err, err = l.openSink(r, "stderr", copies["stderr"]); err != nil {
+			return nil, errors.Join(fmt.Errorf("logs of %s: %w: %w", l, kindOf(err), err), o.out.close())
+		}
+	}
+	return o, nil
+}
+
+// resumeOutput goes on with the logs of a step that another process has drained so far.
+func (l *life) resumeOutput(r *record) (*output, error) {
+	if r.Spec.Stdout != "" || r.Spec.Stderr != "" {
+		l.e.cfg.Logger.Warn("files of the standard streams in volumes have what was written before berth was started anew", "container", l.String())
+	}
+	return l.openOutput(r, nil)
+}
+
+// set makes conn what is read from. What was read from before is closed.
+func (o *output) set(conn io.ReadCloser, r io.Reader) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.conn != nil {
+		_ = o.conn.Close()
+	}
+	o.conn, o.r = conn, r
+}
+
+// hangUp ends the reading.
+func (o *output) hangUp() { o.set(nil, nil) }
+
+func (o *output) close() error {
+	o.hangUp()
+	return errors.Join(o.out.close(), o.err.close())
+}
+
+// drain reads until the stream's end after the container's. Where the stream ends earlier, as it does with the
+// daemon, it goes on from the daemon's log.
+func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
+	stop := context.AfterFunc(ctx, o.hangUp)
+	defer stop()
+	var err error
+	for {
+		o.mu.Lock()
+		r := o.r
+		o.mu.Unlock()
+		if r != nil {
+			err = o.copy(r)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-over:
+			if r == nil && err == nil {
+				err = io.ErrUnexpectedEOF // not all was read: catch up
+			}
+			return err
+		case <-time.After(reconnect):
+		}
+		select {
+		case <-over:
+			return err
+		default:
+		}
+		if lerr := o.openLog(ctx, true); lerr != nil {
+			o.hangUp()
+			err = lerr
+		}
+	}
+}
+
+// catchUp reads what the daemon's log has beyond ours.
+func (o *output) catchUp(ctx context.Context) error {
+	if err := o.openLog(ctx, false); err != nil {
+		return err
+	}
+	defer o.hangUp()
+	return o.copy(o.r)
+}
+
+// openLog reads the daemon's log of the container from where ours ends.
+func (o *output) openLog(ctx context.Context, follow bool) error {
+	res, err := o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
+	if err != nil {
+		return wrap(ctx, "logs of "+o.l.String(), err)
+	}
+	skipping := &skipStreams{out: &skipper{w: o.out, left: o.out.n}, tty: o.tty}
+	if o.err != nil {
+		skipping.err = &skipper{w: o.err, left: o.err.n}
+	}
+	skipping.Reader = res
+	o.set(res, skipping)
+	return nil
+}
+
+// skipStreams is a stream whose first bytes are there already.
+type skipStreams struct {
+	io.Reader
+	out, err *skipper
+	tty      bool
+}
+
+// copy reads a stream to its end.
+func (o *output) copy(r io.Reader) error {
+	var out, errs io.Writer = o.out, o.err
+	if s, ok := r.(*skipStreams); ok {
+		r, out, errs = s.Reader, s.out, s.err
+	}
+	if o.tty {
+		_, err := io.CopyBuffer(onlyWriter{out}, r, make([]byte, 32<<10))
+		return err
+	}
+	return demux(r, out, errs)
+}
+
+// attach connects to the container's streams. Before it is started, so that no byte is lost.
+func (l *life) attach(ctx context.Context, o *output, in bool) error {
+	res, err := l.e.api.ContainerAttach(ctx, l.docker(), client.ContainerAttachOptions{Stream: true, Stdin: in, Stdout: true, Stderr: true})
+	if err != nil {
+		return wrap(ctx, "attach to "+l.String(), err)
+	}
+	o.set(res.Conn, res.Reader)
+	if in {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.stdin = &stdin{conn: res.Conn}
+	}
+	return nil
+}
+
+// stdin is the write half of an attached stream.
+type stdin struct {
+	conn  net.Conn
+	taken bool
+	once  sync.Once
+}
+
+func (s *stdin) Write(p []byte) (int, error) { return s.conn.Write(p) }
+
+// Close is end of file for the container; what it writes is read on.
+func (s *stdin) Close() error {
+	var err error
+	s.once.Do(func() {
+		if c, ok := s.conn.(client.CloseWriter); ok {
+			err = c.CloseWrite()
+		}
+	})
+	return err
+}
+
+// feed fills the container's input from a file.
+func (l *life) feed(f *os.File) {
+	l.mu.Lock()
+	in := l.stdin
+	in.taken = true
+	l.mu.Unlock()
+	l.e.wg.Go(func() {
+		defer func() { _ = f.Close() }()
+		_, _ = io.Copy(onlyWriter{in}, f) // a command that does not read to the end closes it
+		_ = in.Close()
+	})
+}
+
+// volumeFile finds the volume in which a container path lies.
+func (s *Sandbox) volumeFile(ctx context.Context, p string) (*os.Root, string, error) {
+	clean := path.Clean("/" + p)
+	best := ""
+	for _, v := range s.spec.Volumes {
+		if strings.HasPrefix(clean, v.Path+"/") && len(v.Path) > len(best) {
+			best = v.Path
+		}
+	}
+	if best == "" {
+		return nil, "", fmt.Errorf("%s: %w: it lies in no volume of the sandbox", p, berth.ErrInvalid)
+	}
+	root, err := s.Volume(ctx, best)
+	return root, strings.TrimPrefix(clean, best+"/"), err
+}
+
+// openCopies makes the files in volumes that get the step's streams. They are the user's where it is a number.
+func (s *Sandbox) openCopies(ctx context.Context, step *berth.StepSpec) (map[string]*os.File, error) {
+	copies := map[string]*os.File{}
+	for stream, p := range map[string]string{"stdout": step.Stdout, "stderr": step.Stderr} {
+		if p == "" {
+			continue
+		}
+		f, err := s.createInVolume(ctx, p, step.User)
+		if err != nil {
+			closeAll(copies)
+			return nil, err
+		}
+		copies[stream] = f
+	}
+	return copies, nil
+}
+
+func closeAll(files map[string]*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func (s *Sandbox) createInVolume(ctx context.Context, p, user string) (*os.File, error) {
+	root, name, err := s.volumeFile(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
+	}
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
+	}
+	u, g, _ := strings.Cut(user, ":")
+	uid, err := strconv.Atoi(u)
+	if err != nil {
+		return f, nil //nolint:nilerr // a name, which only the image knows
+	}
+	gid, _ := strconv.Atoi(g) // 0, as the daemon has it
+	if err := f.Chown(uid, gid); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
+	}
+	return f, nil
+}

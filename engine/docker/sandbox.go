@@ -1,0 +1,273 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/scratch"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+// Sandbox is a sandbox of this engine: a record and volumes in the data directory. The daemon knows of it by
+// the labels of its containers.
+type Sandbox struct {
+	e    *Engine
+	spec berth.SandboxSpec
+	area *scratch.Area // nil where there are no volumes
+}
+
+var _ berth.Sandbox = (*Sandbox)(nil)
+
+func checkSandbox(s *berth.SandboxSpec) error {
+	if err := berth.CheckID(s.ID); err != nil {
+		return err
+	}
+	if s.Network.Mode == "" {
+		s.Network.Mode = berth.NetworkNone
+	}
+	if len(s.Grants) > 0 {
+		return fmt.Errorf("lent devices: %w on this engine", berth.ErrUnsupported)
+	}
+	if err := checkLimits(s.Limits); err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for _, v := range s.Volumes {
+		if !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || seen[v.Path] {
+			return fmt.Errorf("volume %q: %w: a volume has an absolute, clean path, not /, of its own", v.Path, berth.ErrInvalid)
+		}
+		seen[v.Path] = true
+	}
+	return nil
+}
+
+func checkLimits(l berth.Limits) error {
+	switch {
+	case math.IsNaN(l.CPU), l.CPU < 0, l.CPU > 0 && l.CPU < 0.01:
+		return fmt.Errorf("CPU limit of %v: %w: it is at least 0.01 cores", l.CPU, berth.ErrInvalid)
+	case l.Memory < 0:
+		return fmt.Errorf("memory limit of %d: %w: it is a number of bytes", l.Memory, berth.ErrInvalid)
+	case l.Disk < 0:
+		return fmt.Errorf("disk limit of %d: %w: it is a number of bytes", l.Disk, berth.ErrInvalid)
+	case l.PIDs < -1:
+		return fmt.Errorf("pids limit of %d: %w: it is a number of processes, or -1 for none", l.PIDs, berth.ErrInvalid)
+	}
+	return nil
+}
+
+func (e *Engine) sandboxDir(id string) string { return filepath.Join(e.cfg.Dir, "sandboxes", id) }
+
+const sandboxFile = "sandbox.json"
+
+func (e *Engine) readSandbox(id string) (berth.SandboxSpec, error) {
+	var spec berth.SandboxSpec
+	raw, err := os.ReadFile(filepath.Join(e.sandboxDir(id), sandboxFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return spec, fmt.Errorf("sandbox %s: %w", id, berth.ErrNotFound)
+	} else if err != nil {
+		return spec, fmt.Errorf("sandbox %s: %w: %w", id, kindOf(err), err)
+	}
+	return spec, json.Unmarshal(raw, &spec)
+}
+
+// Open makes a sandbox.
+func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbox, error) {
+	if err := checkSandbox(&spec); err != nil {
+		return nil, err
+	}
+	dir := e.sandboxDir(spec.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w: %w", spec.ID, kindOf(err), err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w: %w", spec.ID, berth.ErrUnavailable, err)
+	}
+	defer func() { _ = lock.Close() }()
+	have, err := e.readSandbox(spec.ID)
+	if err == nil {
+		a, _ := json.Marshal(have)
+		b, _ := json.Marshal(spec)
+		if !bytes.Equal(a, b) {
+			return nil, fmt.Errorf("sandbox %s: %w: it is open with another spec", spec.ID, berth.ErrConflict)
+		}
+		return e.Attach(ctx, spec.ID)
+	}
+	s := &Sandbox{e: e, spec: spec}
+	if err := s.make(ctx, dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", spec.ID, err), scratch.Remove(dir))
+	}
+	return s, nil
+}
+
+// lockDir locks a directory as long as the file is open.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (s *Sandbox) make(ctx context.Context, dir string) error {
+	space := filepath.Join(dir, "scratch")
+	if old, err := scratch.Reopen(ctx, space, s.e.cfg.Logger); err == nil { // a process died here
+		if err := old.Close(); err != nil {
+			return err
+		}
+	}
+	if len(s.spec.Volumes) > 0 {
+		cfg := scratch.Config{Logger: s.e.cfg.Logger}
+		for i, v := range s.spec.Volumes {
+			cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: volumeName(i), Size: v.Size})
+		}
+		area, err := scratch.Open(ctx, space, cfg)
+		if err != nil {
+			return err
+		}
+		s.area = area
+	}
+	for i, v := range s.spec.Volumes {
+		p, err := s.area.Volume(volumeName(i))
+		if err != nil {
+			return err
+		}
+		mode := v.Mode
+		if mode == 0 {
+			mode = 0o777 | fs.ModeSticky
+		}
+		if err := os.Chmod(p, mode); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "steps"), 0o700); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(dir, sandboxFile), s.spec)
+}
+
+func volumeName(i int) string { return "v" + strconv.Itoa(i) }
+
+// writeJSON writes a record that is whole after a crash, or not there.
+func writeJSON(file string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(raw)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
+
+// Attach finds a sandbox again.
+func (e *Engine) Attach(ctx context.Context, id string) (berth.Sandbox, error) {
+	if err := berth.CheckID(id); err != nil {
+		return nil, err
+	}
+	spec, err := e.readSandbox(id)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sandbox{e: e, spec: spec}
+	if len(spec.Volumes) > 0 {
+		if s.area, err = scratch.Reopen(ctx, filepath.Join(e.sandboxDir(id), "scratch"), e.cfg.Logger); err != nil {
+			return nil, fmt.Errorf("sandbox %s: %w", id, err)
+		}
+	}
+	return s, nil
+}
+
+// ID is the sandbox's id.
+func (s *Sandbox) ID() string { return s.spec.ID }
+
+// DiskEnforcement says how disk limits are kept. Writable layers are the daemon's, so that a limit of the
+// whole is looked at.
+func (s *Sandbox) DiskEnforcement() berth.DiskEnforcement {
+	if s.spec.Limits.Disk > 0 {
+		return berth.DiskSampled
+	}
+	if s.area == nil {
+		return berth.DiskNone
+	}
+	return s.area.Enforcement()
+}
+
+// Volume opens the directory of a volume.
+func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
+	for i, v := range s.spec.Volumes {
+		if v.Path != p {
+			continue
+		}
+		dir, err := s.area.Volume(volumeName(i))
+		if err != nil {
+			return nil, err
+		}
+		return os.OpenRoot(dir)
+	}
+	return nil, fmt.Errorf("volume %s of sandbox %s: %w", p, s.spec.ID, berth.ErrNotFound)
+}
+
+// Close ends what runs and removes everything of the sandbox.
+func (s *Sandbox) Close(ctx context.Context) error {
+	cctx, cancel := s.e.call(ctx)
+	defer cancel()
+	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
+	res, err := s.e.api.ContainerList(cctx, client.ContainerListOptions{All: true, Filters: mine})
+	if err != nil {
+		return wrap(cctx, "close "+s.spec.ID, err)
+	}
+	for _, c := range res.Items {
+		if err := s.e.life(s.spec.ID, c.Labels[LabelStep]).remove(ctx, c.ID); err != nil {
+			return fmt.Errorf("close %s: %w", s.spec.ID, err)
+		}
+	}
+	s.e.forget(s.spec.ID)
+	vols, err := s.e.api.VolumeList(cctx, client.VolumeListOptions{Filters: mine})
+	if err != nil {
+		return wrap(cctx, "close "+s.spec.ID, err)
+	}
+	for _, v := range vols.Items {
+		if _, err := s.e.api.VolumeRemove(cctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && kindOf(err) != berth.ErrNotFound {
+			return wrap(cctx, "close "+s.spec.ID, err)
+		}
+	}
+	dir := s.e.sandboxDir(s.spec.ID)
+	if s.area != nil {
+		if err := s.area.Close(); err != nil {
+			return fmt.Errorf("close %s: %w", s.spec.ID, err)
+		}
+	}
+	for _, p := range s.spec.Scratch {
+		if err := scratch.Remove(p); err != nil {
+			return fmt.Errorf("close %s: %w", s.spec.ID, err)
+		}
+	}
+	if err := scratch.Remove(dir); err != nil {
+		return fmt.Errorf("close %s: %w", s.spec.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,386 @@
+package docker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	defaultPIDs = 4096
+	memoryMin   = 6 << 20 // the daemon's own; less is raised
+)
+
+var ulimitNames = []string{"core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
+
+// checkStep refuses what makes no sense before anything is made for it.
+func checkStep(s *berth.StepSpec) error {
+	if err := berth.CheckID(s.ID); err != nil {
+		return err
+	}
+	if err := checkLimits(s.Limits); err != nil {
+		return err
+	}
+	for _, kv := range s.Env {
+		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {
+			return fmt.Errorf("environment %q: %w: a variable is NAME=VALUE", kv, berth.ErrInvalid)
+		}
+	}
+	for what, list := range map[string][]string{"command": s.Command, "entrypoint": s.Entrypoint, "environment": s.Env} {
+		for _, v := range list {
+			if strings.ContainsRune(v, 0) {
+				return fmt.Errorf("%s %q: %w: it has a zero byte", what, v, berth.ErrInvalid)
+			}
+		}
+	}
+	if len(argv(s)) == 0 {
+		return fmt.Errorf("command: %w: neither the step nor the image has one", berth.ErrInvalid)
+	}
+	if s.StopSignal != "" && signalNumber(s.StopSignal) == 0 {
+		return fmt.Errorf("stop signal %q: %w: it is a name (TERM, SIGTERM) or a number from 1 to 64", s.StopSignal, berth.ErrInvalid)
+	}
+	if s.Timeout < 0 || s.Grace < 0 {
+		return fmt.Errorf("timeout %s, grace %s: %w: they are not negative", s.Timeout, s.Grace, berth.ErrInvalid)
+	}
+	for _, m := range s.Mounts {
+		if !path.IsAbs(m.Target) {
+			return fmt.Errorf("mount at %q: %w: the target is an absolute path", m.Target, berth.ErrInvalid)
+		}
+	}
+	for _, u := range s.Ulimits {
+		if !slices.Contains(ulimitNames, u.Name) {
+			return fmt.Errorf("ulimit %q: %w: it is one of %s", u.Name, berth.ErrInvalid, strings.Join(ulimitNames, ", "))
+		}
+	}
+	if s.Seccomp != "" && s.Seccomp != "unconfined" {
+		var profile map[string]any
+		if err := json.Unmarshal([]byte(s.Seccomp), &profile); err != nil {
+			return fmt.Errorf("seccomp profile: %w: %w", berth.ErrInvalid, err)
+		}
+	}
+	if strings.Count(s.User, ":") > 1 {
+		return fmt.Errorf("user %q: %w: it is USER or USER:GROUP", s.User, berth.ErrInvalid)
+	}
+	if s.Runtime == "direct" || s.Runtime == "auto" {
+		return fmt.Errorf("runtime %q: %w: the daemon has only OCI runtimes", s.Runtime, berth.ErrUnsupported)
+	}
+	return nil
+}
+
+// signalNumber is the number of a signal by name or number; 0 is none.
+func signalNumber(s string) int {
+	if n, err := strconv.Atoi(s); err == nil {
+		if n < 1 || n > 64 {
+			return 0
+		}
+		return n
+	}
+	return int(unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")))
+}
+
+// argv is the command by the image's and the step's words.
+func argv(s *berth.StepSpec) []string {
+	entry, cmd := s.Entrypoint, s.Command
+	if entry == nil {
+		entry = s.Image.Config.Entrypoint
+		if cmd == nil {
+			cmd = s.Image.Config.Cmd
+		}
+	}
+	return append(slices.Clone(entry), cmd...)
+}
+
+// mergeEnv is base with over laid over it: a variable keeps its place and gets its last value.
+func mergeEnv(base, over []string) []string {
+	var out []string
+	at := map[string]int{}
+	for _, kv := range slices.Concat(base, over) {
+		k, _, _ := strings.Cut(kv, "=")
+		if i, ok := at[k]; ok {
+			out[i] = kv
+			continue
+		}
+		at[k] = len(out)
+		out = append(out, kv)
+	}
+	return out
+}
+
+func specHash(spec berth.StepSpec) (string, error) {
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		return "", fmt.Errorf("step %s: %w: %w", spec.ID, berth.ErrInvalid, err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// limits are the step's where it has them, else the sandbox's.
+func (s *Sandbox) limits(step berth.Limits) berth.Limits {
+	l := s.spec.Limits
+	if step.CPU != 0 {
+		l.CPU = step.CPU
+	}
+	if step.Memory != 0 {
+		l.Memory = step.Memory
+	}
+	if step.PIDs != 0 {
+		l.PIDs = step.PIDs
+	}
+	if l.PIDs == 0 {
+		l.PIDs = defaultPIDs
+	}
+	return l
+}
+
+// plan is what the daemon is asked for.
+func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec, hash, name string) (client.ContainerCreateOptions, error) {
+	hc := &container.HostConfig{
+		LogConfig:      container.LogConfig{Type: "local", Config: map[string]string{"max-size": "32m", "max-file": "4"}},
+		NetworkMode:    container.NetworkMode(s.spec.Network.Mode),
+		CapAdd:         step.CapAdd,
+		CapDrop:        step.CapDrop,
+		CgroupnsMode:   container.CgroupnsModePrivate,
+		IpcMode:        container.IPCModePrivate,
+		ExtraHosts:     slices.Clone(s.spec.Network.Hosts),
+		MaskedPaths:    maskedPaths(),
+		ReadonlyPaths:  readonlyPaths(),
+		GroupAdd:       step.Groups,
+		ReadonlyRootfs: step.ReadOnly,
+		SecurityOpt:    []string{"no-new-privileges"},
+		ShmSize:        step.ShmSize,
+		Sysctls:        step.Sysctls,
+		Runtime:        step.Runtime,
+		Init:           new(!step.NoInit),
+	}
+	if s.spec.Network.Mode == berth.NetworkNone { // where the daemon gives the hostname no address
+		hc.ExtraHosts = append(hc.ExtraHosts, s.hostname()+":127.0.1.1")
+	}
+	if step.Seccomp != "" {
+		hc.SecurityOpt = append(hc.SecurityOpt, "seccomp="+step.Seccomp)
+	}
+	s.planLimits(hc, host, step)
+	if err := s.planMounts(ctx, hc, step); err != nil {
+		return client.ContainerCreateOptions{}, err
+	}
+	cfg := s.config(step, hash)
+	if err := s.planPorts(cfg, hc); err != nil {
+		return client.ContainerCreateOptions{}, err
+	}
+	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name}, nil
+}
+
+// maskedPaths are those of daemons of today; older ones mask less.
+func maskedPaths() []string {
+	return []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+		"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+}
+
+func readonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}
+
+func (s *Sandbox) hostname() string {
+	if s.spec.Hostname != "" {
+		return s.spec.Hostname
+	}
+	return s.spec.ID
+}
+
+func (s *Sandbox) config(step *berth.StepSpec, hash string) *container.Config {
+	labels := maps.Clone(step.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[LabelOwner], labels[LabelSandbox], labels[LabelStep], labels[labelSpec] = s.e.owner, s.spec.ID, step.ID, hash
+	cfg := &container.Config{
+		Hostname:     s.hostname(),
+		User:         step.User,
+		AttachStdout: true, AttachStderr: true,
+		Tty:         step.TTY,
+		Env:         mergeEnv(step.Image.Config.Env, step.Env),
+		Image:       step.Image.ID,
+		WorkingDir:  step.WorkingDir,
+		Entrypoint:  argv(step), // the whole: nothing of the image's is added
+		Labels:      labels,
+		StopSignal:  step.StopSignal,
+		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+	}
+	if cfg.WorkingDir == "." {
+		cfg.WorkingDir = ""
+	}
+	if step.OpenStdin || step.Stdin != "" {
+		cfg.OpenStdin, cfg.StdinOnce, cfg.AttachStdin = true, true, true
+	}
+	return cfg
+}
+
+func (s *Sandbox) planLimits(hc *container.HostConfig, host *hostInfo, step *berth.StepSpec) {
+	l := s.limits(step.Limits)
+	hc.NanoCPUs = int64(l.CPU * 1e9)
+	hc.Memory = l.Memory
+	if hc.Memory > 0 && hc.Memory < memoryMin {
+		s.e.cfg.Logger.Warn("memory limit raised to the daemon's minimum", "sandbox", s.spec.ID, "step", step.ID, "asked", hc.Memory, "minimum", memoryMin)
+		hc.Memory = memoryMin
+	}
+	hc.MemorySwap = hc.Memory
+	hc.PidsLimit = &l.PIDs
+	for _, u := range step.Ulimits {
+		hc.Ulimits = append(hc.Ulimits, &container.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	for _, d := range step.Devices {
+		m := container.DeviceMapping{PathOnHost: d.Host, PathInContainer: d.Container, CgroupPermissions: d.Permissions}
+		if m.PathInContainer == "" {
+			m.PathInContainer = d.Host
+		}
+		if m.CgroupPermissions == "" {
+			m.CgroupPermissions = "rwm"
+		}
+		hc.Devices = append(hc.Devices, m)
+	}
+	if host.cgroups {
+		hc.CgroupParent = cgroupParent(s, step.ID)
+	} else {
+		hc.CgroupParent = s.spec.CgroupParent
+	}
+}
+
+// cgroupParent is a cgroup of the step's own above its container's, in which the kernel keeps what the
+// container used when that is gone.
+func cgroupParent(s *Sandbox, step string) string {
+	above := s.spec.CgroupParent
+	if above == "" {
+		above = "/berth-docker"
+	}
+	return path.Join("/", above, s.e.owner+"-"+s.spec.ID+"-"+step)
+}
+
+var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
+
+func (s *Sandbox) planMounts(ctx context.Context, hc *container.HostConfig, step *berth.StepSpec) error {
+	for i, v := range s.spec.Volumes {
+		m, err := s.mountVolume(ctx, i, v)
+		if err != nil {
+			return err
+		}
+		hc.Mounts = append(hc.Mounts, m)
+	}
+	for _, m := range step.Mounts {
+		if m.Type == berth.MountTmpfs && len(m.Options) > 0 {
+			if hc.Tmpfs == nil {
+				hc.Tmpfs = map[string]string{}
+			}
+			opts := m.Options
+			if m.Size > 0 {
+				opts = append(slices.Clone(opts), "size="+strconv.FormatInt(m.Size, 10))
+			}
+			hc.Tmpfs[path.Clean(m.Target)] = strings.Join(opts, ",")
+			continue
+		}
+		dm, err := planMount(m)
+		if err != nil {
+			return err
+		}
+		hc.Mounts = append(hc.Mounts, dm)
+	}
+	return nil
+}
+
+func planMount(m berth.Mount) (mount.Mount, error) {
+	dm := mount.Mount{Type: mount.TypeBind, Source: m.Source, Target: path.Clean(m.Target), ReadOnly: m.ReadOnly}
+	switch m.Type {
+	case "", berth.MountBind:
+		if !filepath.IsAbs(m.Source) {
+			return dm, fmt.Errorf("bind at %s: %w: its source %q is no absolute path", m.Target, berth.ErrInvalid, m.Source)
+		}
+		dm.BindOptions = &mount.BindOptions{}
+		for _, o := range m.Options {
+			switch {
+			case slices.Contains(propagations, o):
+				dm.BindOptions.Propagation = mount.Propagation(o)
+			case o == "ro":
+				dm.ReadOnly = true
+			case o == "bind":
+				dm.BindOptions.NonRecursive = true
+			case o != "rbind" && o != "rw":
+				return dm, fmt.Errorf("bind at %s: option %q: %w on this engine", m.Target, o, berth.ErrUnsupported)
+			}
+		}
+	case berth.MountTmpfs:
+		dm.Type, dm.Source = mount.TypeTmpfs, ""
+		dm.TmpfsOptions = &mount.TmpfsOptions{SizeBytes: m.Size}
+	default:
+		return dm, fmt.Errorf("mount at %s: %w: it is a %s or a %s, not %q", m.Target, berth.ErrInvalid, berth.MountBind, berth.MountTmpfs, m.Type)
+	}
+	return dm, nil
+}
+
+// mountVolume binds a volume's directory. What is to be copied up is bound as a volume of the daemon's, which
+// then fills it from the image while it is empty.
+func (s *Sandbox) mountVolume(ctx context.Context, i int, v berth.Volume) (mount.Mount, error) {
+	dir, err := s.area.Volume(volumeName(i))
+	if err != nil {
+		return mount.Mount{}, err
+	}
+	if !v.CopyUp || s.filled() {
+		return mount.Mount{Type: mount.TypeBind, Source: dir, Target: v.Path}, nil
+	}
+	name := fmt.Sprintf("berth-%s-%s-%s", s.e.owner, s.spec.ID, volumeName(i))
+	ctx, cancel := s.e.call(ctx)
+	defer cancel()
+	_, err = s.e.api.VolumeCreate(ctx, client.VolumeCreateOptions{
+		Name: name, Driver: "local",
+		DriverOpts: map[string]string{"type": "none", "o": "bind", "device": dir},
+		Labels:     map[string]string{LabelOwner: s.e.owner, LabelSandbox: s.spec.ID},
+	})
+	if err != nil {
+		return mount.Mount{}, wrap(ctx, "volume "+v.Path, err)
+	}
+	return mount.Mount{Type: mount.TypeVolume, Source: name, Target: v.Path}, nil
+}
+
+func (s *Sandbox) planPorts(cfg *container.Config, hc *container.HostConfig) error {
+	for _, p := range s.spec.Network.Ports {
+		proto := p.Protocol
+		if proto == "" {
+			proto = "tcp"
+		}
+		port, err := network.ParsePort(strconv.Itoa(int(p.Container)) + "/" + proto)
+		if err != nil {
+			return fmt.Errorf("port %d: %w: %w", p.Container, berth.ErrInvalid, err)
+		}
+		b := network.PortBinding{}
+		if p.HostIP != "" {
+			if b.HostIP, err = netip.ParseAddr(p.HostIP); err != nil {
+				return fmt.Errorf("port %d: %w: %w", p.Container, berth.ErrInvalid, err)
+			}
+		}
+		if p.Host != 0 {
+			b.HostPort = strconv.Itoa(int(p.Host))
+		}
+		if cfg.ExposedPorts == nil {
+			cfg.ExposedPorts, hc.PortBindings = network.PortSet{}, network.PortMap{}
+		}
+		cfg.ExposedPorts[port] = struct{}{}
+		hc.PortBindings[port] = append(hc.PortBindings[port], b)
+	}
+	return nil
+}

@@ -1,0 +1,270 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/scratch"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+)
+
+// Start starts a step.
+func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Container, error) {
+	if err := checkStep(&spec); err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
+	}
+	hash, err := specHash(spec)
+	if err != nil {
+		return nil, err
+	}
+	l := s.e.life(s.spec.ID, spec.ID)
+	l.starting.Lock()
+	defer l.starting.Unlock()
+	if exists(s.e.sandboxDir(s.spec.ID)) {
+		if err := os.MkdirAll(l.dir, 0o700); err != nil {
+			return nil, fmt.Errorf("start %s: %w: %w", spec.ID, kindOf(err), err)
+		}
+	}
+	lock, err := s.claim(ctx, l, hash)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
+	}
+	if lock == nil { // it was started before, or by another process
+		l.watch(s, nil, nil)
+		return &Container{life: l, sb: s}, nil
+	}
+	la := &launch{s: s, l: l, spec: spec, hash: hash}
+	if err := la.run(ctx); err != nil {
+		la.undo(ctx)
+		_ = lock.Close()
+		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
+	}
+	l.watch(s, lock, la.out)
+	return &Container{life: l, sb: s}, nil
+}
+
+// claim takes the right to start a step; nil where it is started already. ErrConflict where that has another
+// spec.
+func (s *Sandbox) claim(ctx context.Context, l *life, hash string) (*os.File, error) {
+	for {
+		lock, err := l.tryLock()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", kindOf(err), err)
+		}
+		started, err := l.startedAs(ctx, hash)
+		if err == nil && !started && lock != nil {
+			return lock, nil
+		}
+		if lock != nil {
+			_ = lock.Close()
+		}
+		if err != nil || started {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// startedAs reports whether the step was started, with this spec.
+func (l *life) startedAs(ctx context.Context, hash string) (bool, error) {
+	c, err := l.inspect(ctx, l.e.containerName(l.sandbox, l.step))
+	var have string
+	switch {
+	case err == nil:
+		have = c.Config.Labels[labelSpec]
+	case !errors.Is(err, berth.ErrNotFound):
+		return false, err
+	default: // somebody else removed the container of an ended step
+		r, rerr := l.readRecord()
+		if rerr != nil || !l.known() {
+			return false, nil //nolint:nilerr // there is none
+		}
+		have = r.Hash
+	}
+	if have != hash {
+		return false, fmt.Errorf("%w: the step was started with another spec", berth.ErrConflict)
+	}
+	return err != nil || isOver(c.State) || c.State.Status != container.StateCreated, nil
+}
+
+// launch is one start.
+type launch struct {
+	s    *Sandbox
+	l    *life
+	spec berth.StepSpec
+	hash string
+	out  *output
+	made bool
+}
+
+func (la *launch) run(ctx context.Context) error {
+	l, s := la.l, la.s
+	name := s.e.containerName(s.spec.ID, la.spec.ID)
+	host, err := s.e.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	opts, err := s.plan(ctx, host, &la.spec, la.hash, name)
+	if err != nil {
+		return err
+	}
+	rec := &record{Hash: la.hash, Spec: la.spec, Limits: s.limits(la.spec.Limits), Runtime: host.runtime, Created: time.Now()}
+	rec.Spec.Env = nil
+	if host.cgroups {
+		rec.Cgroup = opts.HostConfig.CgroupParent
+	}
+	if err := writeJSON(filepath.Join(l.dir, recordFile), rec); err != nil {
+		return fmt.Errorf("%w: %w", kindOf(err), err)
+	}
+	l.mu.Lock()
+	l.rec = rec
+	l.mu.Unlock()
+	if err := la.create(ctx, opts); err != nil {
+		return err
+	}
+	if err := la.connect(ctx, rec); err != nil {
+		return err
+	}
+	return la.start(ctx)
+}
+
+// create makes the container. One of that name is there where a process died before it was started.
+func (la *launch) create(ctx context.Context, opts client.ContainerCreateOptions) error {
+	ctx, cancel := la.s.e.call(ctx)
+	defer cancel()
+	res, err := la.s.e.api.ContainerCreate(ctx, opts)
+	if err != nil && kindOf(err) == berth.ErrConflict {
+		_, err = la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		if err == nil || kindOf(err) == berth.ErrNotFound {
+			res, err = la.s.e.api.ContainerCreate(ctx, opts)
+		}
+	}
+	if err != nil {
+		return wrap(ctx, "create", err)
+	}
+	la.made = true
+	for _, w := range res.Warnings {
+		la.s.e.cfg.Logger.Warn("docker", "container", la.l.String(), "warning", w)
+	}
+	la.l.mu.Lock()
+	la.l.id = res.ID
+	la.l.mu.Unlock()
+	return la.s.markFilled()
+}
+
+// filled: a step was created, so that the daemon has copied up what volumes get from the image.
+func (s *Sandbox) filled() bool { return exists(s.filledFile()) }
+
+func (s *Sandbox) filledFile() string { return filepath.Join(s.e.sandboxDir(s.spec.ID), "filled") }
+
+func (s *Sandbox) markFilled() error {
+	if s.filled() {
+		return nil
+	}
+	return os.WriteFile(s.filledFile(), nil, 0o600)
+}
+
+// connect opens the logs and attaches to the container's streams.
+func (la *launch) connect(ctx context.Context, rec *record) error {
+	copies, err := la.s.openCopies(ctx, &la.spec)
+	if err != nil {
+		return err
+	}
+	var input *os.File
+	if la.spec.Stdin != "" {
+		root, name, err := la.s.volumeFile(ctx, la.spec.Stdin)
+		if err == nil {
+			input, err = root.Open(name)
+			_ = root.Close()
+		}
+		if err != nil {
+			closeAll(copies)
+			return fmt.Errorf("standard input %s: %w: %w", la.spec.Stdin, berth.ErrNotFound, err)
+		}
+	}
+	if la.out, err = la.l.openOutput(rec, copies); err != nil {
+		return err
+	}
+	if err := la.l.attach(ctx, la.out, la.spec.OpenStdin || input != nil); err != nil {
+		return err
+	}
+	if input != nil {
+		la.l.feed(input)
+	}
+	return nil
+}
+
+// start starts the container. A command that cannot be started is no error: the daemon keeps why.
+func (la *launch) start(ctx context.Context) error {
+	cctx, cancel := la.s.e.call(ctx)
+	defer cancel()
+	_, err := la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
+	if err == nil {
+		return nil
+	}
+	code := startCode(err.Error())
+	if code == 0 {
+		return wrap(cctx, "daemon", err)
+	}
+	la.out.hangUp()
+	if err := la.out.close(); err != nil {
+		return err
+	}
+	return la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: code, Detail: err.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
+}
+
+// undo leaves nothing of a start that failed.
+func (la *launch) undo(ctx context.Context) {
+	ctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
+	defer cancel()
+	if la.out != nil {
+		_ = la.out.close()
+	}
+	if la.made {
+		_, err := la.s.e.api.ContainerRemove(ctx, la.l.docker(), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		if err != nil && kindOf(err) != berth.ErrNotFound {
+			la.s.e.cfg.Logger.Error("container of a failed start not removed", "container", la.l.String(), "error", err)
+		}
+	}
+	if r, err := la.l.readRecord(); err == nil {
+		removeCgroup(r.Cgroup)
+	}
+	if err := scratch.Remove(la.l.dir); err != nil {
+		la.s.e.cfg.Logger.Error("record of a failed start not removed", "container", la.l.String(), "error", err)
+	}
+	la.s.e.drop(la.l)
+}
+
+// Container finds a step that was started.
+func (s *Sandbox) Container(ctx context.Context, id string) (berth.Container, error) {
+	if err := berth.CheckID(id); err != nil {
+		return nil, err
+	}
+	l := s.e.life(s.spec.ID, id)
+	if _, err := l.readRecord(); err != nil {
+		s.e.drop(l)
+		return nil, err
+	}
+	if !l.known() {
+		c, err := l.inspect(ctx, l.docker())
+		if err == nil && c.State.Status == container.StateCreated && !isOver(c.State) {
+			err = fmt.Errorf("container %s: %w: it was never started", l, berth.ErrNotFound)
+		}
+		if err != nil {
+			s.e.drop(l)
+			return nil, err
+		}
+		l.watch(s, nil, nil)
+	}
+	return &Container{life: l, sb: s}, nil
+}

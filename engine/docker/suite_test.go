@@ -1,0 +1,34 @@
+package docker_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/enginetest"
+)
+
+// skips are the checks of what Docker does otherwise.
+var skips = map[string]string{
+	"end by signal":            "the daemon reports 128+n for a signal and for an exit with that code alike; see README.md",
+	"exec that ends otherwise": "the daemon reports 128+n for a signal and for an exit with that code alike; TestExecEnds has the rest",
+	"init":                     "the daemon's init is a program that its containers can read",
+	"no file of the host":      "the daemon binds its init into containers, from the host; TestNoHostFiles has the rest",
+	"devices":                  "the daemon's device rules let every container open /dev/console (5:1), and its API takes none of them away",
+}
+
+// TestSuite runs the suite that every engine must pass.
+func TestSuite(t *testing.T) {
+	cfg := docker.Config{Host: daemon(t).Host(), Dir: t.TempDir()}
+	e, img := newEngine(t, cfg)
+	env := &enginetest.Env{
+		Engine: e, Image: img, Dir: t.TempDir(),
+		Again: func(context.Context) (berth.Engine, error) {
+			again, _ := newEngine(t, cfg)
+			return again, nil
+		},
+		Parallel: true,
+	}
+	enginetest.Run(t, env, skips)
+}

@@ -1,0 +1,106 @@
+package docker
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+)
+
+// Stats asks the daemon what the container uses.
+func (c *Container) Stats(ctx context.Context) (berth.Usage, error) {
+	if c.life.known() {
+		return berth.Usage{}, c.hasEnded("usage of")
+	}
+	ctx, cancel := c.life.e.call(ctx)
+	defer cancel()
+	res, err := c.life.e.api.ContainerStats(ctx, c.life.docker(), client.ContainerStatsOptions{})
+	if err != nil {
+		return berth.Usage{}, wrap(ctx, "usage of "+c.life.String(), err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	var s container.StatsResponse
+	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
+		return berth.Usage{}, wrap(ctx, "usage of "+c.life.String(), err)
+	}
+	if s.PidsStats.Current == 0 { // what the daemon answers of a container that does not run
+		return berth.Usage{}, c.hasEnded("usage of")
+	}
+	u := berth.Usage{
+		CPUSeconds: new(float64(s.CPUStats.CPUUsage.TotalUsage) / 1e9),
+		Memory:     new(int64(s.MemoryStats.Usage)),
+		PIDs:       new(int64(s.PidsStats.Current)),
+	}
+	if s.MemoryStats.MaxUsage > 0 {
+		u.PeakMemory = new(int64(s.MemoryStats.MaxUsage))
+	}
+	return u, nil
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// readUsage reads what was used in a cgroup and below it: of a container that has ended, in the one above its
+// own. What the kernel does not say is unknown.
+func readUsage(cgroup string) berth.Usage {
+	var u berth.Usage
+	if cgroup == "" {
+		return u
+	}
+	if n, ok := readNumber("cpuacct", cgroup, "cpuacct.usage"); ok {
+		u.CPUSeconds = new(float64(n) / 1e9)
+	}
+	if n, ok := readNumber("memory", cgroup, "memory.max_usage_in_bytes"); ok {
+		u.PeakMemory = &n
+	}
+	if n, ok := readNumber("pids", cgroup, "pids.peak"); ok {
+		u.PeakPIDs = &n
+	}
+	// The unified hierarchy.
+	if raw, err := os.ReadFile(filepath.Join(cgroupRoot, cgroup, "cpu.stat")); err == nil {
+		for s := bufio.NewScanner(bytes.NewReader(raw)); s.Scan(); {
+			if v, ok := strings.CutPrefix(s.Text(), "usage_usec "); ok {
+				if n, err := strconv.ParseInt(v, 10, 64); err == nil {
+					u.CPUSeconds = new(float64(n) / 1e6)
+				}
+			}
+		}
+	}
+	if n, ok := readNumber("", cgroup, "memory.peak"); ok {
+		u.PeakMemory = &n
+	}
+	if n, ok := readNumber("", cgroup, "pids.peak"); ok {
+		u.PeakPIDs = &n
+	}
+	return u
+}
+
+func readNumber(controller, cgroup, file string) (int64, bool) {
+	raw, err := os.ReadFile(filepath.Join(cgroupRoot, controller, cgroup, file))
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+	return n, err == nil
+}
+
+// removeCgroup removes an empty cgroup from all hierarchies.
+func removeCgroup(cgroup string) {
+	if cgroup == "" {
+		return
+	}
+	dirs, _ := filepath.Glob(cgroupRoot + "/*" + cgroup)
+	for _, d := range append(dirs, cgroupRoot+cgroup) {
+		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+			continue // not empty yet: whoever removes the container tries again
+		}
+	}
+}

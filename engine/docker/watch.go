@@ -1,0 +1,229 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+)
+
+// watch has the step watched by this process, once. lock and out are what Start has taken already; nil where
+// the step was started by another process, or an earlier one.
+func (l *life) watch(sb *Sandbox, lock *os.File, out *output) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sb = sb
+	if l.watched {
+		return
+	}
+	l.watched = true
+	l.e.wg.Go(func() {
+		ctx := l.e.ctx
+		if lock == nil {
+			var err error
+			if lock, err = l.lock(ctx); err != nil {
+				l.giveUp(err)
+				return
+			}
+		}
+		defer func() { _ = lock.Close() }()
+		if l.known() {
+			return
+		}
+		if err := l.follow(ctx, out); err != nil {
+			l.giveUp(err)
+		}
+	})
+}
+
+// giveUp: the record may be gone (the step was removed by another process), or the engine ends.
+func (l *life) giveUp(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watched = false
+	if context.Cause(l.e.ctx) == nil {
+		l.e.cfg.Logger.Warn("container is watched no more", "container", l.String(), "error", err)
+		l.setExit(berth.Exit{Reason: berth.Lost, Code: -1, Detail: err.Error()})
+	}
+}
+
+// follow sees the container to its end: its output, its time, its exit.
+func (l *life) follow(ctx context.Context, out *output) error {
+	r, err := l.readRecord()
+	if err != nil {
+		return err
+	}
+	if out == nil {
+		if out, err = l.resumeOutput(r); err != nil {
+			return err
+		}
+	}
+	over := make(chan struct{})
+	drained := make(chan error, 1)
+	l.e.wg.Go(func() { drained <- out.drain(ctx, over) })
+	limits, stop := context.WithCancel(ctx)
+	var guards sync.WaitGroup
+	guards.Go(func() { l.keepTime(limits, r) })
+	guards.Go(func() { l.keepDisk(limits) })
+	state, broken, err := l.await(ctx)
+	close(over)
+	stop()
+	guards.Wait()
+	if err != nil && ctx.Err() != nil {
+		out.close()
+		<-drained
+		return err
+	}
+	var late error
+	select {
+	case late = <-drained:
+	case <-time.After(streamsMax):
+		out.hangUp()
+		<-drained
+		late = fmt.Errorf("the container has ended, but its output had not within %v: %w", streamsMax, berth.ErrUnavailable)
+	}
+	if late != nil || broken {
+		late = out.catchUp(ctx)
+	}
+	late = errors.Join(late, out.close())
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	exit := berth.Exit{Reason: berth.Lost, Code: -1, Runtime: r.Runtime}
+	if err != nil {
+		exit.Detail = err.Error()
+	} else {
+		exit = l.exitOf(r, state)
+	}
+	if late != nil {
+		exit.Detail = appendDetail(exit.Detail, "output: "+late.Error())
+	}
+	return l.conclude(exit, r)
+}
+
+func appendDetail(s, more string) string {
+	if s == "" {
+		return more
+	}
+	return s + "; " + more
+}
+
+// conclude records the exit, durably, before anybody is told.
+func (l *life) conclude(exit berth.Exit, r *record) error {
+	if err := writeJSON(filepath.Join(l.dir, exitFile), exit); err != nil {
+		return fmt.Errorf("record the exit of %s: %w: %w", l, kindOf(err), err)
+	}
+	removeCgroup(r.Cgroup)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.setExit(exit)
+	return nil
+}
+
+const reconnect = 500 * time.Millisecond
+
+// await waits for the container's end by the daemon's word. broken: the daemon was away meanwhile. An error
+// is that nobody can say.
+func (l *life) await(ctx context.Context) (state *container.State, broken bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dog := time.NewTicker(l.e.cfg.Watchdog)
+	defer dog.Stop()
+	fails := 0
+	wait := l.askEnd(ctx)
+	var again <-chan time.Time
+	for {
+		count := false
+		select {
+		case <-ctx.Done():
+			return nil, broken, context.Cause(ctx)
+		case err := <-wait:
+			if err != nil {
+				broken = true
+			}
+			wait, again = nil, time.After(reconnect)
+		case <-again:
+			again, wait = nil, l.askEnd(ctx)
+			continue
+		case <-dog.C:
+			count = true
+		}
+		ictx, icancel := context.WithTimeout(ctx, l.e.cfg.Watchdog)
+		c, err := l.inspect(ictx, l.docker())
+		icancel()
+		switch {
+		case err == nil && isOver(c.State):
+			return c.State, broken, nil
+		case err == nil && (c.State.Running || c.State.Status == container.StateCreated):
+			fails = 0
+		case errors.Is(err, berth.ErrNotFound):
+			return nil, broken, fmt.Errorf("the daemon does not know the container any more: %w", err)
+		case count:
+			if err == nil {
+				err = fmt.Errorf("container is not running: state %q", c.State.Status)
+			}
+			if fails++; fails >= watchdogMax {
+				return nil, broken, fmt.Errorf("given up after %d failures in a row: %w", fails, err)
+			}
+		}
+	}
+}
+
+// askEnd asks the daemon to say when the container has ended. The channel gets one answer.
+func (l *life) askEnd(ctx context.Context) <-chan error {
+	answer := make(chan error, 1)
+	l.e.wg.Go(func() {
+		res := l.e.api.ContainerWait(ctx, l.docker(), client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+		select {
+		case <-res.Result:
+			answer <- nil
+		case err := <-res.Error:
+			answer <- err
+		case <-ctx.Done():
+			answer <- ctx.Err()
+		}
+	})
+	return answer
+}
+
+// keepTime ends the container at its time limit.
+func (l *life) keepTime(ctx context.Context, r *record) {
+	if r.Spec.Timeout <= 0 {
+		return
+	}
+	started := r.Created
+	if c, err := l.inspect(ctx, l.docker()); err == nil {
+		if at := parseTime(c.State.StartedAt); !at.IsZero() {
+			started = at
+		}
+	}
+	t := time.NewTimer(time.Until(started.Add(r.Spec.Timeout)))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+		l.enforce(ctx, intent{Reason: berth.TimedOut, Detail: fmt.Sprintf("the time limit of %v was reached", r.Spec.Timeout)}, r.Spec.Grace)
+	}
+}
+
+// enforce ends the container for a limit.
+func (l *life) enforce(ctx context.Context, why intent, grace time.Duration) {
+	if err := l.end(ctx, why, grace); err != nil && ctx.Err() == nil {
+		l.e.cfg.Logger.Error("container not ended at its limit", "container", l.String(), "limit", why.Detail, "error", err)
+	}
+}
+
+func parseTime(s string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil || t.Year() <= 1 {
+		return time.Time{}
+	}
+	return t
+}
