@@ -20,10 +20,10 @@ func ordinary(t *testing.T, uid uint32) *bench {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	program, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "berth"), program, 0o755) //nolint:gosec // others execute it
+		err = os.WriteFile(filepath.Join(dir, "berth"), program, 0o755) // others execute it
 	}
 	if err == nil {
-		err = os.Chmod(dir, 0o755) //nolint:gosec // others look into it
+		err = os.Chmod(dir, 0o755) // others look into it
 	}
 	if err == nil {
 		err = os.Mkdir(filepath.Join(dir, "home"), 0o700)
