@@ -179,6 +179,7 @@ func (m *Monitor) close() {
 		m.log.Error("remove cgroups", "err", err)
 	}
 	_ = m.cgroups.Close()
+	_ = os.Remove(m.state) // if it is empty: the data directory may be gone for good
 }
 
 // list is all sandboxes; m.mu is held.
