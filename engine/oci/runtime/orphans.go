@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,44 +10,65 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// orphanTime is how long a dead child must stay before nobody else is taken to wait for it: who waits for a
+// container's process does so at once.
+const orphanTime = 50 * time.Millisecond
+
 // reapOrphans waits for what a failed exec of the runtime left in the container's pid namespace: a process of
 // the runtime (of crun) that died before it became the command, and is now ours. Until it is waited for, the
 // container cannot end.
-func (p *process) reapOrphans() {
-	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.pid))
-	if err != nil {
-		return // it has ended, and all in its namespace with it
+func (r *Runtime) reapOrphans() {
+	found := r.orphans()
+	if len(found) == 0 {
+		return
 	}
+	time.Sleep(orphanTime)
+	for _, pid := range found {
+		if dead, orphan := r.isOrphan(pid); orphan && dead {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		}
+	}
+}
+
+// orphans are those of our children that look like one.
+func (r *Runtime) orphans() (pids []int) {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		raw, _ := os.ReadFile(list)
 		for f := range strings.FieldsSeq(string(raw)) {
 			pid, err := strconv.Atoi(f)
-			if err != nil || !p.isRuntime(pid) {
+			if err != nil {
 				continue
 			}
-			if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err == nil && ns == own {
-				p.reap(pid)
+			if _, orphan := r.isOrphan(pid); orphan {
+				pids = append(pids, pid)
 			}
 		}
 	}
+	return pids
 }
 
-// reap waits for a process that is about to die, and gives up on one that is not.
-func (p *process) reap(pid int) {
-	for range 1000 {
-		n, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
-		if n != 0 || err != nil || !p.isRuntime(pid) {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-// isRuntime reports whether the process still is the runtime's program, and no command of a container.
-func (p *process) isRuntime(pid int) bool {
+// isOrphan reports whether a process has the runtime's name, so that it never became a command, in a pid
+// namespace below ours; and whether it is dead.
+func (r *Runtime) isOrphan(pid int) (dead, orphan bool) {
 	const nameMax = 15 // bytes of a process's name
-	name := filepath.Base(p.rt.cfg.Command)
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return err == nil && strings.TrimSpace(string(comm)) == name[:min(len(name), nameMax)]
+	name := filepath.Base(r.cfg.Command)
+	name = name[:min(len(name), nameMax)]
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false, false
+	}
+	named, below := false, false
+	for line := range strings.Lines(string(raw)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		switch value = strings.TrimSpace(value); key {
+		case "Name":
+			named = value == name
+		case "State":
+			dead = strings.HasPrefix(value, "Z")
+		case "NSpid":
+			below = len(strings.Fields(value)) > 1
+		}
+	}
+	return dead, named && below
 }
