@@ -242,3 +242,28 @@ func TestMonitorIdles(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestDataDirectoryRemoved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	e, err := oci.New(oci.Config{Dir: dir, Idle: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = e.Close() }()
+	img, err := e.Images().Import(t.Context(), busybox(t), "busybox", image.ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := fmt.Sprint(5_000_000 + os.Getpid())
+	start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sleep", mark}})
+	waitFor(t, "the container's command", 5*time.Second, func() bool { return marked("sleep "+mark) > 0 })
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end of the container", 5*time.Second, func() bool { return marked("sleep "+mark) == 0 })
+	waitFor(t, "the end of the monitor", 5*time.Second, func() bool { return monitorPid(t, dir) == 0 })
+}

@@ -284,7 +284,7 @@ func (m *Monitor) runs(n int) {
 	m.quietFrom = time.Now()
 }
 
-// endWhenIdle ends the monitor when nobody has needed it for a while.
+// endWhenIdle ends the monitor when nobody has needed it for a while, or nobody can find it any more.
 func (m *Monitor) endWhenIdle(ctx context.Context, end func()) {
 	tick := time.NewTicker(max(m.cfg.Idle/4, 50*time.Millisecond))
 	defer tick.Stop()
@@ -295,6 +295,11 @@ func (m *Monitor) endWhenIdle(ctx context.Context, end func()) {
 		case <-tick.C:
 		}
 		if m.idle() {
+			end()
+			return
+		}
+		if _, err := os.Lstat(m.cfg.Dir); errors.Is(err, fs.ErrNotExist) {
+			m.log.Error("the data directory was removed: its containers end", "dir", m.cfg.Dir)
 			end()
 			return
 		}
