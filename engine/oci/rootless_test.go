@@ -1,0 +1,111 @@
+package oci_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/berth-project/berth/engine/enginetest"
+	"golang.org/x/sys/unix"
+)
+
+// aUser is the ordinary user of these tests, and its range of subordinate ids.
+const (
+	aUser    = 1000
+	firstSub = 100_000
+	subs     = 65_536
+)
+
+// onV2 reports whether this host's cgroups are of v2 alone.
+func onV2(t testing.TB) bool {
+	t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// TestSuiteRootless runs the suite as an ordinary user who is root of a user namespace, as package
+// internal/cli/userns makes one.
+func TestSuiteRootless(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: to become another user")
+	}
+	lacks := map[enginetest.Ability]string{
+		"bridge": "slirp4netns and pasta give no address that the host reaches",
+	}
+	dir, runs := "", []string{"^TestSuite$/^direct$", "^TestSuite$/^(runc|crun)$" + core}
+	if onV2(t) {
+		runs = []string{"^TestSuite$/^direct$" + core} // the rest takes long in the machine
+		dir = delegated(t)
+	} else {
+		for _, a := range []enginetest.Ability{enginetest.MemoryLimit, enginetest.CPULimit, enginetest.PIDsLimit, enginetest.UsageOf} {
+			lacks[a] = "cgroup v1 can be written by root only"
+		}
+	}
+	for _, run := range runs {
+		out, err := asUser(t, dir, lacks, "-test.run="+run)
+		report(t, parseResults(out))
+		if err != nil && !t.Failed() {
+			t.Errorf("%s: %v\n%s", run, err, out)
+		}
+	}
+}
+
+// asUser runs tests of this package as root of a user namespace, in the cgroup dir where one is named.
+func asUser(t *testing.T, dir string, lacks map[enginetest.Ability]string, args ...string) ([]byte, error) {
+	t.Helper()
+	tmp, err := os.MkdirTemp("", "berth-rootless-") // not t.TempDir: another user must come to it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(tmp) })
+	if err := os.Chown(tmp, aUser, aUser); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(lacks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(t.Context(), "/proc/self/exe", append([]string{"-test.v"}, args...)...)
+	c.Env = append(os.Environ(), "TMPDIR="+tmp, "HOME="+tmp, "XDG_RUNTIME_DIR=/nowhere", lacksVar+"="+string(raw))
+	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: aUser, Size: 1}, {ContainerID: 1, HostID: firstSub, Size: subs}}
+	c.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{},
+	}
+	c.Dir = tmp
+	if dir != "" {
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, int(f.Fd())
+	}
+	return c.CombinedOutput()
+}
+
+// delegated is a cgroup that the user was given, with all controllers, as systemd gives one.
+func delegated(t *testing.T) string {
+	t.Helper()
+	const root = "/sys/fs/cgroup"
+	dir := filepath.Join(root, "delegated")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(root+"/cgroup.subtree_control", []byte("+cpu +io +memory +pids"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"} {
+		if err := os.Chown(filepath.Join(dir, f), aUser, aUser); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = os.Remove(dir) })
+	return dir
+}

@@ -1,0 +1,123 @@
+package oci_test
+
+import (
+	"bufio"
+	"bytes"
+	"maps"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth/engine/oci/vmtest"
+)
+
+// core names the checks of what a runtime and the kind of cgroups have a part in; they are few, as an OCI
+// runtime takes seconds to start under emulation.
+const core = "/^(end_by_signal|stop_ends_everything|terminal|out_of_memory|out_of_memory_in_a_child|pids_limit|" +
+	"pids_are_limited_by_default|usage_while_it_runs|exec|exec_that_ends_otherwise|own_namespaces|devices|read-only_paths|cgroup)$"
+
+// TestOnV2 runs the suite, but for what only moves bytes, where cgroups are of v2 alone.
+func TestOnV2(t *testing.T) {
+	inMachine(t, machine(t, vmtest.Build(t, ".")), []string{
+		"oci.test", "-test.v", "-test.run=^TestSuite$/^direct$", "-test.skip=^TestSuite$/^direct$/^(output_at_full_speed|logs_are_bounded)$",
+	})
+}
+
+// machine is a virtual machine that has what containers need, and this package's tests as oci.test. Its
+// containers lie on a disk, and it has an address that containers reach it by.
+func machine(t *testing.T, binary string) vmtest.Config {
+	t.Helper()
+	cfg := vmtest.Config{
+		Files:   map[string]string{"/bin/oci.test": binary},
+		Env:     []string{"TMPDIR=/mnt"},
+		Disk:    1 << 30,
+		Modules: append(vmtest.DefaultModules(), "virtio_pci", "virtio_blk", "ext4"),
+		Timeout: 10 * time.Minute,
+		Commands: [][]string{
+			{"sh", "-c", `mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt && chmod 1777 /mnt &&
+				echo nameserver 198.51.100.2 >/etc/resolv.conf && ip addr add 198.51.100.1/24 dev dummy0 && ip link set dummy0 up &&
+				ip route add default via 198.51.100.2`},
+		},
+	}
+	for _, name := range []string{"runc", "crun", "mkfs.ext4"} {
+		maps.Copy(cfg.Files, vmtest.Program(t, name))
+	}
+	return cfg
+}
+
+// inMachine runs test binaries in the machine, and makes their tests subtests of t.
+func inMachine(t *testing.T, cfg vmtest.Config, commands ...[]string) {
+	t.Helper()
+	cfg.Commands = append(cfg.Commands, commands...)
+	r := vmtest.Run(t, cfg)
+	if r.Status[0] != 0 {
+		t.Fatalf("the machine is not as it should be:\n%s", r.Output)
+	}
+	report(t, parseResults(r.Output))
+	for i, status := range r.Status[1:] {
+		if status != 0 && !t.Failed() {
+			t.Errorf("%v ended with %d\n%s", commands[i], status, r.Output)
+		}
+	}
+}
+
+// report makes subtests of results.
+func report(t *testing.T, results []result) {
+	t.Helper()
+	if len(results) == 0 {
+		t.Error("no tests ran")
+	}
+	for _, res := range results {
+		t.Run(res.name, func(t *testing.T) {
+			switch res.outcome {
+			case "SKIP":
+				t.Skip(res.output)
+			case "PASS":
+			default:
+				t.Error(res.outcome, "\n"+res.output)
+			}
+		})
+	}
+}
+
+// result is one test that has no subtests.
+type result struct{ name, outcome, output string }
+
+var (
+	headLine   = regexp.MustCompile(`^=== (?:RUN|CONT|NAME|PAUSE) +(\S+)`)
+	resultLine = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) `)
+)
+
+// parseResults reads what test binaries print with -test.v.
+func parseResults(out []byte) (results []result) {
+	output, outcome, parent := map[string]string{}, map[string]string{}, map[string]bool{}
+	var order []string
+	current := ""
+	sc := bufio.NewScanner(bytes.NewReader(out))
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		line := sc.Text()
+		if m := headLine.FindStringSubmatch(line); m != nil {
+			if current = m[1]; output[current] == "" && !parent[current] && outcome[current] == "" {
+				outcome[current] = "did not end"
+				order = append(order, current)
+				if i := strings.LastIndexByte(current, '/'); i > 0 {
+					parent[current[:i]] = true
+				}
+			}
+			continue
+		}
+		if m := resultLine.FindStringSubmatch(line); m != nil {
+			outcome[m[2]], current = m[1], m[2]
+			continue
+		}
+		output[current] += line + "\n"
+	}
+	for _, name := range order {
+		if !parent[name] || outcome[name] == "FAIL" && output[name] != "" {
+			results = append(results, result{name, outcome[name], output[name]})
+		}
+	}
+	return results
+}
