@@ -264,3 +264,42 @@ func TestTail(t *testing.T) {
 		}
 	}
 }
+
+func TestResume(t *testing.T) {
+	dir := t.TempDir()
+	write := func(s string) {
+		t.Helper()
+		w, err := logfile.Resume(dir, "stdout", logfile.Options{Limit: 8192})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, pw := pipe(t)
+		done := pump(t, w, r)
+		if _, err := io.WriteString(pw, s); err != nil {
+			t.Fatal(err)
+		}
+		_ = pw.Close()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one\n") // makes it
+	time.Sleep(50 * time.Millisecond)
+	between := time.Now()
+	write("two\n")
+	if got, _ := readAll(t, dir, logfile.From{}); got != "one\ntwo\n" {
+		t.Errorf("the log reads %q", got)
+	}
+	if got, _ := readAll(t, dir, logfile.From{Since: between}); got != "two\n" {
+		t.Errorf("since it was resumed it reads %q", got)
+	}
+	write(strings.Repeat("x", 20_000))
+	write("last\n")
+	got, r := readAll(t, dir, logfile.From{})
+	if !strings.HasSuffix(got, "xlast\n") || r.Skipped() == 0 || int64(len(got))+r.Skipped() != 20_013 {
+		t.Errorf("beyond its limit it reads %d bytes and skips %d", len(got), r.Skipped())
+	}
+	if tail, _ := readAll(t, dir, logfile.From{Offset: 20_008}); tail != "last\n" {
+		t.Errorf("at the last offset it reads %q", tail)
+	}
+}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,11 @@ const (
 // demux copies a multiplexed stream into its parts until its end. A stream that is cut within a frame, or
 // that holds anything but stdout and stderr, is an error.
 func demux(r io.Reader, stdout, stderr io.Writer) error {
+	return demuxFrames(r, stdout, stderr, func(io.Writer) error { return nil })
+}
+
+// demuxFrames calls end after each frame.
+func demuxFrames(r io.Reader, stdout, stderr io.Writer, end func(io.Writer) error) error {
 	var h [frameHeader]byte
 	buf := make([]byte, 32<<10)
 	for {
@@ -46,7 +52,64 @@ func demux(r io.Reader, stdout, stderr io.Writer) error {
 		if n < size {
 			return fmt.Errorf("frame of %d bytes: %w after %d", size, io.ErrUnexpectedEOF, n)
 		}
+		if err := end(w); err != nil {
+			return err
+		}
 	}
+}
+
+// logMessageMax is where daemons cut a line into several messages of their logs.
+const logMessageMax = 16 << 10
+
+// mender gives back to a stream what the driver local of daemons before 23.0 leaves out: the newline that ends a
+// line of 16 KiB or more. It is written one frame, which is one message of the log, at a time. Whether the last
+// message of a stream ended so cannot be known: it is taken to have.
+type mender struct {
+	w     io.Writer
+	off   bool // the daemon leaves nothing out
+	cut   bool // the message before was a part of a line, not its last
+	owing bool // the message before was the last part of a line, without its newline
+}
+
+func (m *mender) Write(p []byte) (int, error) {
+	if err := m.flush(); err != nil {
+		return 0, err
+	}
+	ended := len(p) > 0 && p[len(p)-1] == '\n'
+	whole := len(p) == logMessageMax && !ended
+	m.owing = m.cut && !ended && !whole && !m.off
+	m.cut = whole
+	return m.w.Write(p)
+}
+
+// flush writes a newline that is owed.
+func (m *mender) flush() error {
+	if !m.owing {
+		return nil
+	}
+	m.owing = false
+	_, err := m.w.Write([]byte{'\n'})
+	return err
+}
+
+// demuxLog is demux of a daemon's log, whose frames are messages.
+func demuxLog(r io.Reader, stdout, stderr io.Writer) error {
+	out, errs := &message{w: stdout}, &message{w: stderr}
+	return demuxFrames(r, out, errs, func(w io.Writer) error { return w.(*message).end() })
+}
+
+// message gathers a frame.
+type message struct {
+	w io.Writer
+	b bytes.Buffer
+}
+
+func (m *message) Write(p []byte) (int, error) { return m.b.Write(p) }
+
+func (m *message) end() error {
+	_, err := m.w.Write(m.b.Bytes())
+	m.b.Reset()
+	return err
 }
 
 // onlyWriter hides ReadFrom, so that one buffer serves all frames.
@@ -54,8 +117,9 @@ type onlyWriter struct{ io.Writer }
 
 // skipper drops the first bytes of a stream.
 type skipper struct {
-	w    io.Writer
-	left int64
+	w     io.Writer
+	left  int64
+	wrote bool // it has come to what was not there
 }
 
 func (s *skipper) Write(p []byte) (int, error) {
@@ -64,6 +128,7 @@ func (s *skipper) Write(p []byte) (int, error) {
 	if int(skip) == len(p) {
 		return len(p), nil
 	}
+	s.wrote = true
 	n, err := s.w.Write(p[skip:])
 	return int(skip) + n, err
 }

@@ -3,6 +3,7 @@ package docker
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -85,6 +86,41 @@ func TestSkipper(t *testing.T) {
 	}
 	if b.String() != "fgh" {
 		t.Errorf("wrote %q, want %q", b.String(), "fgh")
+	}
+}
+
+// TestMender: what a daemon makes of lines, and what they were.
+func TestMender(t *testing.T) {
+	part := strings.Repeat("x", logMessageMax)
+	for _, c := range []struct {
+		name     string
+		messages []string
+		off      bool
+		want     string
+	}{
+		{"lines", []string{"a\n", "\n", "b\n"}, false, "a\n\nb\n"},
+		{"an unfinished line", []string{"a\n", "b"}, false, "a\nb"},
+		{"a line of two parts", []string{part, "y", "z\n"}, false, part + "y\nz\n"},
+		{"a line of one whole part", []string{part, "", "z\n"}, false, part + "\nz\n"},
+		{"a line of many parts", []string{part, part, "y", part, "y"}, false, part + part + "y\n" + part + "y\n"},
+		{"a daemon that leaves nothing out", []string{part, "y\n", "z\n"}, false, part + "y\nz\n"},
+		{"one whose last part is unfinished", []string{part, "y"}, true, part + "y"},
+		{"cut at the end of a part", []string{part}, false, part},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var in strings.Builder
+			for _, m := range c.messages {
+				in.WriteString(frame(2, m))
+			}
+			var out, errs bytes.Buffer
+			m := &mender{w: &errs, off: c.off}
+			if err := errors.Join(demuxLog(strings.NewReader(in.String()), &out, m), m.flush()); err != nil {
+				t.Fatal(err)
+			}
+			if errs.String() != c.want || out.Len() > 0 {
+				t.Errorf("%d bytes, which are not the %d of the lines; %d of another stream", errs.Len(), len(c.want), out.Len())
+			}
+		})
 	}
 }
 

@@ -86,7 +86,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.CallMax <= 0 {
 		cfg.CallMax = defaultCall
 	}
-	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
+	opts := []client.Opt{client.FromEnv}
 	if cfg.Host != "" {
 		opts = append(opts, client.WithHost(cfg.Host))
 	}

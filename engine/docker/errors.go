@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -64,6 +65,11 @@ func kindOf(err error) error {
 		return berth.ErrInvalid
 	}
 	return berth.ErrUnavailable
+}
+
+// is reports whether an error is of one of the kinds.
+func is(err error, kinds ...error) bool {
+	return err != nil && slices.Contains(kinds, kindOf(err))
 }
 
 // wrap gives an error of the API its kind. What ended ctx goes first.

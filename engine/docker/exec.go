@@ -92,7 +92,7 @@ func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, err
 	ctx, cancel := x.c.life.e.call(ctx)
 	defer cancel()
 	i, err := x.c.life.e.api.ExecInspect(ctx, x.id, client.ExecInspectOptions{})
-	if err != nil && kindOf(err) == berth.ErrNotFound {
+	if is(err, berth.ErrNotFound) {
 		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the container has ended, and the daemon has forgotten the exec"}, nil
 	}
 	if err != nil {

@@ -60,7 +60,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 			return img, nil
 		case err == nil && req.Policy == berth.PullNever:
 			return berth.Image{}, fmt.Errorf("image %s: %w for %s: what is there is for %s", named, berth.ErrNotFound, want, found)
-		case err != nil && (kindOf(err) != berth.ErrNotFound || req.Policy == berth.PullNever):
+		case err != nil && (req.Policy == berth.PullNever || !is(err, berth.ErrNotFound)):
 			return berth.Image{}, err
 		}
 	}

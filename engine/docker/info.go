@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -13,7 +14,7 @@ import (
 // hostInfo is what the engine must know of the daemon to start containers there.
 type hostInfo struct {
 	cgroups bool   // this process can make and read the cgroups of its containers
-	v2      bool   // the unified hierarchy
+	mend    bool   // its log driver local leaves out newlines: see mender
 	runtime string // "docker 20.10.24, runc 1.1.5"
 	platform
 }
@@ -32,13 +33,13 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	if err != nil {
 		return nil, wrap(ctx, "docker info", err)
 	}
-	version, err := e.version(ctx)
+	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
-		return nil, err
+		return nil, wrap(ctx, "docker version", err)
 	}
 	h = &hostInfo{
-		v2:       info.Info.CgroupVersion == "2",
-		runtime:  version,
+		mend:     apiBefore(v.APIVersion, 42),
+		runtime:  components(v),
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
 	}
 	// With the systemd driver parents are slices, which are systemd's to make.
@@ -49,19 +50,22 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	return h, nil
 }
 
-// version names the daemon and its components.
-func (e *Engine) version(ctx context.Context) (string, error) {
-	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
-	if err != nil {
-		return "", wrap(ctx, "docker version", err)
-	}
+// apiBefore reports whether a version of the API, "1.41", is before 1.minor.
+func apiBefore(version string, minor int) bool {
+	major, rest, _ := strings.Cut(version, ".")
+	n, err := strconv.Atoi(rest)
+	return err == nil && major == "1" && n < minor
+}
+
+// components names the daemon and what it is made of.
+func components(v client.ServerVersionResult) string {
 	parts := []string{"docker " + v.Version}
 	for _, c := range v.Components {
 		if c.Name != "Engine" {
 			parts = append(parts, c.Name+" "+c.Version)
 		}
 	}
-	return strings.Join(parts, ", "), nil
+	return strings.Join(parts, ", ")
 }
 
 // Info says what the daemon is and has.
@@ -72,12 +76,12 @@ func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
 	if err != nil {
 		return berth.Info{}, wrap(ctx, "docker info", err)
 	}
-	version, err := e.version(ctx)
+	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
-		return berth.Info{}, err
+		return berth.Info{}, wrap(ctx, "docker version", err)
 	}
 	info := berth.Info{
-		Name: "docker", Version: version,
+		Name: "docker", Version: components(v),
 		Total: berth.Limits{CPU: float64(res.Info.NCPU), Memory: res.Info.MemTotal},
 	}
 	for name := range res.Info.Runtimes {

@@ -307,7 +307,7 @@ func (l *life) kill(ctx context.Context, sig string) (bool, error) {
 	switch {
 	case err == nil:
 		return true, nil
-	case kindOf(err) == berth.ErrNotFound, kindOf(err) == berth.ErrConflict:
+	case is(err, berth.ErrNotFound, berth.ErrConflict):
 		return false, nil
 	}
 	return false, wrap(ctx, "signal "+l.String(), err)
@@ -355,10 +355,10 @@ func (l *life) remove(ctx context.Context, id string) error {
 		cctx, cancel := l.e.call(ctx)
 		_, err := l.e.api.ContainerRemove(cctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		cancel()
-		if err == nil || kindOf(err) == berth.ErrNotFound {
+		if err == nil || is(err, berth.ErrNotFound) {
 			break
 		}
-		again := kindOf(err) == berth.ErrConflict || client.IsErrConnectionFailed(err)
+		again := is(err, berth.ErrConflict) || client.IsErrConnectionFailed(err)
 		if !again || try == removeTries {
 			return wrap(ctx, "remove "+l.String(), err)
 		}

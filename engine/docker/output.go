@@ -128,6 +128,10 @@ func (o *output) close() error {
 	return errors.Join(o.out.close(), o.err.close())
 }
 
+// endMax is how long after the end of its streams a container's own end is waited for before its log is looked
+// at: they end as well when the daemon does, or when the command closes them.
+const endMax = 5 * time.Second
+
 // drain reads until the stream's end after the container's. Where the stream ends earlier, as it does with the
 // daemon, it goes on from the daemon's log.
 func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
@@ -138,8 +142,11 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		o.mu.Lock()
 		r := o.r
 		o.mu.Unlock()
+		pause := reconnect
 		if r != nil {
-			err = o.copy(r)
+			if err = o.copy(r); err == nil {
+				pause = endMax
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -148,8 +155,8 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			if r == nil && err == nil {
 				err = io.ErrUnexpectedEOF // not all was read: catch up
 			}
-			return err
-		case <-time.After(reconnect):
+			return errors.Join(err, settle(r))
+		case <-time.After(pause):
 		}
 		select {
 		case <-over:
@@ -168,43 +175,72 @@ func (o *output) catchUp(ctx context.Context) error {
 	if err := o.openLog(ctx, false); err != nil {
 		return err
 	}
+	o.mu.Lock()
+	r := o.r
+	o.mu.Unlock()
 	defer o.hangUp()
-	return o.copy(o.r)
+	if r == nil {
+		return io.ErrUnexpectedEOF
+	}
+	return errors.Join(o.copy(r), settle(r))
 }
 
 // openLog reads the daemon's log of the container from where ours ends.
 func (o *output) openLog(ctx context.Context, follow bool) error {
+	host, err := o.l.e.daemon(ctx)
+	if err != nil {
+		return err
+	}
 	res, err := o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
 	if err != nil {
 		return wrap(ctx, "logs of "+o.l.String(), err)
 	}
-	skipping := &skipStreams{out: &skipper{w: o.out, left: o.out.n}, tty: o.tty}
+	b := &backlog{Reader: res, out: &mender{w: &skipper{w: o.out, left: o.out.n}, off: !host.mend}}
 	if o.err != nil {
-		skipping.err = &skipper{w: o.err, left: o.err.n}
+		b.err = &mender{w: &skipper{w: o.err, left: o.err.n}, off: !host.mend}
 	}
-	skipping.Reader = res
-	o.set(res, skipping)
+	o.set(res, b)
 	return nil
 }
 
-// skipStreams is a stream whose first bytes are there already.
-type skipStreams struct {
+// backlog is the daemon's log, of which the first bytes are in ours already.
+type backlog struct {
 	io.Reader
-	out, err *skipper
-	tty      bool
+	out, err *mender
 }
 
 // copy reads a stream to its end.
 func (o *output) copy(r io.Reader) error {
-	var out, errs io.Writer = o.out, o.err
-	if s, ok := r.(*skipStreams); ok {
-		r, out, errs = s.Reader, s.out, s.err
+	b, ok := r.(*backlog)
+	switch {
+	case ok && o.tty:
+		return copyAll(&skipper{w: o.out, left: o.out.n}, b.Reader)
+	case ok:
+		return demuxLog(b.Reader, b.out, b.err)
+	case o.tty:
+		return copyAll(o.out, r)
 	}
-	if o.tty {
-		_, err := io.CopyBuffer(onlyWriter{out}, r, make([]byte, 32<<10))
-		return err
+	return demux(r, o.out, o.err)
+}
+
+func copyAll(w io.Writer, r io.Reader) error {
+	_, err := io.CopyBuffer(onlyWriter{w}, r, make([]byte, 32<<10))
+	return err
+}
+
+// settle ends what was read of an ended container's log.
+func settle(r io.Reader) error {
+	b, ok := r.(*backlog)
+	if !ok || b.err == nil {
+		return nil
 	}
-	return demux(r, out, errs)
+	var errs []error
+	for _, m := range []*mender{b.out, b.err} {
+		if s, ok := m.w.(*skipper); ok && s.wrote { // else all was there before, with its newline or without
+			errs = append(errs, m.flush())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // attach connects to the container's streams. Before it is started, so that no byte is lost.
@@ -310,7 +346,7 @@ func (s *Sandbox) createInVolume(ctx context.Context, p, user string) (*os.File,
 	u, g, _ := strings.Cut(user, ":")
 	uid, err := strconv.Atoi(u)
 	if err != nil {
-		return f, nil //nolint:nilerr // a name, which only the image knows
+		return f, nil // a name, which only the image knows
 	}
 	gid, _ := strconv.Atoi(g) // 0, as the daemon has it
 	if err := f.Chown(uid, gid); err != nil {

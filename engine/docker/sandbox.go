@@ -251,7 +251,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		return wrap(cctx, "close "+s.spec.ID, err)
 	}
 	for _, v := range vols.Items {
-		if _, err := s.e.api.VolumeRemove(cctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && kindOf(err) != berth.ErrNotFound {
+		if _, err := s.e.api.VolumeRemove(cctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && !is(err, berth.ErrNotFound) {
 			return wrap(cctx, "close "+s.spec.ID, err)
 		}
 	}

@@ -77,24 +77,27 @@ func (s *Sandbox) claim(ctx context.Context, l *life, hash string) (*os.File, er
 
 // startedAs reports whether the step was started, with this spec.
 func (l *life) startedAs(ctx context.Context, hash string) (bool, error) {
+	have, started := "", true
 	c, err := l.inspect(ctx, l.e.containerName(l.sandbox, l.step))
-	var have string
 	switch {
 	case err == nil:
 		have = c.Config.Labels[labelSpec]
+		started = isOver(c.State) || c.State.Status != container.StateCreated
 	case !errors.Is(err, berth.ErrNotFound):
 		return false, err
-	default: // somebody else removed the container of an ended step
-		r, rerr := l.readRecord()
-		if rerr != nil || !l.known() {
-			return false, nil //nolint:nilerr // there is none
+	default: // there is none, or somebody else removed that of an ended step
+		r, err := l.readRecord()
+		if errors.Is(err, berth.ErrNotFound) || err == nil && !l.known() {
+			return false, nil
+		} else if err != nil {
+			return false, err
 		}
 		have = r.Hash
 	}
 	if have != hash {
 		return false, fmt.Errorf("%w: the step was started with another spec", berth.ErrConflict)
 	}
-	return err != nil || isOver(c.State) || c.State.Status != container.StateCreated, nil
+	return started, nil
 }
 
 // launch is one start.
@@ -143,9 +146,9 @@ func (la *launch) create(ctx context.Context, opts client.ContainerCreateOptions
 	ctx, cancel := la.s.e.call(ctx)
 	defer cancel()
 	res, err := la.s.e.api.ContainerCreate(ctx, opts)
-	if err != nil && kindOf(err) == berth.ErrConflict {
+	if is(err, berth.ErrConflict) {
 		_, err = la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		if err == nil || kindOf(err) == berth.ErrNotFound {
+		if err == nil || is(err, berth.ErrNotFound) {
 			res, err = la.s.e.api.ContainerCreate(ctx, opts)
 		}
 	}
@@ -232,7 +235,7 @@ func (la *launch) undo(ctx context.Context) {
 	}
 	if la.made {
 		_, err := la.s.e.api.ContainerRemove(ctx, la.l.docker(), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		if err != nil && kindOf(err) != berth.ErrNotFound {
+		if err != nil && !is(err, berth.ErrNotFound) {
 			la.s.e.cfg.Logger.Error("container of a failed start not removed", "container", la.l.String(), "error", err)
 		}
 	}

@@ -77,16 +77,13 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	stop()
 	guards.Wait()
 	if err != nil && ctx.Err() != nil {
-		out.close()
-		<-drained
-		return err
+		return errors.Join(err, out.close()) // which ends the draining
 	}
 	var late error
 	select {
 	case late = <-drained:
 	case <-time.After(streamsMax):
 		out.hangUp()
-		<-drained
 		late = fmt.Errorf("the container has ended, but its output had not within %v: %w", streamsMax, berth.ErrUnavailable)
 	}
 	if late != nil || broken {

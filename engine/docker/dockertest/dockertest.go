@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -197,8 +198,8 @@ func (d *Daemon) remove() error {
 		return err
 	}
 	lines := strings.Split(string(raw), "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], d.opts.Dir+"/") {
+	for _, line := range slices.Backward(lines) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.opts.Dir+"/") {
 			_ = unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
