@@ -11,22 +11,29 @@ import (
 )
 
 // orphanTime is how long a dead child must stay before nobody else is taken to wait for it: who waits for a
-// container's process does so at once.
-const orphanTime = 50 * time.Millisecond
+// container's process does so at once. One that lives is looked at again, orphanTries times.
+const (
+	orphanTime  = 50 * time.Millisecond
+	orphanTries = 20
+)
 
 // reapOrphans waits for what a failed exec of the runtime left in the container's pid namespace: a process of
 // the runtime (of crun) that died before it became the command, and is now ours. Until it is waited for, the
 // container cannot end.
 func (r *Runtime) reapOrphans() {
-	found := r.orphans()
-	if len(found) == 0 {
-		return
-	}
-	time.Sleep(orphanTime)
-	for _, pid := range found {
-		if dead, orphan := r.isOrphan(pid); orphan && dead {
-			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+	dead := map[int]bool{} // a while ago
+	for range orphanTries {
+		found := r.orphans()
+		if len(found) == 0 {
+			return
 		}
+		for _, pid := range found {
+			if dead[pid] {
+				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			}
+			dead[pid], _ = r.isOrphan(pid)
+		}
+		time.Sleep(orphanTime)
 	}
 }
 
