@@ -97,7 +97,7 @@ func layerOf(pkg string) (layer int, folder string) {
 		return 0, "."
 	}
 	for i, line := range layers {
-		for _, f := range strings.Fields(line) {
+		for f := range strings.FieldsSeq(line) {
 			if (rel == f || strings.HasPrefix(rel, f+"/")) && len(f) > len(folder) {
 				layer, folder = i, f
 			}

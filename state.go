@@ -1,5 +1,7 @@
 package berth
 
+import "slices"
+
 // State is where a task stands, in the words of GA4GH TES 1.1.
 type State string
 
@@ -25,12 +27,7 @@ var next = map[State][]State{
 
 // CanBecome reports whether a task in state s may change to state to. Staying is no change.
 func (s State) CanBecome(to State) bool {
-	for _, n := range next[s] {
-		if n == to {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(next[s], to)
 }
 
 // Final reports whether nothing more will happen to a task in state s.

@@ -32,7 +32,6 @@ type bed struct {
 	berth    string // binary
 	engine   *oci.Engine
 	image    berth.Image
-	docker   string // socket
 	registry string // address
 	bundle   string // for runc and crun
 	layers   []string
@@ -97,7 +96,7 @@ func (b *bed) podman() []string {
 
 // command runs a program and says what it printed if it fails.
 func (b *bed) command(ctx context.Context, argv ...string) error {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // the contenders
 	cmd.Env = b.env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out))
@@ -153,7 +152,7 @@ func (b *bed) makeBundle(ctx context.Context) error {
 		found = append(found, more...)
 	}
 	if err != nil || len(found) == 0 {
-		return fmt.Errorf("the bundle that berth made for runc is not found (%v)", err)
+		return fmt.Errorf("the bundle that berth made for runc is not found (%w)", err)
 	}
 	raw, err := os.ReadFile(found[0])
 	if err != nil {

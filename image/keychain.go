@@ -25,7 +25,7 @@ func (authFile) Resolve(target authn.Resource) (authn.Authenticator, error) {
 	if path == "" {
 		return authn.Anonymous, nil
 	}
-	f, err := os.Open(path) //nolint:gosec // the user names it
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("REGISTRY_AUTH_FILE: %w", err)
 	}

@@ -144,7 +144,7 @@ func (s *Store) makeDirs() error {
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
-	return errors.Join(err, os.Chmod(filepath.Join(s.dir, emptyDir), 0o755)) //nolint:gosec // the root of a container
+	return errors.Join(err, os.Chmod(filepath.Join(s.dir, emptyDir), 0o755))
 }
 
 func (s *Store) checkVersion() error {

@@ -86,12 +86,12 @@ func cgroupAlive(dir string, id identity, owner uint32) bool {
 	seen := 0
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // removed meanwhile
+			return nil //nolint:nilerr // removed meanwhile
 		}
 		if seen++; seen > cgroupsMax {
 			return errPopulated
 		}
-		if procs, err := os.ReadFile(path + "/cgroup.procs"); err == nil && len(procs) > 0 {
+		if procs, err := os.ReadFile(path + "/cgroup.procs"); err == nil && len(procs) > 0 { //nolint:gosec // cgroups have no symbolic links
 			return errPopulated
 		}
 		return nil

@@ -115,7 +115,7 @@ func cpuList(set *unix.CPUSet) string {
 func cgroupCPU() (cores float64, where string) {
 	cores = math.Inf(1)
 	for dir := range cgroupDirs("cpu") {
-		q := math.Inf(1)
+		var q float64
 		if quota, period, ok := strings.Cut(readLine(dir+"/cpu.max"), " "); ok {
 			q = ratio(quota, period)
 		} else {

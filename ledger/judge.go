@@ -3,6 +3,7 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func (t *ticket) choose(v *view) ([]Device, error) {
 		if err != nil {
 			return nil, err
 		}
-		devices = append(devices[:len(devices):len(devices)], chosen...)
+		devices = append(slices.Clip(devices), chosen...)
 		if err := checkDevices(r.Task, devices); err != nil {
 			return nil, err
 		}
@@ -143,6 +144,6 @@ func (t *ticket) choose(v *view) ([]Device, error) {
 func (t Taken) with(d Device, task string) Taken {
 	t.Exclusive = t.Exclusive || d.Bytes == 0
 	t.Bytes += d.Bytes
-	t.Tasks = append(t.Tasks[:len(t.Tasks):len(t.Tasks)], task)
+	t.Tasks = append(slices.Clip(t.Tasks), task)
 	return t
 }

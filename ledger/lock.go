@@ -41,7 +41,7 @@ func (l *Ledger) lock(ctx context.Context) (unlock func(), err error) {
 		case <-ctx.Done():
 			_ = unix.Close(fd)
 			return nil, context.Cause(ctx)
-		case <-time.After(pause/2 + rand.N(pause)):
+		case <-time.After(pause/2 + rand.N(pause)): //nolint:gosec // to spread tries, no secret
 		}
 	}
 }

@@ -34,12 +34,12 @@ func Files(dir, stream string) []string {
 }
 
 func putRecord(b *[recordSize]byte, at, end int64) {
-	binary.LittleEndian.PutUint64(b[:8], uint64(at))  //nolint:gosec // a bit pattern
-	binary.LittleEndian.PutUint64(b[8:], uint64(end)) //nolint:gosec // a bit pattern
+	binary.LittleEndian.PutUint64(b[:8], uint64(at))
+	binary.LittleEndian.PutUint64(b[8:], uint64(end))
 }
 
 func getRecord(b []byte) (at, end int64) {
-	return int64(binary.LittleEndian.Uint64(b)), int64(binary.LittleEndian.Uint64(b[8:])) //nolint:gosec // a bit pattern
+	return int64(binary.LittleEndian.Uint64(b)), int64(binary.LittleEndian.Uint64(b[8:]))
 }
 
 // Index is what is known of a log beside its bytes.

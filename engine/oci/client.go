@@ -204,11 +204,9 @@ func (c *client) spawn(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	cmd, err := c.monitorCommand()
-	if err == nil {
-		cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
-		err = cmd.Start()
-	}
+	cmd := c.monitorCommand()
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
+	err = cmd.Start()
 	_ = w.Close()
 	if errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w: a mount namespace is not allowed here: run berth as root, or let it make user namespaces: %w", berth.ErrDenied, err)
@@ -236,7 +234,7 @@ func (c *client) spawn(ctx context.Context) error {
 	}
 }
 
-func (c *client) monitorCommand() (*exec.Cmd, error) {
+func (c *client) monitorCommand() *exec.Cmd {
 	argv := c.command
 	if len(argv) == 0 {
 		argv = []string{"/proc/self/exe"}
@@ -248,11 +246,11 @@ func (c *client) monitorCommand() (*exec.Cmd, error) {
 	for _, w := range c.worker {
 		args = append(args, "--worker", w)
 	}
-	cmd := exec.Command(argv[0], args...) //nolint:gosec,noctx // our own command, which outlives us on purpose
+	cmd := exec.Command(argv[0], args...) //nolint:noctx // it outlives us on purpose
 	cmd.Args[0] = MonitorName
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
-	return cmd, nil
+	return cmd
 }
 
 // lifeline is the connection with which a bound sandbox ends. When the monitor is killed it is made anew.

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"strings"
 	"time"
 
@@ -54,7 +53,7 @@ var (
 	_ berth.Puller = (*Engine)(nil)
 )
 
-// LabelResume, set to "1" on a sandbox, has the monitor call the worker command when a container of the
+// LabelResume is a label that, set to "1" on a sandbox, has the monitor call the worker command when a container of the
 // sandbox has ended, or when its client is gone.
 const LabelResume = "berth.resume"
 
@@ -180,9 +179,6 @@ func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
 	}
 	return a.List, nil
 }
-
-// platform is what this machine runs.
-func platform() string { return "linux/" + goruntime.GOARCH }
 
 // Dir is the engine's data directory.
 func (e *Engine) Dir() string { return e.cfg.Dir }

@@ -25,11 +25,11 @@ func hostInfo(ctx context.Context, cfg Config) (berth.Info, error) {
 	if err := unix.Sysinfo(&si); err != nil {
 		return info, fmt.Errorf("sysinfo: %w", err)
 	}
-	info.Total.Memory = int64(si.Totalram) * int64(si.Unit) //nolint:gosec // bytes of memory
+	info.Total.Memory = int64(si.Totalram) * int64(si.Unit)
 	info.Total.CPU = float64(goruntime.NumCPU())
 	var fs unix.Statfs_t
 	if err := unix.Statfs(cfg.Dir, &fs); err == nil {
-		info.Total.Disk = int64(fs.Bavail) * fs.Bsize //nolint:gosec // bytes of disk
+		info.Total.Disk = int64(fs.Bavail) * fs.Bsize
 	}
 	for _, name := range ociRuntimes {
 		if _, err := exec.LookPath(name); err == nil {

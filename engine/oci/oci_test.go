@@ -46,7 +46,7 @@ func busybox(t testing.TB) io.Reader {
 		add(&tar.Header{Name: d + "/", Typeflag: tar.TypeDir, Mode: mode}, nil)
 	}
 	add(&tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
-	for _, a := range strings.Fields("sh cat echo true false sleep ls id env pwd kill ps mount mknod dd head tail wc grep touch rm mkdir chmod chown ip hostname nc stat test printf date yes sort cut tr od cp mv ln readlink sync df free nproc ulimit seq awk sed expr basename dirname find tee uname su timeout tty stty") {
+	for a := range strings.FieldsSeq("sh cat echo true false sleep ls id env pwd kill ps mount mknod dd head tail wc grep touch rm mkdir chmod chown ip hostname nc stat test printf date yes sort cut tr od cp mv ln readlink sync df free nproc ulimit seq awk sed expr basename dirname find tee uname su timeout tty stty") {
 		add(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	add(&tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n"))

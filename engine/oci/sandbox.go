@@ -60,7 +60,7 @@ func (s *Sandbox) DiskEnforcement() berth.DiskEnforcement { return s.desc.Enforc
 
 // Start starts a step.
 func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Container, error) {
-	req, err := s.e.prepare(ctx, s.desc, spec)
+	req, err := s.e.prepare(s.desc, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}

@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -43,7 +42,7 @@ const (
 )
 
 // prepare makes of a step all that the monitor needs to start it.
-func (e *Engine) prepare(ctx context.Context, sb *wire.Sandbox, step berth.StepSpec) (*wire.Start, error) {
+func (e *Engine) prepare(sb *wire.Sandbox, step berth.StepSpec) (*wire.Start, error) {
 	if err := berth.CheckID(step.ID); err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 	if err != nil {
 		return identity{}, fmt.Errorf("user %q: %w in the image: %w", spec, berth.ErrInvalid, err)
 	}
-	id := identity{User: specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}, Home: u.Home} //nolint:gosec // checked by the parser
+	id := identity{User: specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}, Home: u.Home}
 	more, err := user.GetAdditionalGroups(groups, bytes.NewReader(group))
 	if err != nil {
 		return identity{}, fmt.Errorf("group-add: %w: %w", berth.ErrInvalid, err)
@@ -45,7 +45,7 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 	}
 	seen := map[uint32]bool{}
 	for _, g := range append(append([]int{u.Gid}, u.Sgids...), more...) {
-		if gid := uint32(g); !seen[gid] { //nolint:gosec // checked by the parser
+		if gid := uint32(g); !seen[gid] {
 			seen[gid] = true
 			id.AdditionalGids = append(id.AdditionalGids, gid)
 		}

@@ -57,15 +57,15 @@ func (s rules) program() []instruction {
 				instruction{op: jumpNE, dst: scratch, imm: 0})
 		}
 		if r.major >= 0 {
-			match = append(match, instruction{op: jumpNE, dst: major, imm: int32(r.major)}) //nolint:gosec // below 1<<12
+			match = append(match, instruction{op: jumpNE, dst: major, imm: int32(r.major)})
 		}
 		if r.minor >= 0 {
-			match = append(match, instruction{op: jumpNE, dst: minor, imm: int32(r.minor)}) //nolint:gosec // below 1<<20
+			match = append(match, instruction{op: jumpNE, dst: minor, imm: int32(r.minor)})
 		}
 		match = append(match, instruction{op: movImm, dst: 0, imm: 1}, instruction{op: exit})
 		for i := range match {
 			if match[i].op == jumpNE {
-				match[i].off = int16(len(match) - 1 - i) //nolint:gosec // a rule has nine instructions at most
+				match[i].off = int16(len(match) - 1 - i)
 			}
 		}
 		p = append(p, match...)
@@ -77,8 +77,8 @@ func assemble(p []instruction) []byte {
 	b := make([]byte, 0, 8*len(p))
 	for _, in := range p {
 		b = append(b, in.op, in.dst|in.src<<4)
-		b = binary.NativeEndian.AppendUint16(b, uint16(in.off)) //nolint:gosec // two's complement
-		b = binary.NativeEndian.AppendUint32(b, uint32(in.imm)) //nolint:gosec // two's complement
+		b = binary.NativeEndian.AppendUint16(b, uint16(in.off))
+		b = binary.NativeEndian.AppendUint32(b, uint32(in.imm))
 	}
 	return b
 }
@@ -97,7 +97,7 @@ func (s rules) applyV2(dir string) error {
 	}
 	defer func() { _ = unix.Close(cgroup) }()
 	attr := struct{ target, prog, typ, flags uint32 }{
-		uint32(cgroup), uint32(prog), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI, //nolint:gosec // descriptors
+		uint32(cgroup), uint32(prog), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI,
 	}
 	if _, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
 		return fmt.Errorf("attach device rules to %s: %w", dir, err)
@@ -118,7 +118,7 @@ func load(p []instruction) (fd int, err error) {
 		logLevel, logSize uint32
 		log               uint64
 	}{
-		typ: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(p)), //nolint:gosec // a few rules
+		typ: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(p)),
 		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
 	}
 	return bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))

@@ -90,7 +90,7 @@ func parseInt(b []byte) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("cgroup file: %w", err)
 	}
-	return int64(min(n, math.MaxInt64)), nil //nolint:gosec // bounded on the same line
+	return int64(min(n, math.MaxInt64)), nil
 }
 
 // readSigned reads a file that holds one number, which may be negative.

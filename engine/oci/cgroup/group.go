@@ -234,8 +234,9 @@ func (g *Group) needs(c controller) bool {
 		return g.host.v1[cpuacct] == g.host.v1[cpu] || !g.host.counts
 	case freezer:
 		return g.host.v2 == nil || !g.host.killer
+	default:
+		return true
 	}
-	return true
 }
 
 // at is where groups with a parent are made, if the hierarchy has it.
@@ -339,7 +340,7 @@ func (g *Group) unmake() {
 func (g *Group) dirs() []string {
 	var dirs []string
 	for c, dir := range g.v1 {
-		if dir != "" && !(g.shared && controller(c) == devices) && !contains(dirs, dir) {
+		if dir != "" && (!g.shared || controller(c) != devices) && !contains(dirs, dir) {
 			dirs = append(dirs, dir)
 		}
 	}
@@ -350,10 +351,5 @@ func (g *Group) dirs() []string {
 }
 
 func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(list, s)
 }

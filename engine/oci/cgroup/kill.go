@@ -156,7 +156,7 @@ func (g *Group) freeze(v2, v1 string) error {
 // need not be in the v2 cgroup of a hybrid host.
 func (g *Group) procDir() string {
 	for c, dir := range g.v1 {
-		if dir != "" && !(g.shared && controller(c) == devices) {
+		if dir != "" && (!g.shared || controller(c) != devices) {
 			return dir
 		}
 	}

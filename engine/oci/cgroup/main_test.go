@@ -110,7 +110,7 @@ func outcome(err error) string {
 	if err == nil {
 		return "yes"
 	}
-	if e, ok := err.(syscall.Errno); ok && e == unix.EPERM {
+	if _, ok := errors.AsType[syscall.Errno](err); ok {
 		return "EPERM"
 	}
 	return err.Error()

@@ -35,8 +35,7 @@ func (h *hierarchy) has(controller string) bool { return slices.Contains(h.contr
 func parseMounts(mountinfo, cgroups []byte) []hierarchy {
 	type mounted struct {
 		hierarchy
-		root   string
-		others bool
+		root string
 	}
 	var all []mounted
 	scan := bufio.NewScanner(bytes.NewReader(mountinfo))

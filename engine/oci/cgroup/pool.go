@@ -67,7 +67,7 @@ func (p *Pool) Get(spec Spec) (*Group, error) {
 		}
 		// A group that somebody removed meanwhile, say.
 		if err := g.Set(spec.Limits); err != nil {
-			p.remove(g)
+			_ = p.remove(g)
 			continue
 		}
 		return g, nil
@@ -90,7 +90,7 @@ func (p *Pool) Put(g *Group, clean bool) {
 		}
 	}
 	p.mu.Unlock()
-	p.remove(g)
+	_ = p.remove(g)
 }
 
 // Close removes the parked groups and waits until those that were put back are gone.

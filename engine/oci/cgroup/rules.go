@@ -134,16 +134,16 @@ func (r rule) String() string {
 }
 
 func (a access) String() string {
-	s := ""
+	var s strings.Builder
 	for _, p := range []struct {
 		a access
 		s string
 	}{{readDev, "r"}, {writeDev, "w"}, {mknod, "m"}} {
 		if a&p.a != 0 {
-			s += p.s
+			s.WriteString(p.s)
 		}
 	}
-	return s
+	return s.String()
 }
 
 func number(n int64) string {

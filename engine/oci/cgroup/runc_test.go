@@ -108,9 +108,18 @@ func TestEqualsRunc(t *testing.T) {
 		c    controller
 		name string
 	}{
-		{memory, "memory.limit_in_bytes"}, {memory, "memory.memsw.limit_in_bytes"}, {memory, "memory.max"}, {memory, "memory.swap.max"},
-		{memory, "memory.oom.group"}, {memory, "memory.swappiness"}, {memory, "memory.oom_control"},
-		{cpu, "cpu.cfs_quota_us"}, {cpu, "cpu.cfs_period_us"}, {cpu, "cpu.shares"}, {cpu, "cpu.max"}, {cpu, "cpu.weight"},
+		{memory, "memory.limit_in_bytes"},
+		{memory, "memory.memsw.limit_in_bytes"},
+		{memory, "memory.max"},
+		{memory, "memory.swap.max"},
+		{memory, "memory.oom.group"},
+		{memory, "memory.swappiness"},
+		{memory, "memory.oom_control"},
+		{cpu, "cpu.cfs_quota_us"},
+		{cpu, "cpu.cfs_period_us"},
+		{cpu, "cpu.shares"},
+		{cpu, "cpu.max"},
+		{cpu, "cpu.weight"},
 		{pids, "pids.max"},
 	} {
 		a, _ := ours.dir(f.c)

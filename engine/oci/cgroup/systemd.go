@@ -70,7 +70,7 @@ func enterScope(ctx context.Context, address, name string) (at string, err error
 		{"Description", dbus.MakeVariant("berth: containers of " + strconv.Itoa(os.Getpid()))},
 		{"Delegate", dbus.MakeVariant(true)},
 		{"CollectMode", dbus.MakeVariant("inactive-or-failed")},
-		{"PIDs", dbus.MakeVariant([]uint32{uint32(os.Getpid())})}, //nolint:gosec // a process id
+		{"PIDs", dbus.MakeVariant([]uint32{uint32(os.Getpid())})},
 	}
 	call := bus.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1").
 		CallWithContext(ctx, "org.freedesktop.systemd1.Manager.StartTransientUnit", 0, name, "fail", properties, []unit{})

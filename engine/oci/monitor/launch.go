@@ -111,7 +111,7 @@ func (l *launch) makeDirs() error {
 		dirs = append(dirs, filepath.Join(c.dir, bundleDir))
 	}
 	for _, d := range dirs {
-		if err := os.Mkdir(d, 0o755); err != nil { //nolint:gosec // upper is the container's root directory
+		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
 		}
 	}

@@ -44,7 +44,7 @@ const (
 	lockName   = "monitor.lock"
 )
 
-// LabelResume, set to "1" on a sandbox, has Config.Worker called when one of its containers has ended, or
+// LabelResume is a label that, set to "1" on a sandbox, has Config.Worker called when one of its containers has ended, or
 // when its client is gone.
 const LabelResume = "berth.resume"
 
@@ -75,7 +75,7 @@ type Monitor struct {
 	wg sync.WaitGroup // all goroutines but those of the connections
 }
 
-// ErrRunning: another monitor of this data directory runs.
+// ErrRunning says that another monitor of this data directory runs.
 var ErrRunning = fmt.Errorf("another monitor runs: %w", berth.ErrConflict)
 
 // Run runs the monitor until it is idle or ctx ends. It calls ready once clients can connect. The process
@@ -133,8 +133,8 @@ func (m *Monitor) open(ctx context.Context) error {
 	}
 	m.pool = m.cgroups.NewPool(m.cfg.Instance, parkedGroups)
 	m.nets = network.New(network.Options{Log: m.log})
-	m.start, err = newStarters(m.cfg.Dir, m.cgroups)
-	return err
+	m.start = newStarters(m.cfg.Dir, m.cgroups)
+	return nil
 }
 
 // killTime is how long processes that were killed may take to be gone.
@@ -326,7 +326,7 @@ func (m *Monitor) worker(task string) {
 	if len(m.cfg.Worker) == 0 {
 		return
 	}
-	cmd := exec.Command(m.cfg.Worker[0], append(m.cfg.Worker[1:len(m.cfg.Worker):len(m.cfg.Worker)], task)...) //nolint:noctx,gosec // it outlives us on purpose; our own command
+	cmd := exec.Command(m.cfg.Worker[0], append(m.cfg.Worker[1:len(m.cfg.Worker):len(m.cfg.Worker)], task)...) //nolint:noctx // it outlives us on purpose
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -81,7 +81,7 @@ func (m *Monitor) openState() error {
 	if err := scratch.Remove(m.skeletons.dir); err != nil { // an earlier monitor's, which nothing uses now
 		return err
 	}
-	return errors.Join(os.Mkdir(m.skeletons.dir, 0o711), os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700)) //nolint:gosec // containers' roots lie below
+	return errors.Join(os.Mkdir(m.skeletons.dir, 0o711), os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700))
 }
 
 // find returns an open sandbox.
@@ -145,7 +145,7 @@ func (sb *sandbox) make(ctx context.Context) error {
 		return err
 	}
 	for _, d := range []string{filesDir, containersDir} {
-		if err := os.Mkdir(filepath.Join(sb.dir, d), 0o755); err != nil { //nolint:gosec // the directory above is 0700
+		if err := os.Mkdir(filepath.Join(sb.dir, d), 0o755); err != nil {
 			return err
 		}
 	}
@@ -213,7 +213,7 @@ func (sb *sandbox) openNetwork(ctx context.Context) error {
 		files["resolv.conf"] = net.ResolvConf
 	}
 	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(sb.dir, filesDir, name), content, 0o644); err != nil { //nolint:gosec // read by the container's user
+		if err := os.WriteFile(filepath.Join(sb.dir, filesDir, name), content, 0o644); err != nil {
 			return err
 		}
 	}
@@ -298,7 +298,7 @@ func (sb *sandbox) describe() (*wire.Sandbox, error) {
 
 // inMemory makes dir, if need be, and reports whether it is a directory of root's in memory.
 func inMemory(dir string) bool {
-	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // what lies in it is 0700
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return false
 	}
 	var fs unix.Statfs_t

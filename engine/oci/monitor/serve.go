@@ -346,8 +346,7 @@ func (s *session) exec(ctx context.Context, c *container, req *wire.Exec, files 
 		x.Stdin, x.Stdout, x.Stderr = files[0], files[1], files[2]
 	}
 	p, err := c.proc.Exec(ctx, x)
-	var cmdErr *bundle.StartError
-	if errors.As(err, &cmdErr) {
+	if cmdErr, ok := errors.AsType[*bundle.StartError](err); ok {
 		code := 126
 		if errors.Is(cmdErr.Errno, unix.ENOENT) {
 			code = 127
@@ -385,7 +384,7 @@ func (s *session) awaitExec(p bundle.ExecProcess) error {
 	var e end
 	select {
 	case e = <-ended:
-	case <-gone:
+	case <-gone: //nolint:errcheck // the client went; why does not matter
 		_ = p.Kill()
 		e = <-ended
 	}

@@ -40,8 +40,8 @@ type starters struct {
 	byName   map[string]*runtime.Runtime
 }
 
-func newStarters(dir string, cg *cgroup.Host) (*starters, error) {
-	return &starters{dir: dir, cgroup: cg, byName: map[string]*runtime.Runtime{}, profiles: map[string]*specs.LinuxSeccomp{}}, nil
+func newStarters(dir string, cg *cgroup.Host) *starters {
+	return &starters{dir: dir, cgroup: cg, byName: map[string]*runtime.Runtime{}, profiles: map[string]*specs.LinuxSeccomp{}}
 }
 
 // forSpec chooses the starter: the one that name names, if it can start spec.
@@ -172,10 +172,10 @@ func notProject() []specs.LinuxSyscall {
 func (s *starters) initFile() (string, error) {
 	path := filepath.Join(s.dir, runDir, "init")
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, initbin.ELF(), 0o500); err != nil { //nolint:gosec // it is to be executed
+	if err := os.WriteFile(tmp, initbin.ELF(), 0o500); err != nil {
 		return "", err
 	}
-	if err := os.Chmod(tmp, 0o555); err != nil { //nolint:gosec // by the container's user too
+	if err := os.Chmod(tmp, 0o555); err != nil {
 		return "", err
 	}
 	return path, os.Rename(tmp, path)

@@ -181,7 +181,7 @@ func (l *launch) imageVolumes() error {
 			continue
 		}
 		dir := c.imageVolume(i)
-		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // for the container's user
+		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 		if err := copyImageDir(l.req.Layers, c.sb.m.rootless, p, dir); err != nil {

@@ -97,7 +97,7 @@ func (h *Host) plug(ctx context.Context, n *Net, spec Spec) (outward, error) {
 func pair(ns *os.File, addr netip.Addr, spec Spec) (index int, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = linkName(addr)
-	v := &netlink.Veth{LinkAttrs: attrs, PeerName: inside, PeerNamespace: netlink.NsFd(ns.Fd())} //nolint:gosec // a descriptor
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: inside, PeerNamespace: netlink.NsFd(ns.Fd())}
 	if err := netlink.LinkAdd(v); err != nil {
 		return 0, err
 	}

@@ -17,7 +17,7 @@ import (
 
 // files fills in the contents of the network's files in /etc.
 func (h *Host) files(n *Net, spec Spec, gateway netip.Addr) error {
-	extra, err := parseHosts(spec.Network.Hosts, gateway)
+	extra, err := parseHosts(spec.Hosts, gateway)
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func addChains(c *nftables.Conn, t *nftables.Table) (nat *nftables.Chain) {
 	accept := nftables.ChainPolicyAccept
 	forward := c.AddChain(&nftables.Chain{
 		Name: "forward", Table: t, Type: nftables.ChainTypeFilter, Policy: &accept,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 10),
+		Hooknum: nftables.ChainHookForward, Priority: new(*nftables.ChainPriorityFilter - 10),
 	})
 	from, to := linkIs(expr.MetaKeyIIFNAME, expr.CmpOpEq), linkIs(expr.MetaKeyOIFNAME, expr.CmpOpEq)
 	drop, pass := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}

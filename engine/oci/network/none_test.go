@@ -164,19 +164,23 @@ func TestFiles(t *testing.T) {
 		resolv, hosts, hostname string
 	}{
 		{
-			"none", Spec{ID: "task"},
+			"none",
+			Spec{ID: "task"},
 			"# This sandbox has no network.\n", standard + "127.0.1.1\ttask\n", "task\n",
 		},
 		{
-			"none, entries", Spec{ID: "task", Hostname: "box", Network: berth.Network{Hosts: []string{"a.example:192.0.2.1", "b:2001:db8::1", "c:[::1]"}}},
+			"none, entries",
+			Spec{ID: "task", Hostname: "box", Network: berth.Network{Hosts: []string{"a.example:192.0.2.1", "b:2001:db8::1", "c:[::1]"}}},
 			"# This sandbox has no network.\n", standard + "127.0.1.1\tbox\n192.0.2.1\ta.example\n2001:db8::1\tb\n::1\tc\n", "box\n",
 		},
 		{
-			"host", Spec{ID: "task", Network: berth.Network{Mode: berth.NetworkHost, Hosts: []string{"a:192.0.2.1"}}},
+			"host",
+			Spec{ID: "task", Network: berth.Network{Mode: berth.NetworkHost, Hosts: []string{"a:192.0.2.1"}}},
 			"search example.org\nnameserver 192.0.2.53\n", "127.0.0.1 localhost\n192.0.2.9 db # the box\n127.0.1.1\ttask\n192.0.2.1\ta\n", "task\n",
 		},
 		{
-			"host, known name", Spec{ID: "task", Hostname: "db", Network: berth.Network{Mode: berth.NetworkHost}},
+			"host, known name",
+			Spec{ID: "task", Hostname: "db", Network: berth.Network{Mode: berth.NetworkHost}},
 			"search example.org\nnameserver 192.0.2.53\n", "127.0.0.1 localhost\n192.0.2.9 db # the box\n", "db\n",
 		},
 	} {

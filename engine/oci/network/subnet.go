@@ -91,7 +91,7 @@ func candidates(subnet netip.Prefix, seed uint64) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for i := range n {
 			var b [4]byte
-			binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])+2+uint32((seed+i)%n)) //nolint:gosec // below 1<<32
+			binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])+2+uint32((seed+i)%n))
 			if !yield(netip.AddrFrom4(b)) {
 				return
 			}

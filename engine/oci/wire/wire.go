@@ -52,7 +52,7 @@ func (c *Conn) Send(v any, files ...*os.File) error {
 		return fmt.Errorf("message to the monitor: %w: %d bytes and %d files; at most %d and %d", berth.ErrInvalid, len(body), len(files), maxMessage, maxFiles)
 	}
 	msg := make([]byte, 4+len(body))
-	binary.LittleEndian.PutUint32(msg, uint32(len(body))) //nolint:gosec // bounded above
+	binary.LittleEndian.PutUint32(msg, uint32(len(body)))
 	copy(msg[4:], body)
 	var oob []byte
 	if len(files) > 0 {

@@ -75,11 +75,12 @@ func (s *summary) add(e event) {
 func (s *summary) end(k key, e event) {
 	defer delete(s.output, k)
 	if k.test == "" {
-		if e.Action == "fail" {
+		switch e.Action {
+		case "fail":
 			s.print(k)
 			fmt.Fprintf(s.out, "FAIL %s (%.1f s)\n", k.pkg, e.Elapsed)
 			s.failed++ // the package itself, be it that no test of it could say so
-		} else if e.Action == "pass" {
+		case "pass":
 			fmt.Fprintf(s.out, "ok   %s (%.1f s)\n", k.pkg, e.Elapsed)
 		}
 		return
