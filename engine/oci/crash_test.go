@@ -267,3 +267,29 @@ func TestDataDirectoryRemoved(t *testing.T) {
 	waitFor(t, "the end of the container", 5*time.Second, func() bool { return marked("sleep "+mark) == 0 })
 	waitFor(t, "the end of the monitor", 5*time.Second, func() bool { return monitorPid(t, dir) == 0 })
 }
+
+func TestNoRecordsStay(t *testing.T) {
+	e, img := newEngine(t, "direct")
+	id, err := oci.Instance(e.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"true"}})
+	if _, err := c.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = e.Close()
+	waitFor(t, "the end of the idle monitor", 5*time.Second, func() bool { return monitorPid(t, e.Dir()) == 0 })
+	for _, pattern := range []string{"/run/berth/state/", "/dev/shm/berth-state/"} {
+		if _, err := os.Lstat(pattern + id); err == nil {
+			t.Errorf("%s%s stays", pattern, id)
+		}
+	}
+}

@@ -24,6 +24,7 @@ import (
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/network"
 	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/berth-project/berth/scratch"
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 )
@@ -179,6 +180,9 @@ func (m *Monitor) close() {
 		m.log.Error("remove cgroups", "err", err)
 	}
 	_ = m.cgroups.Close()
+	if m.skeletons != nil {
+		_ = scratch.Remove(m.skeletons.dir)
+	}
 	_ = os.Remove(m.state) // if it is empty: the data directory may be gone for good
 }
 
