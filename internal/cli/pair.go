@@ -48,6 +48,15 @@ func parsePair(s string, options ...string) (pair, error) {
 	if p.src == "" {
 		return p, invalid("%q: there is nothing before the colon; write HOST:CONTAINER", s)
 	}
+	if i := strings.IndexByte(p.dst, ':'); i >= 0 {
+		known := ""
+		for _, o := range options {
+			if word, bare := strings.CutSuffix(o, "!"); bare {
+				known += " or :" + word
+			}
+		}
+		return p, invalid("%q: %q after the container path: there may be nothing%s; a path with a colon needs the long form, src=HOST,dst=CONTAINER", s, p.dst[i:], known)
+	}
 	return p, nil
 }
 

@@ -24,11 +24,14 @@ type foreground struct {
 	waiting  bool
 	sizes    <-chan berth.Size
 	streams  sync.WaitGroup // that copy what the running step writes
+
+	mu   sync.Mutex
+	lost error // the first reason for which something could not be shown
 }
 
 // runForeground runs a task to its end. Its exit code is that of the task.
 func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task) error {
-	res, err := a.drive(ctx, o, task)
+	res, lost, err := a.drive(ctx, o, task)
 	if err != nil {
 		res = refused(task, err)
 	}
@@ -42,6 +45,9 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 	}
 	if last := verdict(res); last != "" {
 		a.say("%s", oneLine(errors.New(last)))
+	}
+	if lost != nil && taskExit(res) == 0 {
+		return fmt.Errorf("what the task wrote was not all shown: %w: %w", berth.ErrUnavailable, lost)
 	}
 	return exitOf(taskExit(res))
 }
@@ -58,10 +64,11 @@ func refused(task berth.Task, err error) berth.Result {
 	return res
 }
 
-func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (berth.Result, error) {
+// drive runs a task to its end. lost says which of its output could not be shown.
+func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res berth.Result, lost, err error) {
 	h, err := a.open(ctx)
 	if err != nil {
-		return berth.Result{}, err
+		return berth.Result{}, nil, err
 	}
 	defer h.close()
 	a.revive(ctx, h)
@@ -71,14 +78,13 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (berth.
 	defer f.progress.close()
 	ctx, stop := twice(ctx, f.endNow)
 	defer stop()
-	var res berth.Result
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		f.sizes = sizes
 		res, err = h.runner.Run(ctx, task, f.hooks())
 		return err
 	})
 	f.streams.Wait()
-	return res, err
+	return res, f.lost, err
 }
 
 // endNow is what a second interrupt does.
@@ -130,7 +136,7 @@ func (f *foreground) started(_ int, c berth.Container) {
 		stderr bool
 		to     io.Writer
 	}{{false, f.a.out}, {true, f.a.err}} {
-		r, err := logs.Logs(ctx, berth.LogOptions{Stderr: s.stderr, Follow: true})
+		r, err := logs.Logs(ctx, berth.LogOptions{Stderr: s.stderr, Follow: true, Hold: true})
 		if err != nil {
 			f.a.say("warning: what the task writes cannot be shown: %v", err)
 			continue
@@ -162,6 +168,11 @@ func (f *foreground) copied(_ int64, err error) {
 		f.cancel(fmt.Errorf("%w: nobody reads its output any more", berth.ErrCanceled))
 	default:
 		f.a.say("warning: what the task writes could not be shown: %v", err)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.lost == nil {
+			f.lost = err
+		}
 	}
 }
 

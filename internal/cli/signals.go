@@ -4,13 +4,17 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/berth-project/berth"
 )
 
 // endSignals ask berth to end.
-func endSignals() []os.Signal { return []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} }
+// One that berth was started to ignore, as nohup does with SIGHUP, stays ignored.
+func endSignals() []os.Signal {
+	return slices.DeleteFunc([]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}, signal.Ignored)
+}
 
 // notify ends a context, with cause ErrCanceled, at a signal that asks berth to end.
 func notify(ctx context.Context) (context.Context, context.CancelFunc) {

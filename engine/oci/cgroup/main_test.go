@@ -110,7 +110,7 @@ func outcome(err error) string {
 	if err == nil {
 		return "yes"
 	}
-	if _, ok := errors.AsType[syscall.Errno](err); ok {
+	if errors.Is(err, unix.EPERM) {
 		return "EPERM"
 	}
 	return err.Error()

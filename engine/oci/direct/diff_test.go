@@ -59,7 +59,7 @@ section sysctl; cat /proc/sys/kernel/shmmax /proc/sys/net/ipv4/ip_forward /proc/
 section net; ip -o link | cut -d: -f2; cat /proc/net/dev | wc -l; ifconfig lo | grep -c UP
 section devices; for d in null zero full random urandom tty; do head -c 1 /dev/$d 2>&1 | wc -c; done; echo x > /dev/full; echo x > /dev/null
 section calls; /probe/probe
-section keyring; cat /proc/keys 2>&1 | wc -l
+section keyring; if [ -s /proc/keys ]; then echo some; fi
 section streams; ls -l /proc/self/fd | wc -l
 section cgroups; ls -l /sys/fs/cgroup | cut -c1,57-; ls /sys/fs/cgroup/*/tasks
 section places; stat -c '%n %a %u %g %F' /in /in/sub /inout /etc /made /made/for/it /slave /opt/block /home/made/here /tmp 2>/dev/null

@@ -250,8 +250,9 @@ func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
 		e.Reason = cause
 	case kerr == nil && kills > c.oomBefore && e.Code != 0:
 		e.Reason, e.Detail = berth.OutOfMemory, c.group.OOMDetail()
-	case e.Code != 0:
-		if what, limit, used, full := c.sb.area.Full(); full {
+	case e.Code != 0 || c.sb.area.Enforcement() == berth.DiskSampled:
+		// A sampler may have looked too early: what lies above its limit at the end was written all the same.
+		if what, limit, used, full := c.sb.area.Full(); full && (e.Code != 0 || used > limit) {
 			e.Reason = berth.OutOfDisk
 			e.Detail = fmt.Sprintf("the %s of %s is full: %s are used", c.sb.limitName(what), berth.SizeInWords(limit), berth.SizeInWords(used))
 		}
