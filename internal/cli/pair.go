@@ -49,13 +49,13 @@ func parsePair(s string, options ...string) (pair, error) {
 		return p, invalid("%q: there is nothing before the colon; write HOST:CONTAINER", s)
 	}
 	if i := strings.IndexByte(p.dst, ':'); i >= 0 {
-		known := ""
+		known := []string{"nothing"}
 		for _, o := range options {
 			if word, bare := strings.CutSuffix(o, "!"); bare {
-				known += " or :" + word
+				known = append(known, ":"+word)
 			}
 		}
-		return p, invalid("%q: %q after the container path: there may be nothing%s; a path with a colon needs the long form, src=HOST,dst=CONTAINER", s, p.dst[i:], known)
+		return p, invalid("%q: %q after the container path: there may be %s; a path with a colon needs the long form, src=HOST,dst=CONTAINER", s, p.dst[i:], strings.Join(known, " or "))
 	}
 	return p, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -121,6 +122,9 @@ func lastLine(s string) string {
 func TestInterruptOnce(t *testing.T) {
 	b := newBench(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if sig == syscall.SIGHUP && signal.Ignored(sig) {
+			continue // these tests run under nohup
+		}
 		cmd, rest, stderr := b.start("--result", "r.json", "bb", "sh", "-c", `trap "echo told; exit 3" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
 		b.signal(cmd, sig)
 		if got := rest(); got != "told\n" {

@@ -4,16 +4,19 @@ import (
 	"context"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 
 	"github.com/berth-project/berth"
 )
 
 // endSignals ask berth to end.
-// One that berth was started to ignore, as nohup does with SIGHUP, stays ignored.
+// A hangup that berth was started to ignore, as by nohup, stays ignored.
 func endSignals() []os.Signal {
-	return slices.DeleteFunc([]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}, signal.Ignored)
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 // notify ends a context, with cause ErrCanceled, at a signal that asks berth to end.
