@@ -106,8 +106,10 @@ func hostAddress() (string, error) {
 	return "", errors.New("this host has no address but loopback's: declare that it lacks a bridge")
 }
 
+// bridgeAddress talks to a server that answers as often as it is asked: one that ended with its first answer
+// would take its network with it, and what is on its way there, and could not be asked again.
 func bridgeAddress(t *trial) error {
-	_, c, err := t.start(`echo ready; exec nc -l -p 7080 -e printf 'HTTP/1.1 418 I am a teapot\r\n\r\n'`, network(berth.NetworkBridge))
+	_, c, err := t.start(`echo ready; while :; do nc -l -p 7080 -e printf 'HTTP/1.1 418 I am a teapot\r\n\r\n'; done`, network(berth.NetworkBridge))
 	if err != nil {
 		return err
 	}
@@ -123,16 +125,18 @@ func bridgeAddress(t *trial) error {
 		return fmt.Errorf("address: %w", err)
 	}
 	var got string
+	var failed error
 	err = t.eventually("the container's port answers", func() (bool, error) {
-		got, err = talk(t.ctx, net.JoinHostPort(address, "7080"))
+		got, failed = talk(t.ctx, net.JoinHostPort(address, "7080"))
 		return strings.HasPrefix(got, "HTTP/1.1 418"), nil
 	})
 	if err != nil {
-		return fmt.Errorf("%w; it answered %s", err, quoted(got))
+		return fmt.Errorf("%w; %s answered %s, error %w", err, address, quoted(got), orNone(failed))
 	}
 	return nil
 }
 
+// talk asks a server and returns its answer, with the error that ended it.
 func talk(ctx context.Context, address string) (string, error) {
 	var d net.Dialer
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -147,9 +151,7 @@ func talk(ctx context.Context, address string) (string, error) {
 			return "", err
 		}
 	}
-	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
-		return "", err
-	}
+	_, asked := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n") // it may have answered and closed already
 	b, err := io.ReadAll(c)
-	return string(b), err
+	return string(b), errors.Join(asked, err)
 }

@@ -57,7 +57,7 @@ func Start(ctx context.Context, opts Options) (*Daemon, error) {
 	}
 	if opts.Bridge {
 		if err := d.makeBridge(ctx); err != nil {
-			return nil, err
+			return nil, errors.Join(err, d.Close())
 		}
 	}
 	if err := d.Run(ctx); err != nil {
@@ -71,17 +71,28 @@ func (d *Daemon) path(name string) string { return filepath.Join(d.opts.Dir, nam
 // Host is the daemon's address.
 func (d *Daemon) Host() string { return "unix://" + d.path("sock") }
 
+// makeBridge makes a bridge with a subnet of its own. It is named by the subnet, so that the kernel, which has no
+// two links of one name, keeps the daemons of several tests apart; and not as the embedded engine names its links,
+// for which that has packet filters.
 func (d *Daemon) makeBridge(ctx context.Context) error {
-	pid := os.Getpid()
-	d.bridge = fmt.Sprintf("berthd%d", pid%1e6)
-	for _, args := range [][]string{
-		{"link", "add", d.bridge, "type", "bridge"},
-		{"addr", "add", fmt.Sprintf("10.213.%d.1/24", pid%250), "dev", d.bridge},
-		{"link", "set", d.bridge, "up"},
-	} {
-		if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	var err error
+	for i := range 250 {
+		n := (os.Getpid() + i) % 250
+		name := fmt.Sprintf("dockertest%d", n)
+		// Without an address of its own a bridge takes the lowest of its containers', another with each that comes
+		// and goes, while the others go on sending to the one that they know.
+		if err = ip(ctx, "link", "add", name, "address", fmt.Sprintf("02:42:0a:d5:%02x:01", n), "type", "bridge"); err != nil {
+			continue
 		}
+		d.bridge = name
+		return errors.Join(ip(ctx, "addr", "add", fmt.Sprintf("10.213.%d.1/24", n), "dev", name), ip(ctx, "link", "set", name, "up"))
+	}
+	return err
+}
+
+func ip(ctx context.Context, args ...string) error {
+	if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
 	return nil
 }
@@ -184,9 +195,7 @@ func (d *Daemon) end(sig syscall.Signal) error {
 func (d *Daemon) Close() error {
 	err := d.Stop()
 	if d.bridge != "" {
-		if out, e := exec.Command("ip", "link", "del", d.bridge).CombinedOutput(); e != nil { //nolint:noctx // cleaning up
-			err = errors.Join(err, fmt.Errorf("ip link del %s: %w: %s", d.bridge, e, bytes.TrimSpace(out)))
-		}
+		err = errors.Join(err, ip(context.Background(), "link", "del", d.bridge))
 	}
 	return errors.Join(err, d.remove())
 }
