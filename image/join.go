@@ -92,6 +92,9 @@ func (j *joiner) join(work *workDir, rec layerRecord, chain string) (string, err
 		return "", err
 	}
 	made := layerRecord{DiffID: "sha256:" + key}
+	if made.Entries, made.Bytes, err = census(j.root); err != nil {
+		return "", err
+	}
 	if err := j.store.seal(dir, &made); err != nil {
 		return "", err
 	}

@@ -683,3 +683,20 @@ func TestRootless(t *testing.T) {
 		t.Errorf("opaque: %q, %v", v[:max(n, 0)], err)
 	}
 }
+
+// TestSpread looks whether ext4 was asked to put each layer where there is room; others know no such flag.
+func TestSpread(t *testing.T) {
+	work, err := newStore(t).newWorkDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer work.remove()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(work.path, &fs); err != nil {
+		t.Fatal(err)
+	}
+	flags, err := unix.IoctlGetInt(int(work.lock.Fd()), unix.FS_IOC_GETFLAGS)
+	if fs.Type == unix.EXT4_SUPER_MAGIC && (err != nil || flags&topDir == 0) {
+		t.Errorf("flags %#x, %v", flags, err)
+	}
+}

@@ -53,10 +53,6 @@ func (s *Store) unpackLayer(ctx context.Context, open func(context.Context) (io.
 
 // seal writes the record of an unpacked layer, with what it takes to find it whole after a power cut.
 func (s *Store) seal(dir string, rec *layerRecord) error {
-	var err error
-	if rec.Entries, rec.Bytes, err = census(filepath.Join(dir, "fs")); err != nil {
-		return err
-	}
 	rec.Boot = s.boot
 	return s.writeRecord(filepath.Join(dir, "layer.json"), rec)
 }

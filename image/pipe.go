@@ -37,6 +37,7 @@ var errPipeClosed = errors.New("the reader has gone")
 
 // fill reads r to its end, or until nobody reads the pipe any more, and hashes what it read.
 func (p *pipe) fill(r io.Reader, h hash.Hash) error {
+	defer close(p.full)
 	for {
 		var b []byte
 		select {
@@ -51,19 +52,29 @@ func (p *pipe) fill(r io.Reader, h hash.Hash) error {
 		if h != nil {
 			h.Write(b[:n])
 		}
-		select {
-		case p.full <- chunk{b[:n], err}:
-		case <-p.done:
-			return errPipeClosed
-		}
+		p.full <- chunk{b[:n], err} // never blocks: there are no more buffers than places
 		if err != nil {
-			close(p.full)
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return err
 		}
 	}
+}
+
+// tap hashes what flows through a pipe, and passes it on in the buffers in which it came. The pipe must be read
+// through what tap returns alone; done is called when no more is hashed.
+func (p *pipe) tap(h hash.Hash, done func()) *pipe {
+	out := &pipe{full: make(chan chunk, pipeDepth), free: p.free, done: p.done}
+	go func() {
+		defer done()
+		defer close(out.full)
+		for c := range p.full {
+			h.Write(c.b)
+			out.full <- c
+		}
+	}()
+	return out
 }
 
 // fillBuffer reads until b is full or r ends; the error is r's own.
@@ -93,7 +104,10 @@ func (r *pipeReader) Read(b []byte) (int, error) {
 		if r.err != nil {
 			return 0, r.err
 		}
-		c := <-r.p.full
+		c, ok := <-r.p.full
+		if !ok {
+			return 0, errPipeClosed
+		}
 		r.own, r.rest, r.err = c.b, c.b, c.err
 	}
 	n := copy(b, r.rest)

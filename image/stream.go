@@ -23,21 +23,22 @@ type stream struct {
 	blobHash, tarHash hash.Hash
 	zeros             int        // with which the archive ends, up to a block
 	fetched           chan error // from the first stage
-	stages            chan error // from the other two
+	inflated          chan error // from the second
+	hashed            chan struct{}
 }
 
 // startStream starts the stages. With whole the blob is read to its end even where its archive turns out to
 // be bad: its digest then says whether it came as it was made.
 func startStream(ctx context.Context, blob io.Reader, whole bool) *stream {
-	raw, flat, hashed := newPipe(), newPipe(), newPipe()
-	rawReader, flatReader := raw.reader(), flat.reader()
+	raw, flat := newPipe(), newPipe()
+	rawReader := raw.reader()
 	s := &stream{
-		pipeReader: hashed.reader(), blobHash: sha256.New(), tarHash: sha256.New(),
-		fetched: make(chan error, 1), stages: make(chan error, 2),
+		blobHash: sha256.New(), tarHash: sha256.New(),
+		fetched: make(chan error, 1), inflated: make(chan error, 1), hashed: make(chan struct{}),
 	}
+	s.pipeReader = flat.tap(s.tarHash, func() { close(s.hashed) }).reader()
 	go func() { s.fetched <- raw.fill(source{blob}, s.blobHash) }()
-	go func() { defer rawReader.close(); s.stages <- inflate(ctx, rawReader, flat, whole) }()
-	go func() { defer flatReader.close(); s.stages <- hashed.fill(flatReader, s.tarHash) }()
+	go func() { defer rawReader.close(); s.inflated <- inflate(ctx, rawReader, flat, whole) }()
 	return s
 }
 
@@ -59,9 +60,8 @@ func (s *stream) Read(b []byte) (int, error) {
 // caused it, where that is known better here.
 func (s *stream) finish(want layerWant, err error) error {
 	s.close()
-	for range cap(s.stages) {
-		err = moreTelling(err, <-s.stages)
-	}
+	err = moreTelling(err, <-s.inflated)
+	<-s.hashed
 	ferr := <-s.fetched
 	if got := digestSum(s.blobHash); ferr == nil && want.digest != "" && got != want.digest {
 		// Whatever else went wrong comes from this.

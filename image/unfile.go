@@ -30,6 +30,7 @@ func (u *unpacker) file(at node, base string, hdr *tar.Header, data io.Reader) e
 		return err
 	}
 	defer unix.Close(fd)
+	u.bytes += hdr.Size
 	if isSparse(hdr) {
 		err = u.copySparse(fd, data, hdr.Size)
 	} else {
@@ -187,6 +188,9 @@ func (u *unpacker) link(at node, base string, hdr *tar.Header) error {
 	case isWhiteout(&st):
 		return errArchive("it links to %.200q, which this layer removes", hdr.Linkname)
 	}
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		u.bytes += st.Size
+	}
 	return u.make(at, base, "link", func() error { return unix.Linkat(from.fd, file, at.fd, base, 0) })
 }
 
@@ -225,6 +229,8 @@ func (u *unpacker) whiteout(at node, base string) error {
 	}
 	err := unix.Mknodat(at.fd, name, unix.S_IFCHR, 0)
 	switch {
+	case err == nil:
+		u.entries++
 	case errors.Is(err, unix.EEXIST):
 		return u.hideBelow(at, name)
 	case errors.Is(err, unix.EPERM):
@@ -264,7 +270,13 @@ func (u *unpacker) setOpaque(fd int) error {
 
 // finish gives the directories their modes and times, which writing into them would have changed.
 func (u *unpacker) finish() (layerRecord, error) {
-	rec := layerRecord{Opaque: u.opaqueRoot}
+	rec := layerRecord{Opaque: u.opaqueRoot, Entries: u.entries, Bytes: u.bytes}
+	if u.removed {
+		var err error
+		if rec.Entries, rec.Bytes, err = census(u.tree.name); err != nil {
+			return layerRecord{}, err
+		}
+	}
 	paths := make([]string, 0, len(u.dirs))
 	for p := range u.dirs {
 		paths = append(paths, p)

@@ -69,6 +69,9 @@ type unpacker struct {
 	opaqueRoot bool
 	dirs       map[string]*dirMeta // by path from the root, without symbolic links
 	links      []link              // to files that are not in this layer
+	entries    int64               // made so far
+	bytes      int64               // of the regular files among them
+	removed    bool                // something was, so that entries and bytes are too many
 }
 
 // dirMeta is what a directory gets once nothing is written into it any more.
@@ -220,6 +223,7 @@ func (u *unpacker) dir(at node, base string, hdr *tar.Header) error {
 func (u *unpacker) mkdir(at node, base string) (opaque bool, err error) {
 	err = unix.Mkdirat(at.fd, base, 0o700)
 	if !errors.Is(err, unix.EEXIST) {
+		u.entries++
 		return false, sysErr("mkdir", err)
 	}
 	var st unix.Stat_t
@@ -270,6 +274,7 @@ func (u *unpacker) node(at node, base string, hdr *tar.Header) error {
 	}
 	err := u.make(at, base, "mknod", func() error { return unix.Mknodat(at.fd, base, mode, int(dev)) })
 	if errors.Is(err, unix.EPERM) && hdr.Typeflag != tar.TypeFifo {
+		u.entries--
 		return nil
 	}
 	if err != nil {
@@ -290,6 +295,7 @@ func (u *unpacker) make(at node, base, what string, how func() error) error {
 		}
 		err = how()
 	}
+	u.entries++
 	return sysErr(what, err)
 }
 
@@ -321,6 +327,7 @@ func (u *unpacker) chown(fd int, base string, hdr *tar.Header) error {
 // remove removes what is at base, a whole tree too.
 func (u *unpacker) remove(at node, base string) error {
 	clear(u.tree.aliases) // one of them may lead through what goes
+	u.removed = true
 	err := unix.Unlinkat(at.fd, base, 0)
 	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
 		return u.removeTree(path.Join(at.path, base))

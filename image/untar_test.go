@@ -39,7 +39,19 @@ func unpackInto(t testing.TB, dir string, archive []byte) (string, layerRecord, 
 	}
 	defer root.Close()
 	rec, err := untar(t.Context(), bytes.NewReader(archive), root, false)
+	if err == nil {
+		checkCensus(t, path, rec)
+	}
 	return path, rec, err
+}
+
+// checkCensus checks that what was counted while unpacking is what a census after a power cut would find.
+func checkCensus(t testing.TB, root string, rec layerRecord) {
+	t.Helper()
+	entries, size, err := census(root)
+	if err != nil || entries != rec.Entries || size != rec.Bytes {
+		t.Errorf("counted %d entries of %d bytes, and there are %d of %d; %v", rec.Entries, rec.Bytes, entries, size, err)
+	}
 }
 
 // describe lists a tree, a line each: type, mode, owner, size or target, time, attributes.
@@ -373,7 +385,7 @@ func TestUntarRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, rec, layerRecord{
-		Opaque: true, Implied: []string{"a/b"},
+		Entries: rec.Entries, Bytes: rec.Bytes, Opaque: true, Implied: []string{"a/b"},
 		Links: []link{{"a/l", "lower/file"}, {"m", "lower/file"}},
 	})
 }
@@ -403,7 +415,10 @@ func FuzzUntar(f *testing.F) {
 		}
 		defer root.Close()
 		// A bound as a real layer has one: sparse headers can claim any size.
-		_, err = untar(t.Context(), io.LimitReader(bytes.NewReader(b), 1<<20), root, false)
+		rec, err := untar(t.Context(), io.LimitReader(bytes.NewReader(b), 1<<20), root, false)
+		if err == nil {
+			checkCensus(t, path, rec)
+		}
 		if err != nil && strings.Contains(err.Error(), "panic") {
 			t.Fatal(err)
 		}
