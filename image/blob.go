@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/berth-project/berth"
@@ -28,23 +29,27 @@ var errStalled = errors.New("no byte came")
 type blobReader struct {
 	ctx      context.Context //nolint:containedctx // a reader has no other way to be ended
 	reg      *registry
+	client   *http.Client
 	url      string
-	size     int64 // bytes of the blob; -1 is unknown
-	off      int64 // bytes read so far
+	urls     []string // where else the blob lies, if the registry has it not
+	size     int64    // bytes of the blob
+	off      int64    // bytes read so far
 	body     io.ReadCloser
 	watch    *watchdog
 	failures int
 	progress func(done, total int64)
 }
 
-// blob opens a blob. Errors come from Read.
-func (r *registry) blob(ctx context.Context, digest string, size int64, progress func(done, total int64)) io.ReadCloser {
-	return &blobReader{ctx: ctx, reg: r, url: r.url("blobs", digest), size: size, progress: progress}
+// blob opens a layer's blob. Errors come from Read.
+func (r *registry) blob(ctx context.Context, d v1.Descriptor, progress func(done, total int64)) io.ReadCloser {
+	return &blobReader{
+		ctx: ctx, reg: r, client: r.client, url: r.url("blobs", d.Digest.String()), urls: d.URLs, size: d.Size, progress: progress,
+	}
 }
 
 func (b *blobReader) Read(p []byte) (int, error) {
 	for {
-		if b.size >= 0 && b.off >= b.size {
+		if b.off >= b.size {
 			return 0, io.EOF
 		}
 		n, err := b.read(p)
@@ -52,15 +57,12 @@ func (b *blobReader) Read(p []byte) (int, error) {
 			b.off += int64(n)
 			b.failures = 0
 			if b.progress != nil {
-				b.progress(b.off, max(b.size, 0))
+				b.progress(b.off, b.size)
 			}
 			return n, nil
 		}
 		if err == nil {
 			continue
-		}
-		if errors.Is(err, io.EOF) && b.size < 0 {
-			return 0, io.EOF
 		}
 		if err := b.again(err); err != nil {
 			return 0, err
@@ -75,7 +77,7 @@ func (b *blobReader) read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	if left := b.size - b.off; b.size >= 0 && int64(len(p)) > left {
+	if left := b.size - b.off; int64(len(p)) > left {
 		p = p[:left]
 	}
 	n, err := b.body.Read(p)
@@ -83,7 +85,7 @@ func (b *blobReader) read(p []byte) (int, error) {
 	if n > 0 {
 		return n, nil
 	}
-	if errors.Is(err, io.EOF) && b.size >= 0 {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return 0, b.watch.cause(err)
@@ -95,6 +97,9 @@ func (b *blobReader) again(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
 		return cause
 	}
+	if b.elsewhere(err) {
+		return nil
+	}
 	b.failures++
 	wait, retry := b.reg.store.retry(b.failures, err)
 	if !retry {
@@ -102,6 +107,17 @@ func (b *blobReader) again(err error) error {
 	}
 	b.reg.store.log.Debug("a transfer broke; it goes on", "url", b.url, "offset", b.off, "error", err, "wait", wait)
 	return sleep(b.ctx, wait)
+}
+
+// elsewhere turns to the next place where a layer lies that the registry may not spread (a foreign layer), and
+// reports whether there is one. Credentials are not for such places, and neither is http.
+func (b *blobReader) elsewhere(err error) bool {
+	var status *transport.Error
+	if len(b.urls) == 0 || b.client == b.reg.client && (!errors.As(err, &status) || status.StatusCode != http.StatusNotFound) {
+		return false
+	}
+	b.client, b.url, b.urls = b.reg.others, b.urls[0], b.urls[1:]
+	return true
 }
 
 // connect asks for the rest of the blob.
@@ -114,7 +130,7 @@ func (b *blobReader) connect() error {
 	if b.off > 0 {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
 	}
-	resp, err := b.reg.client.Do(req)
+	resp, err := b.client.Do(req)
 	if err != nil {
 		return b.watch.cause(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -20,7 +22,7 @@ type container interface {
 type layoutDir struct{ root *os.Root }
 
 func (d layoutDir) open(name string) (io.ReadCloser, int64, error) {
-	f, err := d.root.Open(name)
+	f, err := d.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a named pipe would have it wait for ever
 	if err != nil {
 		return nil, 0, err
 	}

@@ -19,6 +19,9 @@ import (
 // zstdWindow bounds the memory of one decoder. 128 MiB is what zstd --long makes; images have 8 MiB.
 const zstdWindow = 128 << 20
 
+// xzMemory bounds the memory of xz. xz -9 needs 65 MiB; a header may ask for 4 GiB.
+const xzMemory = "256MiB"
+
 // decompress reads r as whatever its first bytes say it is: gzip, zstd, bzip2, xz or not compressed.
 // The media type is not asked: registries hold layers with wrong ones.
 func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
@@ -60,7 +63,7 @@ func newXZ(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: it is compressed with xz, and the program xz is not installed; install xz-utils", berth.ErrUnsupported)
 	}
-	x := &xzReader{cmd: exec.CommandContext(ctx, path, "--decompress", "--stdout")}
+	x := &xzReader{cmd: exec.CommandContext(ctx, path, "--decompress", "--stdout", "--memlimit-decompress="+xzMemory)}
 	x.cmd.Stdin, x.cmd.Stderr = r, &x.stderr
 	if x.Reader, err = x.cmd.StdoutPipe(); err != nil {
 		return nil, err

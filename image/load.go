@@ -54,7 +54,13 @@ func (s *Store) Load(ctx context.Context, path string, opts LoadOptions) ([]bert
 		return nil, wrap("load", err)
 	}
 	defer f.Close()
-	images, err := s.loadFile(ctx, f, opts)
+	load := s.loadFile
+	if !st.Mode().IsRegular() { // a pipe, such as a shell's <(…)
+		load = func(ctx context.Context, f *os.File, opts LoadOptions) ([]berth.Image, error) {
+			return s.spool(ctx, f, opts)
+		}
+	}
+	images, err := load(ctx, f, opts)
 	return images, wrap("load "+path, err)
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 )
@@ -176,6 +177,24 @@ func TestLoadReader(t *testing.T) {
 	if err != nil || len(images) != 1 || images[0].Ref != "docker.io/library/z:3" {
 		t.Error(images, err)
 	}
+
+	// A named pipe, as a shell makes it for <(…).
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		b, err := os.ReadFile(path)
+		wrote <- errors.Join(err, os.WriteFile(pipe, b, 0))
+	}()
+	images, err = newStore(t).Load(t.Context(), pipe, LoadOptions{})
+	if err != nil || len(images) != 1 || images[0].Ref != "docker.io/library/z:3" {
+		t.Error(images, err)
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestLoadSeveral(t *testing.T) {
@@ -250,6 +269,10 @@ func TestLoadErrors(t *testing.T) {
 	if err := os.WriteFile(blob, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	waiting := layoutOf(t, mutate.IndexAddendum{Add: img})
+	if blob := filepath.Join(waiting, "blobs/sha256", digest.Hex); errors.Join(os.Remove(blob), unix.Mkfifo(blob, 0o600)) != nil {
+		t.Fatal("no named pipe is made")
+	}
 	lacking := layoutOf(t, mutate.IndexAddendum{Add: img})
 	if err := os.Remove(filepath.Join(lacking, "blobs/sha256", digest.Hex)); err != nil {
 		t.Fatal(err)
@@ -276,6 +299,7 @@ func TestLoadErrors(t *testing.T) {
 		{"not JSON", write("json", archive(t, file("manifest.json", "{"))), berth.ErrInvalid, "manifest.json"},
 		{"directory", t.TempDir(), berth.ErrInvalid, "no OCI layout"},
 		{"layer changed", flipped, berth.ErrInvalid, "layer digest mismatch"},
+		{"layer is a named pipe", waiting, berth.ErrInvalid, "is no regular file"},
 		{"layer missing", lacking, berth.ErrInvalid, "which it does not hold"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -113,7 +113,7 @@ func (s *Store) pull(ctx context.Context, ref Ref, want platform, req berth.Imag
 		return berth.Image{}, err
 	}
 	open := func(ctx context.Context, i int, progress func(done, total int64)) (io.ReadCloser, error) {
-		return reg.blob(ctx, r.layers[i].Digest.String(), r.layers[i].Size, progress), nil
+		return reg.blob(ctx, r.layers[i], progress), nil
 	}
 	return s.install(ctx, r, []refRecord{{Ref: ref.String(), Platform: want.String()}}, open, progress)
 }

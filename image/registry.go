@@ -46,7 +46,8 @@ type registry struct {
 	ref    Ref
 	base   string // "https://host/v2/repository"
 	client *http.Client
-	login  error // why no credentials were found where some should be
+	others *http.Client // without credentials, for layers that lie elsewhere
+	login  error        // why no credentials were found where some should be
 }
 
 // connect logs in to the registry of ref.
@@ -70,7 +71,8 @@ func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry,
 		s.log.Warn("no credentials for the registry; going on without", "registry", ref.Registry, "error", err)
 		auth, r.login = authn.Anonymous, err
 	}
-	inner := s.transport(insecure)
+	inner := s.transport(insecure, ref.loopback())
+	r.others = &http.Client{Transport: s.transport(false, false)}
 	err = s.try(ctx, func(ctx context.Context) error {
 		t, err := transport.NewWithContext(ctx, reg, auth, inner, []string{repo.Scope(transport.PullScope)})
 		if err != nil {
@@ -88,7 +90,7 @@ func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry,
 }
 
 // transport is the transport below the login: no http but where it is safe or asked for.
-func (s *Store) transport(insecure bool) http.RoundTripper {
+func (s *Store) transport(insecure, loopback bool) http.RoundTripper {
 	inner := s.opts.Transport
 	if t, ok := inner.(*http.Transport); ok && insecure {
 		t = t.Clone()
@@ -98,18 +100,20 @@ func (s *Store) transport(insecure bool) http.RoundTripper {
 		t.TLSClientConfig.InsecureSkipVerify = true // the user asks for it by name
 		inner = t
 	}
-	return guard{transport.NewUserAgent(inner, userAgent), insecure}
+	return guard{transport.NewUserAgent(inner, userAgent), insecure, loopback}
 }
 
-// guard lets no request go out unencrypted, redirected and token requests neither, except to this machine.
+// guard lets no request go out unencrypted, redirected and token requests neither, except from a registry on
+// this machine to this machine: no other registry has a say in what is asked for here.
 type guard struct {
 	inner    http.RoundTripper
 	insecure bool
+	loopback bool // the registry is on this machine
 }
 
 // RoundTrip implements http.RoundTripper.
 func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !g.insecure && !isLoopback(req.URL.Host) {
+	if req.URL.Scheme != "https" && !g.insecure && (!g.loopback || !isLoopback(req.URL.Host)) {
 		return nil, fmt.Errorf("%w: %s is asked for over http, which is not allowed beyond this machine", berth.ErrDenied, req.URL.Host)
 	}
 	return g.inner.RoundTrip(req)

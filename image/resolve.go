@@ -48,6 +48,9 @@ func resolve(ctx context.Context, from blobs, digest string, body []byte, want p
 		if err := json.Unmarshal(body, &m); err != nil {
 			return resolved{}, fmt.Errorf("%w: manifest %s is no JSON: %w", berth.ErrInvalid, digest, err)
 		}
+		if m.Manifests != nil && (m.Layers != nil || m.Config.Digest.Hex != "") {
+			return resolved{}, fmt.Errorf("%w: manifest %s is both an index and an image, so that nobody knows which is meant", berth.ErrInvalid, digest)
+		}
 		if m.Manifests == nil {
 			r.digest = digest
 			return r, r.fill(ctx, from, &m.Manifest, want)
@@ -85,6 +88,9 @@ func (r *resolved) fill(ctx context.Context, from blobs, m *v1.Manifest, want pl
 	for _, l := range m.Layers {
 		if strings.HasSuffix(string(l.MediaType), "+encrypted") {
 			return fmt.Errorf("%w: its layers are encrypted", berth.ErrUnsupported)
+		}
+		if l.Size < 0 {
+			return fmt.Errorf("%w: its manifest has a layer of %d bytes", berth.ErrInvalid, l.Size)
 		}
 	}
 	body, err := from.config(ctx, m.Config.Digest.String(), m.Config.Size)

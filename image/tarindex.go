@@ -13,14 +13,18 @@ import (
 	"github.com/berth-project/berth"
 )
 
-// tarMost bounds the entries of an archive of images, each of which takes memory.
-const tarMost = 1 << 20
+// What bounds the memory that the index of an archive of images takes.
+const (
+	tarMost  = 1 << 20  // entries
+	tarNames = 64 << 20 // bytes of their names
+)
 
 // tarFile is an uncompressed archive whose files are read in place.
 type tarFile struct {
 	f     *os.File
 	files map[string]section
 	links map[string]string // names that are links to others within the archive
+	names int               // bytes of all names
 	whole bool              // the archive ends as it should
 	root  bool              // it looks like a root file system
 }
@@ -59,6 +63,9 @@ func indexTar(ctx context.Context, f *os.File) (*tarFile, error) {
 
 func (t *tarFile) add(hdr *tar.Header) error {
 	name := path.Clean("/" + hdr.Name)[1:]
+	if t.names += len(hdr.Name) + len(hdr.Linkname); t.names > tarNames {
+		return fmt.Errorf("%w: the names of its entries have more than %d bytes", berth.ErrInvalid, tarNames)
+	}
 	switch hdr.Typeflag {
 	case tar.TypeReg:
 		off, err := t.f.Seek(0, io.SeekCurrent)

@@ -202,13 +202,13 @@ func (u *unpacker) deferLink(at node, base, target string) error {
 			return err
 		}
 	}
-	for _, l := range u.links {
-		if l.Name == target {
-			target = l.Target
-		}
+	if further, ok := u.targets[target]; ok {
+		target = further
 	}
-	u.links = append(u.links, link{Name: path.Join(at.path, base), Target: target})
-	return nil
+	l := link{Name: path.Join(at.path, base), Target: target}
+	u.links = append(u.links, l)
+	u.targets[l.Name] = l.Target
+	return u.take(len(l.Name) + len(l.Target))
 }
 
 // whiteout removes what lower layers have at a name, or in a whole directory.

@@ -23,6 +23,11 @@ const (
 	tarPathMax     = 4095           // bytes; what the kernel takes
 	copySize       = 256 << 10      // bytes read and written at once
 	idMax          = 1<<32 - 2      // 2^32-1 means "leave as it is" to chown(2)
+
+	// keptMax bounds the bytes that one layer takes in memory: what is kept of its directories, and of hard links
+	// to files that it does not hold. It is enough for some million of them.
+	keptMax = 256 << 20
+	keptOne = 128 // bytes of one, beside its names
 )
 
 // untar unpacks one layer's archive beneath root, an empty directory that nobody else writes to, in the form
@@ -30,14 +35,7 @@ const (
 // gets an extended attribute. Nothing outside root is touched, whatever the archive holds: every operation
 // is relative to the descriptor of a directory that was reached without following a symbolic link.
 func untar(ctx context.Context, r io.Reader, root *os.File, rootless bool) (layerRecord, error) {
-	u := &unpacker{
-		tree: newTree(root), rootless: rootless, buf: make([]byte, copySize),
-		umask: umask(), uid: os.Geteuid(), gid: os.Getegid(),
-		dirs: map[string]*dirMeta{"": {mode: 0o755, mtime: unix.Timespec{}}}, opaqueAttr: "trusted.overlay.opaque",
-	}
-	if rootless {
-		u.opaqueAttr = "user.overlay.opaque"
-	}
+	u := newUnpacker(root, rootless)
 	defer u.tree.close()
 	tr := tar.NewReader(r)
 	for {
@@ -69,9 +67,23 @@ type unpacker struct {
 	opaqueRoot bool
 	dirs       map[string]*dirMeta // by path from the root, without symbolic links
 	links      []link              // to files that are not in this layer
+	targets    map[string]string   // the same, by name
+	kept       int64               // bytes in memory, about
 	entries    int64               // made so far
 	bytes      int64               // of the regular files among them
 	removed    bool                // something was, so that entries and bytes are too many
+}
+
+func newUnpacker(root *os.File, rootless bool) *unpacker {
+	u := &unpacker{
+		tree: newTree(root), rootless: rootless, buf: make([]byte, copySize),
+		umask: umask(), uid: os.Geteuid(), gid: os.Getegid(),
+		dirs: map[string]*dirMeta{"": {mode: 0o755, mtime: unix.Timespec{}}}, targets: map[string]string{}, opaqueAttr: "trusted.overlay.opaque",
+	}
+	if rootless {
+		u.opaqueAttr = "user.overlay.opaque"
+	}
+	return u
 }
 
 // dirMeta is what a directory gets once nothing is written into it any more.
@@ -186,12 +198,32 @@ func (u *unpacker) parent(dir string) (node, error) {
 		if err != nil {
 			return err
 		}
-		u.dirs[path.Join(at.path, base)] = &dirMeta{mode: 0o755, implied: !opaque}
+		if err := u.keep(path.Join(at.path, base), dirMeta{mode: 0o755, implied: !opaque}); err != nil {
+			return err
+		}
 		if opaque {
 			return u.opaqueDir(at.fd, base)
 		}
 		return nil
 	})
+}
+
+// keep notes what a directory is to get.
+func (u *unpacker) keep(real string, m dirMeta) error {
+	if was := u.dirs[real]; was != nil {
+		*was = m
+		return nil
+	}
+	u.dirs[real] = &m
+	return u.take(len(real))
+}
+
+// take counts what is kept in memory. ErrInvalid if it is too much.
+func (u *unpacker) take(n int) error {
+	if u.kept += int64(n) + keptOne; u.kept > keptMax {
+		return errArchive("the layer has too many directories or hard links to files of other layers: %d MiB of their names, and that is the most", keptMax>>20)
+	}
+	return nil
 }
 
 // dir makes a directory, or gives one that is there the attributes of this entry.
@@ -206,7 +238,9 @@ func (u *unpacker) dir(at node, base string, hdr *tar.Header) error {
 		return sysErr("open", err)
 	}
 	defer unix.Close(fd)
-	u.dirs[real] = &dirMeta{mode: modeOf(hdr), mtime: mtimeOf(hdr)}
+	if err := u.keep(real, dirMeta{mode: modeOf(hdr), mtime: mtimeOf(hdr)}); err != nil {
+		return err
+	}
 	if err := u.chown(fd, "", hdr); err != nil {
 		return err
 	}

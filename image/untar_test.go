@@ -372,6 +372,59 @@ func TestUntarTruncated(t *testing.T) {
 	}
 }
 
+// TestUntarMemory has a layer that would take more and more memory: it is refused at the bound, whatever it is
+// that takes the memory, and directories that are named again take no more.
+func TestUntarMemory(t *testing.T) {
+	needRoot(t)
+	long := strings.Repeat("n", 200)
+	for _, c := range []struct {
+		name string
+		next func(i int) entry
+	}{
+		{"directories", func(i int) entry { return dir(fmt.Sprint(long, i)) }},
+		{"implied directories", func(i int) entry { return file(fmt.Sprint(long, i, "/f"), "") }},
+		{"hard links", func(i int) entry { return hardlink(fmt.Sprint("l", i), long) }},
+	} {
+		root, err := os.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		u := newUnpacker(root, false)
+		defer u.tree.close()
+		u.kept = keptMax - 1000 // as if there had been many
+		for i := range 100 {
+			e := dir("again")
+			if err := u.entry(&e.Header, strings.NewReader("")); err != nil {
+				t.Fatalf("%s: a directory named for the %d. time: %v", c.name, i, err)
+			}
+		}
+		for i := 0; ; i++ {
+			e := c.next(i)
+			err := u.entry(&e.Header, strings.NewReader(""))
+			if errors.Is(err, berth.ErrInvalid) && strings.Contains(err.Error(), "256 MiB of their names") && i > 0 {
+				break
+			}
+			if err != nil || i == 10 {
+				t.Errorf("%s: %d: %v", c.name, i, err)
+				break
+			}
+		}
+	}
+}
+
+// TestUntarManyLinks unpacks many hard links to files of other layers, each to the one before.
+func TestUntarManyLinks(t *testing.T) {
+	entries := []entry{hardlink("0", "lower")}
+	for i := range 100_000 {
+		entries = append(entries, hardlink(fmt.Sprint(i+1), fmt.Sprint(i)))
+	}
+	_, rec, err := unpackInto(t, t.TempDir(), archive(t, entries...))
+	if err != nil || len(rec.Links) != len(entries) || rec.Links[100_000] != (link{"100000", "lower"}) {
+		t.Error(len(rec.Links), err)
+	}
+}
+
 // TestUntarRecord checks what a layer says of itself.
 func TestUntarRecord(t *testing.T) {
 	needRoot(t)
