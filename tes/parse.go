@@ -27,7 +27,8 @@ type Options struct {
 }
 
 // Parse reads a task document. Warnings are about what was accepted and has no effect, one sentence each.
-// Errors are *document.Error with line and column, and wrap ErrInvalid, or ErrUnsupported for what is reserved.
+// Errors are *document.Error with line and column, or document.Errors where there are several, and wrap
+// ErrInvalid, or ErrUnsupported for what is reserved.
 func Parse(data []byte, opts Options) (task berth.Task, warnings []string, err error) {
 	format := opts.Format
 	if format == "" {
@@ -39,47 +40,60 @@ func Parse(data []byte, opts Options) (task berth.Task, warnings []string, err e
 	}
 	r := &reader{opts: opts, places: map[string]*document.Node{}}
 	r.task(root, &task)
-	if r.err == nil {
-		task.CallerDir = opts.Dir
-		r.check(task)
-	}
-	if r.err != nil {
-		return berth.Task{}, nil, r.err
+	task.CallerDir = opts.Dir
+	r.check(task)
+	if err := r.errs.Err(); err != nil {
+		return berth.Task{}, nil, err
 	}
 	return task, r.warnings, nil
 }
 
-// reader turns a tree into a task. It keeps the first fault only: a document is corrected from the top.
+// reader turns a tree into a task. It goes on after a fault, so that all are told at once.
 type reader struct {
 	opts     Options
 	places   map[string]*document.Node // by path, for faults that are found after reading
 	warnings []string
-	err      error
+	errs     document.Errors
 }
 
 func (r *reader) fault(n *document.Node, path string, kind error, format string, args ...any) {
-	if r.err != nil {
-		return
-	}
 	e := &document.Error{Name: r.opts.Name, Path: path, Kind: kind, Message: fmt.Sprintf(format, args...)}
 	if n != nil {
 		e.Line, e.Col = n.Line, n.Col
 	}
-	r.err = e
+	r.errs = append(r.errs, e)
 }
 
-// check tells the first fault of Check at its place in the document.
+// check tells the faults of Check at their places in the document, but for what follows from a fault that
+// was told.
 func (r *reader) check(task berth.Task) {
+	told := slices.Clone(r.errs)
 	for path, message := range faults(task) {
+		given := r.places[path] != nil
+		if slices.ContainsFunc(told, func(e *document.Error) bool { return follows(path, given, e.Path) }) {
+			continue
+		}
 		for at := path; ; {
 			if n := r.places[at]; n != nil || at == "" {
 				r.fault(n, path, nil, "%s", message)
-				return
+				break
 			}
-			at = at[:max(0, strings.LastIndexAny(at, ".["))]
+			at = parent(at)
 		}
 	}
 }
+
+// follows reports whether a fault at a path may come from the one at another: that is the same value, within
+// it or around it, or, where nothing was given at the path, a key beside it, which may be misspelt.
+func follows(path string, given bool, told string) bool {
+	within := func(a, b string) bool {
+		rest, ok := strings.CutPrefix(a, b)
+		return ok && (rest == "" || b == "" || rest[0] == '.' || rest[0] == '[')
+	}
+	return within(path, told) || within(told, path) || !given && parent(path) == parent(told)
+}
+
+func parent(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }
 
 // A field reads one value into where it belongs.
 type field func(n *document.Node, path string)
@@ -115,9 +129,6 @@ func (r *reader) fields(n *document.Node, path string, fields map[string]field) 
 		case f.Value.Kind != document.Null:
 			r.places[join(path, name)] = f.Value
 			read(f.Value, join(path, name))
-		}
-		if r.err != nil {
-			return
 		}
 		seen[name] = f.Key
 	}
@@ -331,7 +342,7 @@ func (r *reader) strmap(to *map[string]string) field {
 			p := join(path, f.Key)
 			r.places[p] = f.Value
 			if f.Value.Kind != document.Null && !r.expect(f.Value, p, document.String) {
-				return
+				continue
 			}
 			if *to == nil {
 				*to = map[string]string{}

@@ -363,3 +363,30 @@ func TestExampleOfTheDocumentation(t *testing.T) {
 		t.Errorf("%+v, %q, %v", task, warnings, err)
 	}
 }
+
+func TestParseTellsAllFaults(t *testing.T) {
+	const in = `executors:
+- image: a b
+  comand: [x]
+- imag: i
+  command: [sleep, 5]
+- {image: i, workdir: rel, user: "a b"}
+resources: {cpu_cores: two}
+timeout: 5
+volumes: [/v, /v, rel]
+`
+	_, _, err := tes.Parse([]byte(in), tes.Options{Name: "t.yaml"})
+	want := `t.yaml:2:10: executors[0].image: "a b" has white space in it
+t.yaml:3:3: executors[0].comand: there is no such key (did you mean "command"?)
+t.yaml:4:3: executors[1].imag: there is no such key (did you mean "image"?)
+t.yaml:5:20: executors[1].command[1]: it is a number, and must be a string: write "5", in quotes
+t.yaml:6:23: executors[2].workdir: "rel" is not an absolute path
+t.yaml:6:34: executors[2].user: "a b" is no user: write USER or USER:GROUP, by name or number
+t.yaml:7:24: resources.cpu_cores: it is a string, and must be a number
+t.yaml:8:10: timeout: it is a number, and must be a string: write "5", in quotes
+t.yaml:9:15: volumes[1].path: /v is also the path of volumes[0]
+t.yaml:9:19: volumes[2].path: "rel" is not an absolute path`
+	if err == nil || err.Error() != want || !errors.Is(err, berth.ErrInvalid) {
+		t.Errorf("%v\nwant\n%s", err, want)
+	}
+}

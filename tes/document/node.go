@@ -4,7 +4,9 @@
 package document
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -87,4 +89,45 @@ func (e *Error) Unwrap() error {
 		return e.Kind
 	}
 	return berth.ErrInvalid
+}
+
+// Errors are several faults of a document.
+type Errors []*Error
+
+// Err is the faults in the order of their places, each place told once; nil where there is none, and a plain
+// *Error where it is one.
+func (e Errors) Err() error {
+	sorted := slices.Clone(e)
+	slices.SortStableFunc(sorted, func(a, b *Error) int { return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col)) })
+	var told Errors
+	for _, x := range sorted {
+		if !slices.ContainsFunc(told, func(t *Error) bool { return t.Path == x.Path && t.Line == x.Line && t.Col == x.Col }) {
+			told = append(told, x)
+		}
+	}
+	switch len(told) {
+	case 0:
+		return nil
+	case 1:
+		return told[0]
+	}
+	return told
+}
+
+// Error has a line for each fault.
+func (e Errors) Error() string {
+	lines := make([]string, len(e))
+	for i, x := range e {
+		lines[i] = x.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Unwrap are the faults.
+func (e Errors) Unwrap() []error {
+	errs := make([]error, len(e))
+	for i, x := range e {
+		errs[i] = x
+	}
+	return errs
 }
