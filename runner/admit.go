@@ -12,7 +12,11 @@ import (
 
 // fits refuses what this machine could never lend.
 func (r *Runner) fits(t *berth.Task) error {
-	return r.cfg.Ledger.Check(request(t))
+	req := request(t)
+	for _, v := range t.Volumes {
+		req.Disk = max(req.Disk, v.Size)
+	}
+	return plainly(r.cfg.Ledger.Check(req), t.ID)
 }
 
 func request(t *berth.Task) ledger.Request {

@@ -10,8 +10,8 @@ import (
 	"github.com/berth-project/berth/staging"
 )
 
-// minMemory is the least that a container can be started in, in bytes.
-const minMemory = 4 << 20
+// minMemory is the least that a container can be started in, in bytes, as on Docker.
+const minMemory = 6 << 20
 
 // Check reports what is wrong with a task, as far as it can be told without looking at this machine. The
 // error wraps ErrInvalid, or ErrUnsupported for what is well formed and cannot be done.
@@ -146,7 +146,7 @@ func checkResources(t *berth.Task) error {
 	case l.CPU < 0 || l.CPU > 0 && l.CPU < 0.01 || l.CPU != l.CPU:
 		return fmt.Errorf("cpu %v: %w: at least 0.01 cores", l.CPU, berth.ErrInvalid)
 	case l.Memory < 0 || l.Memory > 0 && l.Memory < minMemory:
-		return fmt.Errorf("memory of %d bytes: %w: nothing can start in less than %d bytes (4 MiB)", l.Memory, berth.ErrInvalid, minMemory)
+		return fmt.Errorf("memory limit of %s: %w: nothing can start in less than %s", berth.FormatSize(l.Memory), berth.ErrInvalid, berth.FormatSize(minMemory))
 	case l.Disk < 0:
 		return fmt.Errorf("disk of %d bytes: %w", l.Disk, berth.ErrInvalid)
 	case l.PIDs < -1:

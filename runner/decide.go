@@ -25,6 +25,7 @@ func (d *drive) failedStep() int {
 // decide says how the task ended. err is what kept its steps from being run to their end: berth's fault,
 // ErrCanceled, or ErrDeadline. How a step failed is never hidden by what failed after it.
 func (d *drive) decide(err error, got collected) berth.Result {
+	err, got.err = d.plainly(err), d.plainly(got.err)
 	res := d.result(got.files)
 	failed := d.failedStep()
 	canceled := d.rec.Cancel != nil || endingOf(d.stop) == endTask

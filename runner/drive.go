@@ -179,10 +179,7 @@ func (d *drive) append(e store.Event) error {
 	if d.rec.Cancel != nil && !e.State.Final() {
 		e.State = "" // CANCELING stays until the end, whatever still happens
 	}
-	err := d.retry(ctx, func() error {
-		_, err := d.r.cfg.Store.Append(ctx, e)
-		return err
-	})
+	err := d.retry(ctx, func() error { return d.r.append(ctx, e) })
 	if errors.Is(err, berth.ErrConflict) && !e.State.Final() {
 		// Another process recorded that the task is to end.
 		if err := d.reload(ctx); err != nil {
@@ -190,7 +187,7 @@ func (d *drive) append(e store.Event) error {
 		}
 		if d.rec.Cancel != nil {
 			e.State = ""
-			_, err = d.r.cfg.Store.Append(ctx, e)
+			err = d.r.append(ctx, e)
 		}
 	}
 	if err != nil {

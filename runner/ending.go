@@ -159,7 +159,7 @@ func (r *Runner) Cancel(ctx context.Context, id string, now bool) error {
 		if rec.Cancel != nil {
 			state = "" // it stays
 		}
-		_, err := r.cfg.Store.Append(ctx, r.event(id, KindCancel, state, text, Cancel{Now: now}))
+		err := r.append(ctx, r.event(id, KindCancel, state, text, Cancel{Now: now}))
 		if errors.Is(err, berth.ErrConflict) {
 			return r.endedMeanwhile(ctx, id, err)
 		} else if err != nil {

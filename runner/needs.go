@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/ledger"
 )
 
@@ -12,6 +13,12 @@ type Ledger interface {
 	Check(req ledger.Request) error
 	Acquire(ctx context.Context, req ledger.Request) (*ledger.Lease, error)
 	Adopt(ctx context.Context, id string) (*ledger.Lease, error)
+}
+
+// Checker is a berth.Engine that says what it would refuse later, before anything is recorded or pulled. The
+// specs have of an image what it is called, no log directories, and of the mounts only those that the task names.
+type Checker interface {
+	Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error
 }
 
 // What a task was lent is given back when what uses it has ended, not when the process that asked for it has.

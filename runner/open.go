@@ -111,16 +111,20 @@ func (d *drive) openSandbox(spec berth.SandboxSpec) (sandbox berth.Sandbox, err 
 }
 
 func (d *drive) sandboxSpec() berth.SandboxSpec {
-	t := &d.rec.Task
+	spec := sandboxOf(&d.rec.Task, d.lay)
+	spec.Bound, spec.Scratch = !d.rec.Detached, []string{d.dir.work()}
+	return spec
+}
+
+// sandboxOf is what a task says of its sandbox.
+func sandboxOf(t *berth.Task, lay *layout) berth.SandboxSpec {
 	return berth.SandboxSpec{
 		ID:       t.ID,
 		Labels:   t.Labels,
 		Limits:   t.Resources.Limits,
-		Volumes:  d.lay.volumes,
+		Volumes:  lay.volumes,
 		Network:  t.Network,
 		Hostname: t.Hostname,
-		Bound:    !d.rec.Detached,
-		Scratch:  []string{d.dir.work()},
 	}
 }
 
@@ -166,8 +170,11 @@ func (d *drive) image(ctx context.Context, ref, platform string) (berth.Image, e
 		req.Progress = func(p berth.Progress) { d.hooks.Progress(ref, p) }
 	}
 	im, err := puller.Image(ctx, req)
+	if err != nil && !strings.Contains(err.Error(), ref) {
+		err = fmt.Errorf("image %s: %w", ref, err)
+	}
 	if err != nil {
-		return im, fmt.Errorf("image %s: %w", ref, err)
+		return im, err
 	}
 	return im, nil
 }
@@ -175,17 +182,38 @@ func (d *drive) image(ctx context.Context, ref, platform string) (berth.Image, e
 // stepSpec describes the container of a step. Whoever continues the task takes it from its records instead.
 func (d *drive) stepSpec(i int) berth.StepSpec {
 	t, s := &d.rec.Task, &d.rec.Task.Steps[i]
-	image, _ := d.rec.image(s.Image, s.Platform)
-	spec := berth.StepSpec{
-		ID:         stepID(t.ID, i, d.rec.Attempts),
-		Image:      image,
+	spec := stepOf(t, i)
+	spec.ID = stepID(t.ID, i, d.rec.Attempts)
+	spec.Image, _ = d.rec.image(s.Image, s.Platform)
+	spec.Mounts = d.mounts(i)
+	spec.Timeout = d.timeLeft()
+	spec.LogDir = d.dir.logs(i)
+	for _, rs := range d.lay.streams {
+		if rs.step != i {
+			continue
+		}
+		spec.LogLimit = -1 // the log is where the file comes from: it must be whole
+		if rs.stderr {
+			spec.Stderr = ""
+		} else {
+			spec.Stdout = ""
+		}
+	}
+	return spec
+}
+
+// stepOf is what a task says of a step.
+func stepOf(t *berth.Task, i int) berth.StepSpec {
+	s := &t.Steps[i]
+	return berth.StepSpec{
+		Image:      berth.Image{Ref: s.Image},
 		Entrypoint: s.Entrypoint,
 		Command:    s.Command,
 		Env:        s.Env,
 		WorkingDir: s.WorkingDir,
 		User:       s.User,
 		Groups:     s.Groups,
-		Mounts:     d.mounts(i),
+		Mounts:     s.Mounts,
 		Devices:    s.Devices,
 		ShmSize:    s.ShmSize,
 		ReadOnly:   s.ReadOnly,
@@ -203,23 +231,9 @@ func (d *drive) stepSpec(i int) berth.StepSpec {
 		Runtime:    s.Runtime,
 		Labels:     t.Labels,
 		Platform:   s.Platform,
-		Timeout:    d.timeLeft(),
 		StopSignal: s.StopSignal,
 		Grace:      grace(t),
-		LogDir:     d.dir.logs(i),
 	}
-	for _, rs := range d.lay.streams {
-		if rs.step != i {
-			continue
-		}
-		spec.LogLimit = -1 // the log is where the file comes from: it must be whole
-		if rs.stderr {
-			spec.Stderr = ""
-		} else {
-			spec.Stdout = ""
-		}
-	}
-	return spec
 }
 
 // mounts are what a step sees beside the volumes: the inputs, what earlier steps left as streams in the

@@ -103,7 +103,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	if err := r.fits(task); err != nil {
 		return nil, err
 	}
-	if err := r.checkSources(task); err != nil {
+	if err := r.foresee(ctx, task); err != nil {
 		return nil, err
 	}
 	// The lock comes before the record: else another process could take the task for one whose driver died.
@@ -122,6 +122,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 		_ = lock.Close()
 		return nil, err
 	}
+	r.reserve()
 	rec := &Record{Task: *task, Detached: detached, State: berth.Queued, Created: sub.Time}
 	d, err := r.newDrive(rec, lock, hooks)
 	if err == nil {
@@ -221,7 +222,7 @@ func (r *Runner) Remove(ctx context.Context, id string) error {
 		return fmt.Errorf("remove task %s: %w", id, kind(err))
 	}
 	// The record goes first: a directory without a record is a leftover that anyone removes.
-	if err := r.cfg.Store.Delete(ctx, id); err != nil {
+	if err := r.withReserve(func() error { return r.cfg.Store.Delete(ctx, id) }); err != nil {
 		return err
 	}
 	if err := r.dir(id).remove(); err != nil {
@@ -250,8 +251,7 @@ func (r *Runner) closeKept(ctx context.Context, rec *Record) error {
 	}
 	e := r.event(rec.Task.ID, KindClosed, "", "", nil)
 	e.Sandbox = new(string)
-	_, err := r.cfg.Store.Append(ctx, e)
-	return err
+	return r.append(ctx, e)
 }
 
 func (r *Runner) event(task string, k Kind, s berth.State, text string, data any) store.Event {
@@ -272,25 +272,4 @@ func encode(v any) json.RawMessage {
 		panic(fmt.Sprintf("runner: encode %T: %v", v, err)) // plain structs of our own
 	}
 	return b
-}
-
-// checkSources reports inputs that cannot be fetched and mounts whose source is not there, before anything
-// is recorded.
-func (r *Runner) checkSources(t *berth.Task) error {
-	for _, in := range t.Inputs {
-		if err := staging.CheckInput(in, r.cfg.Fetch.Sources...); err != nil {
-			return err
-		}
-	}
-	for i, s := range t.Steps {
-		for _, m := range s.Mounts {
-			if m.Type == berth.MountTmpfs {
-				continue
-			}
-			if _, err := os.Stat(m.Source); err != nil {
-				return fmt.Errorf("step %d: cannot mount %s at %s: %w", i+1, m.Source, m.Target, kind(err))
-			}
-		}
-	}
-	return nil
 }

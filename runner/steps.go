@@ -169,7 +169,7 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		return err
 	})
 	if err != nil {
-		return nil, d.leaving(fmt.Errorf("start step %d: %w", i+1, err))
+		return nil, d.leaving(fmt.Errorf("start %s: %w", d.stepName(i), err))
 	}
 	d.at("step start")
 	state := berth.State("")
@@ -181,6 +181,14 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 	}
 	d.at("step started")
 	return c, nil
+}
+
+// stepName names a step where a task has several.
+func (d *drive) stepName(i int) string {
+	if n := len(d.rec.Task.Steps); n > 1 {
+		return fmt.Sprintf("step %d of %d", i+1, n)
+	}
+	return "the container"
 }
 
 func (d *drive) findStep(sandbox berth.Sandbox, id string) (c berth.Container, err error) {

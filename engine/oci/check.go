@@ -1,12 +1,18 @@
 package oci
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"strconv"
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/network"
+	"github.com/berth-project/berth/engine/oci/runtime"
+	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/berth-project/berth/image"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +54,81 @@ func checkStep(s *berth.StepSpec) error {
 		return fmt.Errorf("timeout %s, grace %s: %w: they are not negative", s.Timeout, s.Grace, berth.ErrInvalid)
 	}
 	return nil
+}
+
+// Check refuses what this engine would refuse later, when the images are there and steps have run: limits,
+// networks, devices and runtimes that this host does not have, and what makes no sense. The specs need no IDs,
+// and of their images no more than how they are called.
+func (e *Engine) Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error {
+	if spec.ID == "" {
+		spec.ID = "check"
+	}
+	if err := checkSandbox(&spec); err != nil {
+		return err
+	}
+	if spec.Network.Mode == berth.NetworkBridge {
+		if err := network.Check(spec.Network.Mode); err != nil {
+			return fmt.Errorf("network %s: %w", spec.Network.Mode, err)
+		}
+	}
+	for i := range steps {
+		if err := e.checkWhole(ctx, &spec, &steps[i]); err != nil {
+			if len(steps) > 1 {
+				return fmt.Errorf("step %d: %w", i+1, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) checkWhole(ctx context.Context, spec *berth.SandboxSpec, step *berth.StepSpec) error {
+	if err := checkStep(step); err != nil {
+		return err
+	}
+	b := &builder{e: e, sb: &wire.Sandbox{Spec: *spec}, step: step, spec: newSpec()}
+	parts := []func() error{b.rlimits, b.caps, b.devices, b.limits, b.sysctls}
+	if step.Seccomp != "" {
+		parts = append(parts, b.seccomp)
+	}
+	for _, part := range parts {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	if err := checkRuntime(step.Runtime); err != nil {
+		return err
+	}
+	if ref := step.Image.Ref; ref != "" && !strings.HasPrefix(ref, "sha256:") { // that is an image's ID
+		if _, err := image.ParseRef(ref); err != nil {
+			return err
+		}
+	}
+	return checkKept(ctx, spec.Limits, step.Limits)
+}
+
+// checkRuntime refuses a runtime that is not there.
+func checkRuntime(name string) error {
+	switch name {
+	case "", "direct", "auto":
+		return nil
+	}
+	_, err := runtime.Find(name)
+	return err
+}
+
+// checkKept refuses limits that were asked for and that this host cannot keep.
+func checkKept(ctx context.Context, whole, step berth.Limits) error {
+	asked := cgroup.Limits{CPU: max(whole.CPU, step.CPU), Memory: max(whole.Memory, step.Memory), PIDs: max(whole.PIDs, step.PIDs)}
+	if asked == (cgroup.Limits{}) {
+		return nil
+	}
+	host, err := cgroup.Find(ctx, cgroup.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = host.Close() }()
+	return host.Keeps(asked)
 }
 
 func isSignal(s string) bool {

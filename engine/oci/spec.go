@@ -456,7 +456,7 @@ func (b *builder) sysctls() error {
 			}
 		case strings.HasPrefix(k, "fs.mqueue."), ipcSysctls[k]:
 		default:
-			return fmt.Errorf("sysctl %s: %w: it is the whole host's", k, berth.ErrInvalid)
+			return fmt.Errorf("sysctl %s: %w: it is the whole host's; a container has its own of net.*, fs.mqueue.* and kernel.msg*, sem and shm*", k, berth.ErrInvalid)
 		}
 		if b.spec.Linux.Sysctl == nil {
 			b.spec.Linux.Sysctl = map[string]string{}

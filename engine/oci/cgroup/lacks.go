@@ -66,8 +66,16 @@ func (h *Host) why(c controller) (why, remedy string) {
 		fmt.Sprintf("mount -t cgroup -o %s cgroup /sys/fs/cgroup/%s, and look for cgroup_disable= on the kernel command line", name, name)
 }
 
-// supports refuses a limit that this host cannot keep.
-func (h *Host) supports(l Limits) error {
+// Keeps refuses a limit that this host cannot keep, with the remedy: ErrUnsupported. It counts what Find would
+// have with Options.Adopt.
+func (h *Host) Keeps(l Limits) error {
+	return refuse(l, h.why, func(c controller) bool { return h.can(c) || h.promised[c] })
+}
+
+// supports refuses a limit that this host cannot keep now.
+func (h *Host) supports(l Limits) error { return refuse(l, h.why, h.can) }
+
+func refuse(l Limits, why func(controller) (why, remedy string), can func(controller) bool) error {
 	for _, asked := range []struct {
 		what string
 		yes  bool
@@ -77,8 +85,8 @@ func (h *Host) supports(l Limits) error {
 		{"memory limit", l.Memory > 0, memory},
 		{"pids limit", l.PIDs > 0, pids},
 	} {
-		if asked.yes && !h.can(asked.c) {
-			why, remedy := h.why(asked.c)
+		if asked.yes && !can(asked.c) {
+			why, remedy := why(asked.c)
 			return fmt.Errorf("%s: %w: %s; %s", asked.what, berth.ErrUnsupported, why, remedy)
 		}
 	}

@@ -43,6 +43,21 @@ func canRoute() bool {
 	return strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
+// Check reports whether this host can make networks of a mode: ErrUnsupported, with the remedy.
+func Check(mode berth.NetworkMode) error {
+	if mode != berth.NetworkBridge || canRoute() {
+		return nil
+	}
+	h := New(Options{Pool: -1})
+	defer func() { _ = h.Close() }()
+	if name, _ := h.userProgram(); name == "" {
+		return errNoProgram
+	}
+	return nil
+}
+
+var errNoProgram = fmt.Errorf("%w: without root it needs slirp4netns or pasta, and neither is there: %s", berth.ErrUnsupported, remedyUser)
+
 // userNetwork connects a namespace through a process.
 func (h *Host) userNetwork(ctx context.Context, n *Net) error {
 	var args []string
@@ -56,7 +71,7 @@ func (h *Host) userNetwork(ctx context.Context, n *Net) error {
 			"--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none", "--netns", "/proc/self/fd/3",
 		}
 	default:
-		return fmt.Errorf("%w: without root it needs slirp4netns or pasta, and neither is there: %s", berth.ErrUnsupported, remedyUser)
+		return errNoProgram
 	}
 	p, err := startUser(args, n.NS)
 	if err != nil {
@@ -147,9 +162,9 @@ func (p *userProcess) ready(ctx context.Context, ns *os.File) error {
 		}
 		select {
 		case <-p.ended:
-			return fmt.Errorf("%w: %s ended: %s", berth.ErrUnavailable, p.cmd.Args[4], p.text.last())
+			return fmt.Errorf("%w: %s ended: %s", berth.ErrUnavailable, p.cmd.Args[4], p.text.lines())
 		case <-deadline:
-			return fmt.Errorf("%w: %s did not get ready: %s", berth.ErrUnavailable, p.cmd.Args[4], p.text.last())
+			return fmt.Errorf("%w: %s did not get ready: %s", berth.ErrUnavailable, p.cmd.Args[4], p.text.lines())
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(2 * time.Millisecond):
@@ -190,10 +205,16 @@ func (s *syncBuffer) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 
-// last is the last line.
-func (s *syncBuffer) last() string {
+// lines are the last lines, joined: the cause may stand in any of them.
+func (s *syncBuffer) lines() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lines := strings.Split(strings.TrimSpace(s.b.String()), "\n")
-	return strconv.Quote(lines[len(lines)-1])
+	const most = 6
+	var lines []string
+	for l := range strings.Lines(s.b.String()) {
+		if l = strings.TrimSpace(l); l != "" {
+			lines = append(lines, l)
+		}
+	}
+	return strconv.Quote(strings.Join(lines[max(0, len(lines)-most):], "; "))
 }

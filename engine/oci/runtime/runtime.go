@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,11 +49,23 @@ type Runtime struct {
 
 var _ bundle.Starter = (*Runtime)(nil)
 
+// Find finds a runtime's binary. ErrNotFound if it is not there, ErrDenied if it is no program.
+func Find(command string) (path string, err error) {
+	path, err = exec.LookPath(command)
+	switch {
+	case err == nil:
+		return path, nil
+	case errors.Is(err, fs.ErrPermission):
+		return "", fmt.Errorf("OCI runtime %s: %w: it is no program that can be executed", command, berth.ErrDenied)
+	}
+	return "", fmt.Errorf("OCI runtime %s: %w: install it, or give its path to --runtime", command, berth.ErrNotFound)
+}
+
 // New finds the binary and asks its version. ErrNotFound if it is not there.
 func New(ctx context.Context, cfg Config) (*Runtime, error) {
-	path, err := exec.LookPath(cfg.Command)
+	path, err := Find(cfg.Command)
 	if err != nil {
-		return nil, fmt.Errorf("OCI runtime %s: %w: install it, or give its path to --runtime", cfg.Command, berth.ErrNotFound)
+		return nil, err
 	}
 	cfg.Command = path
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
