@@ -66,8 +66,38 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if end, ok := errors.AsType[exitError](err); ok {
 		return int(end)
 	}
-	_, _ = fmt.Fprintf(a.err, "berth: %s\n", oneLine(err))
+	if errors.Is(err, syscall.EPIPE) && cmd.Annotations[ownExit] == "" {
+		return exitPipe // as a command that SIGPIPE ends: nobody reads what it prints
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		if dir, bad := a.dataDir(); bad == nil && strings.Contains(err.Error(), dir) {
+			err = fmt.Errorf("%w; make room there (berth rm --all, berth image prune), or give another --data-dir", err)
+		}
+	}
+	for _, line := range errorLines(err) {
+		_, _ = fmt.Fprintf(a.err, "berth: %s\n", line)
+	}
 	return exitCode(cmd, err)
+}
+
+// maxFaults bounds how many faults of a document are told.
+const maxFaults = 20
+
+// errorLines are the lines that tell of an error: one, but for a document with several faults.
+func errorLines(err error) []string {
+	faults, ok := errors.AsType[document.Errors](err)
+	if !ok {
+		return []string{oneLine(err)}
+	}
+	var lines []string
+	for i, f := range faults {
+		if i == maxFaults {
+			lines = append(lines, fmt.Sprintf("%s: and %d faults more", f.Name, len(faults)-i))
+			break
+		}
+		lines = append(lines, oneLine(f))
+	}
+	return lines
 }
 
 // oneLine keeps errors of others, which may have several lines, to the one line that users are promised.

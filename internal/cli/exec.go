@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,8 +23,8 @@ func (a *app) execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec [flags] TASK COMMAND [ARG...]",
 		Short: "Run a further command in a running task",
-		Long: `Run a command in the container of a task's running step, with the same limits. Flags end at TASK. The exit code
-is the command's; 126 and 127 where it cannot be run or is not there; 125 for all that is berth's own.`,
+		Long: `Run a command in the container of a task's running step, with the same limits; where the task does not run
+yet, berth waits until it does. Flags end at TASK. The exit code is the command's; 126 and 127 where it cannot be run or is not there; 125 for all that is berth's own.`,
 		Args:        argCount(2, -1),
 		Annotations: map[string]string{ownExit: "yes", asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.exec(cmd.Context(), o, args[0], args[1:]) },
@@ -48,7 +50,9 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 	if err != nil {
 		return err
 	}
-	c, err := h.running(ctx, r.ID, int(o.step))
+	ctx, stop := notify(ctx)
+	defer stop()
+	c, err := a.awaitRunning(ctx, h, r.ID, ref, int(o.step))
 	if err != nil {
 		return err
 	}
@@ -64,8 +68,6 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 	if o.interactive {
 		stdio.In = a.in
 	}
-	ctx, stop := notify(ctx)
-	defer stop()
 	var exit berth.Exit
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		stdio.Resize = sizes
@@ -99,16 +101,47 @@ func exitOf(code int) error {
 	return exitError(code)
 }
 
-// running finds the container of a running step, or of step number n, from 1.
-func (h *host) running(ctx context.Context, task string, n int) (berth.Container, error) {
-	rec, err := h.runner.Record(ctx, task)
-	if err != nil {
-		return nil, err
-	}
-	for i, s := range slices.Backward(rec.Steps) {
-		if s.Started && s.Exit == nil && s.Spec.ID != "" && (n == 0 || n == i+1) {
-			return h.container(ctx, task, s.Spec.ID)
+// awaitRunning finds the container of a running step, or of step number n, from 1, and waits for it where the
+// task has not come so far.
+func (a *app) awaitRunning(ctx context.Context, h *host, task, ref string, n int) (berth.Container, error) {
+	said := time.Now().Add(silence)
+	for {
+		rec, err := h.runner.Record(ctx, task)
+		if err != nil {
+			return nil, err
+		}
+		if n > len(rec.Task.Steps) {
+			return nil, invalid("exec: --step %d: task %q has %s", n, ref, steps(len(rec.Task.Steps)))
+		}
+		for i, s := range slices.Backward(rec.Steps) {
+			if s.Started && s.Exit == nil && s.Spec.ID != "" && (n == 0 || n == i+1) {
+				return h.container(ctx, task, s.Spec.ID)
+			}
+		}
+		switch {
+		case rec.Result != nil || rec.Outcome != nil || rec.Cancel != nil:
+			return nil, &quietError{fmt.Sprintf("task %q: no step of it runs: it is %s", ref, rec.State), berth.ErrConflict}
+		case n > 0 && n <= len(rec.Steps) && rec.Steps[n-1].Exit != nil:
+			return nil, &quietError{fmt.Sprintf("task %q: step %d has ended", ref, n), berth.ErrConflict}
+		}
+		if !said.IsZero() && time.Now().After(said) {
+			said = time.Time{}
+			a.say("waiting until task %q runs: it is %s", ref, rec.State)
+		}
+		if err := sleep(ctx, startPoll); err != nil {
+			return nil, err
 		}
 	}
-	return nil, &quietError{"task " + task + ": no step of it runs: it is " + string(rec.State), berth.ErrConflict}
+}
+
+const (
+	silence   = 2 * time.Second // is long for who gets no word
+	startPoll = 20 * time.Millisecond
+)
+
+func steps(n int) string {
+	if n == 1 {
+		return "one step"
+	}
+	return fmt.Sprintf("%d steps", n)
 }

@@ -17,6 +17,7 @@ const (
 	exitUnavailable = 5   // ErrUnavailable: a retry may help
 	exitOwn         = 125 // `berth run`, `berth exec`: berth's own, whatever it is
 	exitCanceled    = 130 // ended by a signal to berth
+	exitPipe        = 141 // nobody reads the output any more
 )
 
 // ownExit marks the commands whose exit code is that of what they run.

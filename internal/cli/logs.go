@@ -37,9 +37,9 @@ standard error, exact to the byte. What a log's limit has dropped is told on sta
 	flags := cmd.Flags()
 	flags.BoolVarP(&o.follow, "follow", "f", false, "go on until the task has ended")
 	o.tail = "all"
-	flags.StringVarP(&o.tail, "tail", "n", o.tail, "only the last `N` lines of each stream")
+	flags.StringVarP(&o.tail, "tail", "n", o.tail, "only the last `N` lines of each stream of each step")
 	flags.StringVar(&o.since, "since", "", "only what was written since `T`: a time, as in 2026-01-02T15:04:05Z, or a duration before now, as in 10m")
-	flags.Var(intValue{&o.offset, 0}, "offset", "begin at this byte of each stream")
+	flags.Var(intValue{&o.offset, 0}, "offset", "begin at this byte of each stream of each step")
 	flags.BoolVarP(&o.timestamps, "timestamps", "t", false, "begin each line with the time at which it was written")
 	flags.Var(intValue{&o.step, 1}, "step", "only this step, from 1")
 	o.stream = "both"
@@ -89,8 +89,14 @@ func (a *app) logs(ctx context.Context, o *logsOptions, ref string) error {
 	if err != nil {
 		return err
 	}
+	if o.step > int64(len(r.Task.Steps)) {
+		return invalid("logs: --step %d: task %q has %s", o.step, ref, steps(len(r.Task.Steps)))
+	}
 	ctx, stop := notify(ctx)
 	defer stop()
+	if o.follow {
+		defer a.lookAfter(ctx, h)()
+	}
 	err = a.printLogs(ctx, h, r.ID, o, from)
 	if o.follow && errors.Is(err, berth.ErrCanceled) {
 		return nil // that is how following ends

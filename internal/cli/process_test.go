@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -175,10 +176,9 @@ func TestGraceEnds(t *testing.T) {
 
 func TestKilledInTheForeground(t *testing.T) {
 	b := newBench(t)
-	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	cmd := b.startWaiting("early")
 	b.signal(cmd, syscall.SIGKILL)
 	_ = cmd.Wait()
-	b.clean()
 	out, code := b.output("system", "cleanup")
 	if code != 0 || !strings.Contains(out, "it ran in the foreground of a berth that was killed") {
 		t.Errorf("cleanup: exit code %d, %s", code, out)
@@ -316,5 +316,97 @@ func TestVersionIsQuick(t *testing.T) {
 	}
 	if best > 150*time.Millisecond { // some 5 ms, but for the race detector and a busy machine
 		t.Errorf("berth version takes %v", best)
+	}
+}
+
+// executable is the path of the program for what is started by another.
+func (b *bench) executable() string {
+	if b.program != "/proc/self/exe" {
+		return b.program
+	}
+	path, err := os.Executable()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return path
+}
+
+// privateMounts gives a process mounts of its own.
+func privateMounts() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+}
+
+// TestKilledIsNoticed: who waits for a task hears of its berth's death, and who looks sees it, with no other command.
+func TestKilledIsNoticed(t *testing.T) {
+	b := newBench(t)
+	cmd, _, _ := b.start("--name", "killed", "bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	var waiters []*exec.Cmd
+	var outs []*bytes.Buffer
+	for _, args := range [][]string{{"logs", "-f", "killed"}, {"wait", "killed"}} {
+		w, out := b.berth(args...), &bytes.Buffer{}
+		w.Stdout, w.Stderr = out, out
+		if err := w.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waiters, outs = append(waiters, w), append(outs, out)
+	}
+	b.signal(cmd, syscall.SIGKILL)
+	_ = cmd.Wait()
+	for i, want := range []string{"up\n", "125\n"} {
+		if err := waiters[i].Wait(); err != nil || outs[i].String() != want {
+			t.Errorf("%q, %v, want %q", outs[i], err, want)
+		}
+	}
+	if out, _ := b.output("ps", "-a", "--format", "json"); !strings.Contains(out, `"state":"SYSTEM_ERROR","reason":"Lost"`) {
+		t.Errorf("ps: %s", out)
+	}
+	b.clean()
+
+	// Before it had a container, nobody sees berth die: the first that looks puts it right, and tells.
+	cmd = b.startWaiting("early")
+	b.signal(cmd, syscall.SIGKILL)
+	_ = cmd.Wait()
+	if out, _ := b.output("ps"); strings.Contains(out, "early") {
+		t.Errorf("ps: %s", out)
+	}
+	b.clean()
+}
+
+// startWaiting starts a task that gets no container: it waits for an input from a server that never answers.
+func (b *bench) startWaiting(name string) *exec.Cmd {
+	b.t.Helper()
+	l, err := new(net.ListenConfig).Listen(b.t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = l.Close() })
+	cmd := b.berth("run", "--name", name, "--input", "http://"+l.Addr().String()+"/x:/in/x", "bb", "true")
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if out, _ := b.output("ps"); strings.Contains(out, "INITIALIZING") {
+			return cmd
+		}
+	}
+	b.t.Fatal("the task never came so far")
+	return nil
+}
+
+// TestNobodyReadsAList ends as cat(1) does when its reader goes: without a word.
+func TestNobodyReadsAList(t *testing.T) {
+	b := newBench(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Close()
+	cmd := b.berth("ps", "-a")
+	stderr := &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = w, stderr
+	_ = cmd.Run()
+	_ = w.Close()
+	if code := cmd.ProcessState.ExitCode(); code != 141 || stderr.Len() > 0 {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }

@@ -117,7 +117,7 @@ func (a *app) ps(ctx context.Context, o *psOptions) error {
 		return &quietError{"ps: --watch: there are no tasks yet", berth.ErrNotFound}
 	}
 	if h.tasks != nil {
-		a.revive(ctx, h)
+		a.settle(ctx, h)
 	}
 	var since int64
 	if o.watch {
@@ -157,6 +157,7 @@ func lastEvent(ctx context.Context, s *store.Store) (seq int64, err error) {
 func (a *app) watch(ctx context.Context, h *host, since int64, filter store.Filter, p *printer) error {
 	ctx, stop := notify(ctx)
 	defer stop()
+	defer a.lookAfter(ctx, h)()
 	for e, err := range h.tasks.Watch(ctx, since, "") {
 		if errors.Is(err, berth.ErrCanceled) {
 			return nil

@@ -2,11 +2,15 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/runner"
@@ -21,6 +25,30 @@ func complete(res berth.Result) berth.Result {
 		res.Outputs = []berth.OutputFile{}
 	}
 	return res
+}
+
+// checkResultFile refuses, before anything runs, a file that could not be written.
+func (a *app) checkResultFile(command, name string) error {
+	if name == "" {
+		return nil
+	}
+	path := a.abs(name)
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return invalid("%s: --result: %s is a directory; name a file", command, name)
+	} else if err == nil && !st.Mode().IsRegular() {
+		return nil
+	}
+	dir := filepath.Dir(path)
+	switch st, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return invalid("%s: --result: cannot write %s: the directory %s does not exist; make it first", command, name, dir)
+	case err == nil && !st.IsDir():
+		return invalid("%s: --result: cannot write %s: %s is no directory", command, name, dir)
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return &quietError{fmt.Sprintf("%s: --result: cannot write %s: the directory %s is not writable (%v)", command, name, dir, err), berth.ErrDenied}
+	}
+	return nil
 }
 
 // writeResult writes a result to a file, which appears whole or not at all.
@@ -55,9 +83,11 @@ func (a *app) writeResult(name string, res berth.Result) error {
 }
 
 // verdict is the last line on standard error: how the task ended, where that is no plain exit of its
-// command; "" where it is.
+// command; "" where it is. Of several steps it names the one that failed.
 func verdict(res berth.Result) string {
 	switch {
+	case res.State == berth.ExecutorError && res.Reason == berth.Exited && strings.HasPrefix(res.Detail, "step "):
+		return colon("Exited", res.Detail)
 	case res.State == berth.Complete, res.State == berth.ExecutorError && res.Reason == berth.Exited:
 		return ""
 	case res.State == berth.Canceled:
@@ -68,13 +98,22 @@ func verdict(res berth.Result) string {
 	return colon(string(res.Reason), stepDetail(res)) + causes(res)
 }
 
+// asFlags names what berth put beside the task's own files by the flags that asked for it.
+func asFlags(text string) string {
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		text = strings.ReplaceAll(text, "input "+streamDir+"/"+name+":", "--"+name+":")
+		text = strings.ReplaceAll(text, "output "+streamDir+"/"+name+":", "--"+name+":")
+	}
+	return text
+}
+
 // stepDetail is the detail of the step that ended the task, without the words that its reason says too.
 func stepDetail(res berth.Result) string {
 	for _, s := range slices.Backward(res.Steps) {
 		if s.Exit.Reason != res.Reason || s.Exit.Detail == "" || !strings.HasSuffix(res.Detail, s.Exit.Detail) {
 			continue
 		}
-		if len(res.Steps) > 1 {
+		if strings.HasPrefix(res.Detail, "step ") {
 			return fmt.Sprintf("step %d: %s", s.Index+1, s.Exit.Detail)
 		}
 		return s.Exit.Detail

@@ -154,6 +154,9 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 // runTask runs the task that flags and arguments amount to.
 func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
 	task, warnings, err := a.taskOf(o, args)
+	if err == nil {
+		err = a.checkResultFile("run", o.result)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type foreground struct {
 func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task) error {
 	res, lost, err := a.drive(ctx, o, task)
 	if err != nil {
+		err = forUser(err, task.ID)
 		res = refused(task, err)
 	}
 	if o.result != "" {
@@ -44,12 +46,21 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 		return err
 	}
 	if last := verdict(res); last != "" {
-		a.say("%s", oneLine(errors.New(last)))
+		a.say("%s", oneLine(errors.New(asFlags(last))))
 	}
 	if lost != nil && taskExit(res) == 0 {
 		return fmt.Errorf("what the task wrote was not all shown: %w: %w", berth.ErrUnavailable, lost)
 	}
 	return exitOf(taskExit(res))
+}
+
+// forUser tells of an error without an ID that nobody was told, and by the flags that were given.
+func forUser(err error, id string) error {
+	text := asFlags(strings.ReplaceAll(err.Error(), "task "+id+": ", ""))
+	if text == err.Error() {
+		return err
+	}
+	return &quietError{text, err}
 }
 
 // refused is the result of a task that came to nothing, so that --result never shows an older one.
@@ -102,7 +113,7 @@ func (f *foreground) hooks() runner.Hooks {
 		Progress: f.progress.report,
 		Warn: func(text string) {
 			if !f.o.quiet {
-				f.a.say("warning: %s", text)
+				f.a.say("warning: %s", asFlags(text))
 			}
 		},
 		Started: f.started,
@@ -206,11 +217,40 @@ func (a *app) runDetached(ctx context.Context, task berth.Task) error {
 	a.revive(ctx, h)
 	id, err := h.runner.Submit(ctx, task)
 	if err != nil {
-		return err
+		return forUser(err, task.ID)
 	}
 	if err := a.startWorker(h.dir, id); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.out, id)
-	return err
+	if _, err := fmt.Fprintln(a.out, id); err != nil {
+		return err
+	}
+	return a.awaitStart(ctx, h, id)
+}
+
+// awaitStart waits for a moment until a detached task runs, so that who asks for it next finds it running. A
+// task that waits for room or for its image is not waited for; one that has ended as it should not is told of.
+func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
+	ctx, stop := notify(ctx) // the task goes on, whatever ends this
+	defer stop()
+	for end := time.Now().Add(silence); time.Now().Before(end); {
+		rec, err := h.runner.Record(ctx, id)
+		switch {
+		case isNotFound(err): // it was removed meanwhile
+			return nil
+		case err != nil:
+			return err
+		case rec.Result != nil:
+			if last := verdict(*rec.Result); last != "" {
+				a.say("%s", oneLine(errors.New(asFlags(last))))
+			}
+			return nil
+		case rec.State != berth.Queued && rec.State != berth.Initializing, rec.Admitted == nil && len(rec.Log) > 0:
+			return nil
+		}
+		if sleep(ctx, startPoll) != nil {
+			return nil
+		}
+	}
+	return nil
 }

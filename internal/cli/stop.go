@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -47,18 +48,26 @@ func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
 // each finds all tasks first, does something with them at the same time, and prints the ID of each with
 // which it was done.
 func (a *app) each(ctx context.Context, h *host, refs []string, do func(ctx context.Context, id string) error) error {
-	ids, seen := []string{}, map[string]bool{}
+	ids, typed := []string{}, map[string]string{}
 	for _, ref := range refs {
 		r, err := h.find(ctx, ref)
 		if err != nil {
 			return err
 		}
-		if !seen[r.ID] {
-			seen[r.ID] = true
+		if typed[r.ID] == "" {
+			typed[r.ID] = ref
 			ids = append(ids, r.ID)
 		}
 	}
-	return a.eachID(ctx, ids, do)
+	return a.eachID(ctx, ids, func(ctx context.Context, id string) error { return named(do(ctx, id), id, typed[id]) })
+}
+
+// named has an error name a task as its user did.
+func named(err error, id, ref string) error {
+	if err == nil || id == ref {
+		return err
+	}
+	return &quietError{strings.ReplaceAll(err.Error(), "task "+id, fmt.Sprintf("task %q", ref)), err}
 }
 
 func (a *app) eachID(ctx context.Context, ids []string, do func(ctx context.Context, id string) error) error {

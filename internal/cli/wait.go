@@ -33,6 +33,9 @@ func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
 	if o.result != "" && len(refs) > 1 {
 		return invalid("wait: --result takes one task, not %d", len(refs))
 	}
+	if err := a.checkResultFile("wait", o.result); err != nil {
+		return err
+	}
 	h, err := a.openTasks(ctx)
 	if err != nil {
 		return err
@@ -46,9 +49,9 @@ func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
 		}
 		ids[i] = r.ID
 	}
-	a.revive(ctx, h)
 	ctx, stop := notify(ctx)
 	defer stop()
+	defer a.lookAfter(ctx, h)()
 	for _, id := range ids {
 		res, err := h.runner.Wait(ctx, id)
 		if err != nil {

@@ -85,14 +85,13 @@ func openLedger(dir string) (*ledger.Ledger, error) {
 	return ledger.New(ledger.Config{Dirs: ledger.DefaultDirs(), Capacity: capacity, Instance: instance})
 }
 
-// resuming has the monitor start a worker when a step of a sandbox has ended that no process waits for.
+// resuming has the monitor start a worker when a step of a detached task has ended, and when the berth that
+// ran a task in the foreground was killed: it records how the task ended.
 type resuming struct{ *oci.Engine }
 
 func (e resuming) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbox, error) {
-	if !spec.Bound {
-		labels := map[string]string{oci.LabelResume: "1"}
-		maps.Copy(labels, spec.Labels)
-		spec.Labels = labels
-	}
+	labels := map[string]string{oci.LabelResume: "1"}
+	maps.Copy(labels, spec.Labels)
+	spec.Labels = labels
 	return e.Engine.Open(ctx, spec)
 }

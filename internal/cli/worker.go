@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -79,22 +81,61 @@ func (a *app) startWorker(dir string, task ...string) error {
 }
 
 // revive has a worker look after tasks that have lost their driver: it was killed, or the machine went down.
-// Whatever goes wrong is not what the user asked about.
-func (a *app) revive(ctx context.Context, h *host) {
+// Whatever goes wrong is not what the user asked about. It returns those of them that ran in the foreground,
+// which end by that.
+func (a *app) revive(ctx context.Context, h *host) (ends []string) {
 	if h.tasks == nil {
-		return
+		return nil
 	}
+	started := false
 	for r, err := range h.tasks.Stale(ctx) {
 		if err == nil && !h.adrift(r) {
 			continue
 		}
-		if err == nil {
+		if err == nil && !started {
 			err = a.startWorker(h.dir)
+			started = true
 		}
 		if err != nil {
 			a.logger().Warn("look after tasks without a driver", "task", r.ID, "err", err)
+			return ends
 		}
-		return
+		if !r.Detached {
+			ends = append(ends, r.ID)
+		}
+	}
+	return ends
+}
+
+// settle is revive for who tells of all tasks: it gives the worker a moment to record how they ended.
+func (a *app) settle(ctx context.Context, h *host) {
+	ends := a.revive(ctx, h)
+	for end := time.Now().Add(silence); len(ends) > 0 && time.Now().Before(end); {
+		if r, err := h.tasks.Get(ctx, ends[0]); err != nil || r.State.Final() {
+			ends = ends[1:]
+			continue
+		}
+		if sleep(ctx, startPoll) != nil {
+			return
+		}
+	}
+}
+
+// lookAfter is revive now and, while something waits for tasks, now and then, until stop is called.
+func (a *app) lookAfter(ctx context.Context, h *host) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
+			a.revive(ctx, h)
+			if sleep(ctx, pause) != nil {
+				return
+			}
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
 	}
 }
 
