@@ -1,0 +1,298 @@
+package device_test
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+)
+
+// suite runs the product's code on the input of one case. It returns what the case's "expected" describes,
+// as anything that encodes to JSON, and the error of the operation where the suite calls that "error".
+type suite func(t *testing.T, input json.RawMessage) (any, error)
+
+// allSuites are the suites by name; each file vectors_*_test.go holds those of its packages.
+var allSuites = []map[string]suite{cdiSuites, nvidiaSuites, dockerSuites, amdSuites}
+
+// pending names the suites whose package is not there yet. The last package empties it.
+var pending = []string{
+	"amd.cdi_generate",
+	"amd.enumerate",
+	"amd.env",
+	"amd.tracker.reserve",
+	"amd.visible_devices",
+	"cdi.annotation.key",
+	"cdi.annotation.parse",
+	"cdi.cache.inject",
+	"cdi.cache.list",
+	"cdi.cache.refresh",
+	"cdi.device.validate",
+	"cdi.edits.append",
+	"cdi.edits.apply",
+	"cdi.edits.validate",
+	"cdi.name",
+	"cdi.spec.load",
+	"cdi.specdirs.scan",
+	"cdi.version.minimum",
+	"cdi.version.validate",
+	"docker.gpus_flag",
+	"docker.run_flags",
+	"hook.application_profile",
+	"hook.create_symlinks",
+	"hook.cuda_compat.dir",
+	"hook.cuda_compat.use",
+	"hook.disable_device_node_modification",
+	"hook.gpu_minors",
+	"moby.capability_match",
+	"moby.cdi_spec_dirs",
+	"moby.first_vendor",
+	"moby.handle_device",
+	"moby.normalize_cdi",
+	"moby.request_ids",
+	"nct.additional_gids",
+	"nct.annotations",
+	"nct.cdi_requests",
+	"nct.config",
+	"nct.config_file.supported_caps",
+	"nct.cuda_version",
+	"nct.disable_require",
+	"nct.driver_caps.effective",
+	"nct.driver_caps.intersection",
+	"nct.driver_caps.parse",
+	"nct.env_parse",
+	"nct.imex.env",
+	"nct.imex.requests",
+	"nct.mode_identifiers",
+	"nct.privileged",
+	"nct.require.eval",
+	"nct.require.logic",
+	"nct.require.parse",
+	"nct.require.parse_term",
+	"nct.requirements.collect",
+	"nct.runtime_mode",
+	"nct.visible_devices",
+	"nct.visible_devices.env",
+	"nct.visible_devices.mounts",
+	"nerdctl.gpus_flag",
+	"nv.identifier_kind",
+	"nv.mig_cap_proc_path",
+	"nv.mig_minors_file",
+	"nv.mig_minors_line",
+	"nv.proc_devices",
+	"nv.proc_gpu_information",
+	"nvc.select_devices",
+	"nvcdi.device_names",
+	"nvcdi.hook_args",
+	"nvcdi.imex.channel_ids",
+	"podman.gpus_to_cdi",
+	"rm.cuda_visible_devices",
+	"rm.host_gpu_mask",
+}
+
+type vector struct {
+	Name     string
+	Input    json.RawMessage
+	Expected json.RawMessage
+}
+
+// TestVectors runs the cases in testdata/vectors and in each directory that BERTH_VECTORS lists. Cases in
+// which berth differs on purpose are in testdata/vectors-differences.json, with the reason.
+func TestVectors(t *testing.T) {
+	suites := registered(t)
+	differences := readJSON[map[string]string](t, "testdata/vectors-differences.json")
+	unused, missing := maps.Clone(differences), maps.Clone(suites)
+
+	files := vectorFiles(t, "testdata/vectors")
+	for _, dir := range filepath.SplitList(os.Getenv("BERTH_VECTORS")) {
+		files = append(files, vectorFiles(t, dir)...)
+	}
+	for _, file := range files {
+		v := readJSON[struct {
+			Suite string
+			Cases []vector
+		}](t, file)
+		run, ok := suites[v.Suite]
+		switch {
+		case slices.Contains(pending, v.Suite):
+			continue
+		case !ok:
+			t.Errorf("%s: no function is known for the suite %q", file, v.Suite)
+			continue
+		case len(v.Cases) == 0:
+			t.Errorf("%s: no cases", file)
+		}
+		delete(missing, v.Suite)
+		for _, c := range v.Cases {
+			delete(unused, c.Name)
+			t.Run(c.Name, func(t *testing.T) {
+				out, err := run(t, c.Input)
+				diff := difference(t, c.Expected, out, err)
+				reason, listed := differences[c.Name]
+				switch {
+				case listed && diff == "":
+					t.Errorf("agrees, but testdata/vectors-differences.json says that it differs: %s", reason)
+				case !listed && diff != "":
+					t.Errorf("input: %s\n%s", c.Input, diff)
+				}
+			})
+		}
+	}
+	for name := range missing {
+		t.Errorf("no file in testdata/vectors holds cases of the suite %q", name)
+	}
+	for name := range unused {
+		t.Errorf("testdata/vectors-differences.json names %q, which no file holds", name)
+	}
+}
+
+func registered(t *testing.T) map[string]suite {
+	suites := map[string]suite{}
+	for _, some := range allSuites {
+		for name, run := range some {
+			if suites[name] != nil {
+				t.Errorf("two functions for the suite %q", name)
+			}
+			if slices.Contains(pending, name) {
+				t.Errorf("the suite %q is there and pending", name)
+			}
+			suites[name] = run
+		}
+	}
+	return suites
+}
+
+func vectorFiles(t *testing.T, dir string) []string {
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: no vectors (%v)", dir, err)
+	}
+	return files
+}
+
+func readJSON[T any](t *testing.T, file string) (v T) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &v); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return v
+}
+
+// decode reads the input of a case.
+func decode[T any](t *testing.T, input json.RawMessage) (v T) {
+	t.Helper()
+	if err := json.Unmarshal(input, &v); err != nil {
+		t.Fatalf("input: %v", err)
+	}
+	return v
+}
+
+// difference says how a result is not what a case expects; "" if it is.
+func difference(t *testing.T, expected json.RawMessage, out any, err error) string {
+	want := parse(t, expected)
+	data, e := json.Marshal(out)
+	if e != nil {
+		t.Fatal(e)
+	}
+	got := parse(t, data)
+	// The text of an error is not part of the contract, only that there is one.
+	mustFail := false
+	if m, ok := want.(map[string]any); ok {
+		mustFail = m["error"] != nil && m["error"] != false
+		delete(m, "error")
+		delete(m, "error_contains")
+		want = m
+	}
+	switch {
+	case mustFail && err == nil:
+		return fmt.Sprintf("no error, but %s", data)
+	case !mustFail && err != nil:
+		return fmt.Sprintf("error: %v", err)
+	}
+	return gocmp.Diff(normal(want, ""), normal(got, ""))
+}
+
+func parse(t *testing.T, data []byte) (v any) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	if err := dec.Decode(&v); err != nil {
+		t.Fatalf("%s: %v", data, err)
+	}
+	return v
+}
+
+// normal brings what compares equal to one form: null, [] and {} are nil, a key without a value is absent,
+// and lists whose key ends in _unordered or _sorted are sorted.
+func normal(v any, key string) any {
+	switch v := v.(type) {
+	case map[string]any:
+		m := map[string]any{}
+		for k, e := range v {
+			if e = normal(e, k); e != nil {
+				m[k] = e
+			}
+		}
+		if len(m) > 0 {
+			return m
+		}
+		return nil
+	case []any:
+		if len(v) == 0 {
+			return nil
+		}
+		l := make([]any, len(v))
+		for i, e := range v {
+			l[i] = normal(e, "")
+		}
+		if strings.HasSuffix(key, "_unordered") || strings.HasSuffix(key, "_sorted") {
+			slices.SortFunc(l, func(a, b any) int {
+				return cmp.Compare(fmt.Sprintf("%T %[1]v", a), fmt.Sprintf("%T %[1]v", b))
+			})
+		}
+		return l
+	default:
+		return v
+	}
+}
+
+// TestVectorsCatch holds the comparison itself to the rules.
+func TestVectorsCatch(t *testing.T) {
+	failed := fmt.Errorf("failed")
+	for _, c := range []struct {
+		name     string
+		expected string
+		out      any
+		err      error
+		same     bool
+	}{
+		{"equal", `{"a":[1,"x"]}`, map[string]any{"a": []any{1, "x"}}, nil, true},
+		{"another value", `{"a":1}`, map[string]any{"a": 2}, nil, false},
+		{"one too many", `{"a":1}`, map[string]any{"a": 1, "b": 2}, nil, false},
+		{"false is not null", `{"ok":false}`, map[string]any{}, nil, false},
+		{"empty is null", `{"a":null,"b":[],"c":{"d":{}}}`, map[string]any{"c": []any{}}, nil, true},
+		{"empty text is not null", `{"a":""}`, map[string]any{}, nil, false},
+		{"order", `{"a":[1,2]}`, map[string]any{"a": []any{2, 1}}, nil, false},
+		{"unordered", `{"a_unordered":[{"x":1},{"x":2}]}`, map[string]any{"a_unordered": []any{map[string]any{"x": 2}, map[string]any{"x": 1}}}, nil, true},
+		{"multiset", `{"a_unordered":[1,1,2]}`, map[string]any{"a_unordered": []any{1, 2, 2}}, nil, false},
+		{"sorted", `{"a_sorted":["x","y"]}`, map[string]any{"a_sorted": []any{"y", "x"}}, nil, true},
+		{"must fail, and does", `{"error":"upstream's words"}`, nil, failed, true},
+		{"must fail, and does not", `{"error":true}`, nil, nil, false},
+		{"must not fail", `{"a":1}`, map[string]any{"a": 1}, failed, false},
+		{"error false", `{"error":false,"a":1}`, map[string]any{"a": 1}, nil, true},
+		{"more than the error", `{"error":"e","left":["x"]}`, map[string]any{"left": []any{"y"}}, failed, false},
+	} {
+		if diff := difference(t, json.RawMessage(c.expected), c.out, c.err); (diff == "") != c.same {
+			t.Errorf("%s: %q", c.name, diff)
+		}
+	}
+}
