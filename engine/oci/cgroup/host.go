@@ -40,8 +40,9 @@ type Options struct {
 	Base string
 	// Adopt lets Find change the place of this process, which v2 may demand: a cgroup either has processes
 	// or gives controllers to its children. A process that is to stay, such as berth's monitor, sets it:
-	// then it is moved into a leaf of its own cgroup, or into a scope that the user's systemd is asked for.
-	// Without it Find only looks whether that would be possible, and its groups have no limits then.
+	// then it is moved into a scope that the user's systemd is asked for, or, with all other processes of this
+	// program that are in its own cgroup, into a leaf of that. Processes of other programs are never moved.
+	// Without it Find only looks what would be possible, and its groups have no limits then on v2.
 	Adopt bool
 	// CountDisks has a v1 kernel count the bytes that groups move from and to disks where it does not by
 	// itself: since Linux 6.10. That changes the host until it is booted again, by a little work for each
@@ -65,6 +66,8 @@ type Host struct {
 	work    sync.WaitGroup
 	release func() // takes back a move of this process
 
+	shelters string   // the directory whose leaf this process may be moved into
+	obstacle obstacle // the nearest one that was met
 	// promised are the controllers that Find would have with Options.Adopt.
 	promised [controllers]bool
 

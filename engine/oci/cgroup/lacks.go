@@ -3,6 +3,8 @@ package cgroup
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/berth-project/berth"
 )
@@ -12,8 +14,6 @@ const (
 
 	remedyDelegate = "log in through systemd with a user session (loginctl enable-linger USER), and let it delegate all controllers: " +
 		"in /etc/systemd/system/user@.service.d/delegate.conf write [Service] and Delegate=cpu cpuset io memory pids, then systemctl daemon-reload; or run berth as root"
-
-	remedyBusy = "start berth in a cgroup of its own, or make it the first process of its container"
 
 	remedySwap = "boot with swapaccount=1 on the kernel command line, or swapoff -a"
 
@@ -53,17 +53,44 @@ func (h *Host) why(c controller) (why, remedy string) {
 		return "no cgroups are mounted", remedyMount
 	case h.version == V2 && c == devices:
 		return "this process may not load eBPF programs", "run berth as root, with CAP_BPF or CAP_SYS_ADMIN"
+	case h.version == V2 && h.v2 == nil && os.Geteuid() == 0 && ownsHost():
+		return "/sys/fs/cgroup cannot be written", "mount it writable; in a container: start that with --privileged"
 	case h.version == V2 && h.v2 == nil:
-		return "no cgroup here can be written by this user", remedyDelegate
-	case h.version == V2 && os.Geteuid() == 0 && ownsHost():
-		return fmt.Sprintf("the %s controller cannot be given to new cgroups: other processes are in the cgroup of this one", name), remedyBusy
+		return "no cgroup here can be written by this user", remedyGive()
+	case h.version == V2 && contains(fields(h.obstacle.dir+"/cgroup.controllers"), name):
+		return h.obstacle.why(name)
 	case h.version == V2:
-		return fmt.Sprintf("the %s controller is not delegated to this user", name), remedyDelegate
+		return fmt.Sprintf("the %s controller is not delegated to this user", name), remedyGive()
 	case os.Geteuid() != 0 || !ownsHost():
 		return fmt.Sprintf("cgroup v1 can be written by root only, and the %s controller is on v1", name), remedyV1
 	}
 	return fmt.Sprintf("the %s hierarchy is not mounted, or cannot be written", name),
 		fmt.Sprintf("mount -t cgroup -o %s cgroup /sys/fs/cgroup/%s, and look for cgroup_disable= on the kernel command line", name, name)
+}
+
+// why says why a controller that dir has is not given to the cgroups in it, and what to do.
+func (o *obstacle) why(name string) (why, remedy string) {
+	if len(o.locked) > 0 {
+		return fmt.Sprintf("the %s controller of %s cannot be given to new cgroups: %s cannot be written by this user", name, o.dir, strings.Join(o.locked, " and ")),
+			"as root: chown them to the user, as the directory itself is"
+	}
+	list := o.strangers
+	if len(list) > 3 {
+		list = append(slices.Clone(list[:3]), fmt.Sprintf("and %d more", len(list)-3))
+	}
+	return fmt.Sprintf("the %s controller of %s cannot be given to new cgroups while it has processes itself, and berth moves none but its own: %s",
+			name, o.dir, strings.Join(list, ", ")),
+		fmt.Sprintf("move them into a cgroup below it, in a shell: mkdir %[1]s/shell && echo $$ >%[1]s/shell/cgroup.procs", o.dir)
+}
+
+// remedyGive says how this user is given a cgroup: by systemd where the host runs it, else by hand.
+func remedyGive() string {
+	if exists("/run/systemd/system") {
+		return remedyDelegate
+	}
+	return fmt.Sprintf("as root: cd /sys/fs/cgroup && echo +cpu +io +memory +pids >cgroup.subtree_control && mkdir -p user-%[1]d/shell && "+
+		"chown %[1]d user-%[1]d user-%[1]d/cgroup.procs user-%[1]d/cgroup.subtree_control && echo PID >user-%[1]d/shell/cgroup.procs, "+
+		"where PID is that of your shell; or run berth as root", hostUID())
 }
 
 // Keeps refuses a limit that this host cannot keep, with the remedy: ErrUnsupported. It counts what Find would

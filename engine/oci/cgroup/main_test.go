@@ -41,7 +41,7 @@ func helper(what string, args []string) error {
 		}
 		return unix.Exec("/proc/self/exe", append([]string{"helper", "helper"}, args[1:]...), os.Environ())
 	case "user":
-		return userHelper(args[0] == "true")
+		return userHelper(args[0] == "true", args[1])
 	case "v2only": // the tests that args name, where only cgroup2 is mounted
 		if err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 			unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "")); err != nil {

@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -19,6 +21,7 @@ import (
 	"testing"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 )
@@ -30,20 +33,33 @@ type outcomes struct {
 	Lacks       []string
 	Place       string // where its groups are, below the mount point
 	Own         string // its own cgroup after Find
+	Sheltered   int    // how many processes are in the leaf then
 	Limited     string // the error of a group with limits, or ""
 	Kills       int64  // of a process that takes more memory than it may
+	Again       string // the error of a group with limits after another berth undid what Find did, or ""
 	Unlimited   string // the error of a group without limits, or ""
 	Empty       bool   // that group is none
 	Back        string // its own cgroup after Close
 	Left        bool   // something is left after Close
+	Others      int    // of its children, those that are where they were after Close
 }
 
 const aUser = 61234
 
 // userHelper is that process: it prints its outcomes.
-func userHelper(adopt bool) error {
+func userHelper(adopt bool, children string) error {
 	ctx := context.Background()
 	var o outcomes
+	before, _ := ownV2()
+	var others []*exec.Cmd
+	for range len(children) {
+		c := exec.CommandContext(ctx, "/proc/self/exe", "helper", "sleep")
+		if err := c.Start(); err != nil {
+			return err
+		}
+		defer func() { _ = errors.Join(c.Process.Kill(), c.Wait()) }()
+		others = append(others, c)
+	}
 	h, err := Find(ctx, Options{Base: "berth-test", Adopt: adopt, Scope: "berth-test.scope"})
 	if err != nil {
 		return err
@@ -60,6 +76,7 @@ func userHelper(adopt bool) error {
 		o.Place = h.v2.base
 	}
 	o.Own, _ = ownV2()
+	o.Sheltered = len(fields(h.shelters + "/" + leaf + "/cgroup.procs"))
 	g, err := h.Make(Spec{Path: "inst/limited", Limits: Limits{CPU: 0.5, Memory: 32 * mib, PIDs: 50}})
 	if err != nil {
 		o.Limited = err.Error()
@@ -67,6 +84,12 @@ func userHelper(adopt bool) error {
 		_ = command(ctx, g, "hog", "100000000").Run()
 		if o.Kills, err = g.OOMKills(); err != nil {
 			return err
+		}
+		if err := errors.Join(g.Kill(ctx), g.Remove(ctx)); err != nil {
+			return err
+		}
+		if path.Base(o.Own) == leaf {
+			o.Again = again(h)
 		}
 	}
 	g, err = h.Make(Spec{Path: "inst/unlimited"})
@@ -93,13 +116,30 @@ func userHelper(adopt bool) error {
 	}
 	o.Back, _ = ownV2()
 	o.Left = place != "" && (exists(place) || exists(filepath.Dir(place)+"/"+leaf))
+	for _, c := range others {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Process.Pid)); err == nil && string(b) == "0::"+before+"\n" {
+			o.Others++
+		}
+	}
 	return json.NewEncoder(os.Stdout).Encode(o)
 }
 
+// again makes a group with limits after what the end of another berth in the same place does.
+func again(h *Host) string {
+	err := errors.Join(removeTree(context.Background(), h.v2.mount+h.v2.base), outOfLeaf(h.shelters))
+	if err == nil {
+		_, err = h.Make(Spec{Path: "inst/again", Limits: Limits{CPU: 0.5, Memory: 32 * mib, PIDs: 50}})
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // asUser runs the helper as an ordinary user, in the cgroup dir where one is named.
-func asUser(t *testing.T, dir, runtimeDir string, namespace, adopt bool) outcomes {
+func asUser(t *testing.T, dir, runtimeDir string, namespace, adopt bool, children int) outcomes {
 	t.Helper()
-	c := exec.CommandContext(t.Context(), "/proc/self/exe", "helper", "user", strconv.FormatBool(adopt))
+	c := exec.CommandContext(t.Context(), "/proc/self/exe", "helper", "user", strconv.FormatBool(adopt), strings.Repeat("c", children))
 	c.Env = []string{"XDG_RUNTIME_DIR=" + runtimeDir}
 	c.Stderr = os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: aUser, Gid: aUser}}
@@ -133,7 +173,7 @@ func TestUserOnV1(t *testing.T) {
 	if h.Version() == V2 {
 		t.Skip("needs v1 hierarchies: see TestUserOnV2")
 	}
-	o := asUser(t, "", "/nowhere", true, true)
+	o := asUser(t, "", "/nowhere", true, true, 0)
 	for _, word := range []string{"CPU limit", berth.ErrUnsupported.Error(), "cgroup v1 can be written by root only", remedyV1} {
 		if !strings.Contains(o.Limited, word) {
 			t.Errorf("a limit: %q, want %q in it", o.Limited, word)
@@ -187,49 +227,131 @@ func TestUserOnV2(t *testing.T) {
 	if err := enable(slice); err != nil {
 		t.Fatal(err)
 	}
+	terminal := give(fmt.Sprintf("/user.slice/user-%d.slice/user@%d.service/app.slice/terminal.scope", aUser, aUser), aUser)
 	mine := give("/delegated", aUser)
 	enableDown(mine)
+	below := give("/delegated/shell", aUser)
+	locked := give("/locked", aUser)
+	enableDown(locked)
+	if err := os.Chown(locked+"/cgroup.subtree_control", 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	unit := give("/system.slice/unit.service", aUser)
+	enableDown(unit)
+	if err := unix.Setxattr(unit, "user.delegate", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
 	scope := slice[len(root):] + "/berth-test.scope"
+	none := []string{"CPU limits", "I/O figures", "memory limits", "pids limits"}
+	byHand := "no cgroup here can be written by this user; as root: cd /sys/fs/cgroup && echo +cpu"
 	for _, namespace := range []bool{false, true} {
 		for _, c := range []struct {
 			name   string
 			in     string
 			bus    bool
-			adopt  bool
-			want   outcomes
-			refuse string // why a limit is refused
+			look   bool     // without Adopt
+			ours   int      // children, which are in it too
+			other  bool     // there is a process of another program
+			want   outcomes // but for Own and Back, where they are the same as in
+			refuse string   // why a limit is refused
 		}{
-			{"by systemd", session, true, true, outcomes{
-				Version: V2, Controllers: all, Place: scope + "/berth-test", Own: scope + "/" + leaf, Kills: 1, Back: scope,
-			}, ""},
-			{"delegated", mine, false, true, outcomes{
-				Version: V2, Controllers: all, Place: "/delegated/berth-test", Own: "/delegated/" + leaf, Kills: 1, Back: "/delegated",
-			}, ""},
-			{"not delegated", session, false, true, outcomes{
-				Version: V2, Lacks: []string{"CPU limits", "I/O figures", "memory limits", "pids limits"}, Empty: true,
-				Own: session[len(root):], Back: session[len(root):],
-			}, "no cgroup here can be written by this user; log in through systemd"},
-			{"only looking", session, true, false, outcomes{
-				Version: V2, Controllers: all, Empty: true, Own: session[len(root):], Back: session[len(root):],
-			}, "no cgroup here can be written by this user"},
+			{name: "by systemd", in: session, bus: true, want: outcomes{
+				Controllers: all, Place: scope + "/berth-test", Own: scope + "/" + leaf, Sheltered: 1, Kills: 1, Back: scope,
+			}},
+			// Its controllers are systemd's to give and to take.
+			{name: "by systemd, out of a unit of its own", in: terminal, bus: true, other: true, want: outcomes{
+				Controllers: all, Place: scope + "/berth-test", Own: scope + "/" + leaf, Sheltered: 1, Kills: 1, Back: scope,
+			}},
+			{name: "delegated unit", in: unit, bus: true, want: outcomes{
+				Controllers: all, Place: "/system.slice/unit.service/berth-test", Own: "/system.slice/unit.service/" + leaf, Sheltered: 1, Kills: 1,
+			}},
+			{name: "delegated unit with others", in: unit, bus: true, other: true, want: outcomes{
+				Controllers: all, Place: scope + "/berth-test", Own: scope + "/" + leaf, Sheltered: 1, Kills: 1, Back: scope,
+			}},
+			{name: "delegated", in: mine, want: outcomes{
+				Controllers: all, Place: "/delegated/berth-test", Own: "/delegated/" + leaf, Sheltered: 1, Kills: 1,
+			}},
+			{name: "delegated, with others of this program", in: mine, ours: 2, want: outcomes{
+				Controllers: all, Place: "/delegated/berth-test", Own: "/delegated/" + leaf, Sheltered: 3, Kills: 1,
+			}},
+			{
+				name: "delegated, with others", in: mine, ours: 1, other: true, want: outcomes{Place: "/delegated/berth-test", Lacks: none},
+				refuse: "the cpu controller of " + mine + " cannot be given to new cgroups while it has processes itself, and berth moves none but its own: sleep (",
+			},
+			{name: "in a part of what was delegated", in: below, ours: 1, other: true, want: outcomes{
+				Controllers: all, Place: "/delegated/berth-test", Kills: 1,
+			}},
+			{
+				name: "locked", in: locked, want: outcomes{Place: "/locked/berth-test", Lacks: none},
+				refuse: "the cpu controller of " + locked + " cannot be given to new cgroups: " + locked + "/cgroup.subtree_control cannot be written by this user; as root: chown",
+			},
+			{name: "not delegated", in: session, want: outcomes{Lacks: none, Empty: true}, refuse: byHand},
+			{name: "looking for systemd", in: session, bus: true, look: true, want: outcomes{Controllers: all, Empty: true}, refuse: byHand},
+			{
+				name: "looking at what is delegated", in: mine, look: true, ours: 1, want: outcomes{Controllers: all, Place: "/delegated/berth-test"},
+				refuse: "CPU limit",
+			},
+			{
+				name: "looking, with others", in: mine, look: true, other: true, want: outcomes{Place: "/delegated/berth-test", Lacks: none},
+				refuse: "move them into a cgroup below it, in a shell: mkdir " + mine + "/shell && echo $$ >" + mine + "/shell/cgroup.procs",
+			},
+			{name: "looking, in a part of what was delegated", in: below, look: true, other: true, want: outcomes{
+				Controllers: all, Place: "/delegated/berth-test",
+			}, refuse: "CPU limit"},
 		} {
 			t.Run(fmt.Sprintf("%s, namespace %v", c.name, namespace), func(t *testing.T) {
 				runtimeDir := "/nowhere"
 				if c.bus {
 					runtimeDir = fakeSystemd(t, slice)
 				}
-				o := asUser(t, c.in, runtimeDir, namespace, c.adopt)
+				for _, on := range fields(mine + "/cgroup.subtree_control") { // the case before left them
+					if err := write(mine+"/cgroup.subtree_control", "-"+on); err != nil {
+						t.Fatal(err)
+					}
+				}
+				at := c.in[len(root):]
+				other := 0
+				if c.other {
+					other = standing(t, c.in, "sleep", "1000")
+				}
+				o := asUser(t, c.in, runtimeDir, namespace, !c.look, c.ours)
 				if (c.refuse == "") != (o.Limited == "") || !strings.Contains(o.Limited, c.refuse) {
 					t.Errorf("a limit: %q, want %q", o.Limited, c.refuse)
 				}
 				o.Limited = ""
+				c.want.Version = V2
+				c.want.Others = c.ours
+				c.want.Own, c.want.Back = cmp.Or(c.want.Own, at), cmp.Or(c.want.Back, at)
 				if !reflect.DeepEqual(o, c.want) {
 					t.Errorf("got\n%+v, want\n%+v", o, c.want)
+				}
+				if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", other)); c.other && string(b) != "0::"+at+"\n" {
+					t.Errorf("another process is in %q, want %s; %v", b, at, err)
 				}
 				_ = removeTree(t.Context(), root+scope)
 			})
 		}
 	}
+}
+
+// standing starts a process of the user in a cgroup, which stays until the end of the test.
+func standing(t *testing.T, dir string, argv ...string) (pid int) {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: aUser, Gid: aUser}, UseCgroupFD: true, CgroupFD: int(f.Fd())}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	return c.Process.Pid
 }
 
 // fakeSystemd is a message bus on which the one thing that answers is a systemd that starts scopes in slice.

@@ -13,10 +13,6 @@ import (
 	"github.com/berth-project/berth"
 )
 
-// leaf is the cgroup that Adopt moves this process into: one that has processes cannot give controllers to
-// its children, but for the root of the whole host.
-const leaf = "_self"
-
 // findV2 takes the v2 hierarchy into use. On a hybrid host it holds no controllers that we need.
 func (h *Host) findV2(ctx context.Context, found *hierarchy, opts Options) {
 	if h.version == Hybrid {
@@ -32,30 +28,66 @@ func (h *Host) findV2(ctx context.Context, found *hierarchy, opts Options) {
 	h.counts = exists(dir + "/cpu.stat")
 }
 
-// findUnified looks for a place below the root, then below our own cgroup, then asks the user's systemd,
-// until one has all controllers. The best that was found is kept.
+// findUnified looks for a place that has all controllers: at the root; in what the user's systemd gives; in our
+// own cgroup, which was delegated to this user or to the container that we are in; and above it, where a shell
+// lies in a part of what was delegated. The best that was found is kept.
 func (h *Host) findUnified(ctx context.Context, found *hierarchy, opts Options) {
 	if h.consider(found, "/", opts) {
 		return
 	}
 	own := strings.TrimSuffix(found.own, "/"+leaf)
-	if own != "/" && h.consider(found, own, opts) {
-		return
+	bus := ""
+	if os.Geteuid() != 0 || !ownsHost() {
+		bus = userBus()
 	}
-	bus := userBus()
-	if bus == "" || os.Geteuid() == 0 && ownsHost() {
-		return
+	// In a unit that is not marked as delegated, systemd enables and disables controllers as it sees fit.
+	var refused error
+	asked := bus == "" || marked(found.mount+own)
+	if !asked {
+		if refused = h.ask(ctx, bus, found, opts); refused == nil {
+			return
+		}
 	}
+	for at := own; at != "/"; at = path.Dir(at) {
+		if (at == own || !managed(at)) && h.consider(found, at, opts) {
+			return
+		}
+	}
+	if asked && bus != "" {
+		if refused = h.ask(ctx, bus, found, opts); refused == nil {
+			return
+		}
+	}
+	if refused != nil {
+		h.lacks = append(h.lacks, berth.Lack{What: "a cgroup of the user's systemd", Why: refused.Error(), Remedy: remedyDelegate})
+	}
+}
+
+// ask has the user's systemd give us a scope, which we are then in. Without Options.Adopt it only looks what there
+// is to give.
+func (h *Host) ask(ctx context.Context, bus string, found *hierarchy, opts Options) error {
 	if !opts.Adopt {
-		h.promised = userDelegated(&tree{hierarchy: *found})
-		return
+		h.promise(userDelegated(&tree{hierarchy: *found}))
+		return nil
 	}
 	scope, err := enterScope(ctx, bus, opts.Scope)
-	if err != nil {
-		h.lacks = append(h.lacks, berth.Lack{What: "a cgroup of the user's systemd", Why: err.Error(), Remedy: remedyDelegate})
-		return
+	if err == nil {
+		h.consider(found, scope, opts)
 	}
-	h.consider(found, scope, opts)
+	return err
+}
+
+// marked reports whether systemd marked a cgroup as delegated.
+func marked(dir string) bool {
+	var value [1]byte
+	n, err := unix.Getxattr(dir, "user.delegate", value[:])
+	return err == nil && n == 1 && value[0] == '1'
+}
+
+// managed reports whether the systemd of the host or of a user makes and removes the cgroups in this one.
+func managed(at string) bool {
+	name := path.Base(at)
+	return strings.HasSuffix(name, ".slice") || strings.HasPrefix(name, "user@") && strings.HasSuffix(name, ".service")
 }
 
 // consider takes the place below at into use if it is better than what was found, and reports whether it has
@@ -68,7 +100,11 @@ func (h *Host) consider(found *hierarchy, at string, opts Options) (complete boo
 	if unix.Access(t.mount+t.base, unix.W_OK|unix.X_OK) != nil {
 		return false
 	}
-	has, back := give(t, at, opts.Adopt)
+	dir := t.mount + at
+	if !opts.Adopt {
+		return h.look(t, dir)
+	}
+	has, back := h.give(t, dir)
 	if h.v2 != nil && count(has) <= count(h.v2has) {
 		back()
 		_ = os.Remove(t.mount + t.base)
@@ -78,28 +114,92 @@ func (h *Host) consider(found *hierarchy, at string, opts Options) (complete boo
 		h.release()
 		_ = os.Remove(h.v2.mount + h.v2.base)
 	}
-	h.v2, h.v2has, h.release = t, has, back
-	return has[cpu] && has[memory] && has[pids]
+	h.v2, h.v2has, h.release, h.shelters = t, has, back, dir
+	return enough(has)
 }
 
-// give enables the controllers for what is made below t.base, which lies in at, and answers which are, and
-// how to take back a move of this process.
-func give(t *tree, at string, adopt bool) (has [controllers]bool, back func()) {
+// enough reports whether there is all that is needed for limits.
+func enough(has [controllers]bool) bool { return has[cpu] && has[memory] && has[pids] }
+
+// look finds out what give would have to give, and changes nothing that stays.
+func (h *Host) look(t *tree, dir string) (complete bool) {
+	var has [controllers]bool
+	if h.usable(dir) {
+		has = named(dir + "/cgroup.controllers")
+	} else {
+		has = named(t.mount + t.base + "/cgroup.controllers") // what it gives already
+	}
+	if h.v2 != nil && count(has) <= count(h.promised) {
+		_ = os.Remove(t.mount + t.base)
+		return false
+	}
+	if h.v2 != nil {
+		_ = os.Remove(h.v2.mount + h.v2.base)
+	}
+	h.v2 = t
+	h.promise(has)
+	return enough(has)
+}
+
+func (h *Host) promise(has [controllers]bool) {
+	if count(has) > count(h.promised) {
+		h.promised = has
+	}
+}
+
+// give enables the controllers for what is made below t.base, which lies in dir, and answers which are, and
+// how to take back a move of processes.
+func (h *Host) give(t *tree, dir string) (has [controllers]bool, back func()) {
 	back = func() {}
-	dir := t.mount + at
-	if err := enable(dir); errors.Is(err, unix.EBUSY) && adopt && intoLeaf(dir) == nil {
-		if err := enable(dir); err != nil {
-			_ = outOfLeaf(dir)
-		} else {
+	if h.usable(dir) {
+		if err := enable(dir); errors.Is(err, unix.EBUSY) && intoLeaf(dir) == nil {
 			back = func() { _ = outOfLeaf(dir) }
+			if err := enable(dir); err != nil {
+				back()
+			}
 		}
 	}
 	_ = enable(t.mount + t.base) // what could not be enabled is not in the list below
-	on := fields(t.mount + t.base + "/cgroup.subtree_control")
-	for c, name := range v2Names {
-		has[c] = name != "" && contains(on, name)
+	return named(t.mount + t.base + "/cgroup.subtree_control"), back
+}
+
+// usable reports whether dir can be made to give the controllers that it has. What keeps it from that is
+// remembered: of several places the first, which is the nearest.
+func (h *Host) usable(dir string) bool {
+	if !exists(dir + "/cgroup.type") { // the host's own root
+		return unix.Access(dir+"/cgroup.subtree_control", unix.W_OK) == nil
 	}
-	return has, back
+	b := obstacle{dir: dir}
+	for _, f := range []string{"cgroup.procs", "cgroup.subtree_control"} {
+		if unix.Access(dir+"/"+f, unix.W_OK) != nil {
+			b.locked = append(b.locked, dir+"/"+f)
+		}
+	}
+	if len(b.locked) == 0 {
+		if on := named(dir + "/cgroup.subtree_control"); !enough(on) {
+			b.strangers = strangers(dir)
+		}
+	}
+	if h.obstacle.dir == "" && len(b.locked)+len(b.strangers) > 0 {
+		h.obstacle = b
+	}
+	return len(b.locked)+len(b.strangers) == 0
+}
+
+// obstacle is what keeps a cgroup that this process may make others in from giving them its controllers.
+type obstacle struct {
+	dir       string
+	locked    []string // files that cannot be written
+	strangers []string // processes in it that are not ours to move
+}
+
+// named is a list of controllers in a file.
+func named(file string) (has [controllers]bool) {
+	list := fields(file)
+	for c, name := range v2Names {
+		has[c] = name != "" && contains(list, name)
+	}
+	return has
 }
 
 // enable gives the controllers that dir has to its children. It answers the last error of those that it
@@ -122,30 +222,12 @@ func enable(dir string) (last error) {
 	return last
 }
 
-// intoLeaf moves this process out of dir into a child of it.
-func intoLeaf(dir string) error {
-	if err := os.Mkdir(dir+"/"+leaf, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return write(dir+"/"+leaf+"/cgroup.procs", "0")
-}
-
-// outOfLeaf is the reverse of intoLeaf; it needs a dir that no other cgroup is below.
-func outOfLeaf(dir string) error {
-	for _, name := range fields(dir + "/cgroup.subtree_control") {
-		if err := write(dir+"/cgroup.subtree_control", "-"+name); err != nil {
-			return err
-		}
-	}
-	if err := write(dir+"/cgroup.procs", "0"); err != nil {
-		return err
-	}
-	return os.Remove(dir + "/" + leaf)
-}
-
 // enableAll makes sure that what is made in dir has every controller that the host promises.
 func (h *Host) enableAll(t *tree, dir string) error {
 	err := enable(dir)
+	if errors.Is(err, unix.EBUSY) && dir == h.shelters && intoLeaf(dir) == nil { // another berth that ended moved us back
+		err = enable(dir)
+	}
 	on := fields(dir + "/cgroup.subtree_control")
 	for c, name := range v2Names {
 		if !h.v2has[c] || contains(on, name) {

@@ -25,7 +25,7 @@ $b mkdir -p proc sys dev tmp run root var/tmp usr/bin sbin mnt
 exec $b switch_root /new /rc
 `
 
-const rcHead = `#!/bin/busybox sh
+const rcHead = `
 /bin/busybox --install -s /bin
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 chmod 1777 /tmp /var/tmp
@@ -41,16 +41,16 @@ mount -t tmpfs -o mode=755 run /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for m in /modules/*; do insmod $m; done
 ip link set lo up
-stty -F /dev/ttyS1 raw
+stty -F $output raw
 run() {
-	"$@" </dev/null >/dev/ttyS1 2>&1
-	echo $? >/dev/ttyS2
+	"$@" </dev/null >$output 2>&1
+	echo $? >$status
 }
 `
 
 // writeInitramfs writes an archive in the kernel's format with all that the machine needs.
-func writeInitramfs(name string, k kernel, cfg Config) error {
-	busybox, err := staticBusybox()
+func writeInitramfs(name string, k kernel, arch machine, cfg Config) error {
+	busybox, err := staticBusybox(k)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func writeInitramfs(name string, k kernel, cfg Config) error {
 	w.node("dev/console", 0o20600, 5, 1)
 	w.file("bin/busybox", 0o755, busybox)
 	w.file("init", 0o755, []byte(initScript))
-	w.file("rc", 0o755, []byte(script(cfg)))
+	w.file("rc", 0o755, []byte(script(arch, cfg)))
 	w.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n"))
 	w.file("etc/group", 0o644, []byte("root:x:0:\nuser:x:1000:\n"))
 	w.file("etc/hosts", 0o644, []byte("127.0.0.1\tlocalhost\n"))
@@ -96,9 +96,9 @@ func writeInitramfs(name string, k kernel, cfg Config) error {
 }
 
 // script is what runs on the tmpfs root.
-func script(cfg Config) string {
+func script(arch machine, cfg Config) string {
 	var b strings.Builder
-	b.WriteString(rcHead)
+	fmt.Fprintf(&b, "#!/bin/busybox sh\noutput=%s status=%s%s", arch.output, arch.status, rcHead)
 	for _, e := range cfg.Env {
 		fmt.Fprintf(&b, "export %s\n", quote(e))
 	}
@@ -124,9 +124,9 @@ func sortedKeys(m map[string]string) []string {
 	return keys
 }
 
-// staticBusybox finds a busybox that needs no libraries.
-func staticBusybox() ([]byte, error) {
-	for _, name := range []string{"/bin/busybox", "/usr/bin/busybox", "/bin/busybox-static"} {
+// staticBusybox finds a busybox that needs no libraries: the one that came with the kernel, or this host's.
+func staticBusybox(k kernel) ([]byte, error) {
+	for _, name := range []string{filepath.Join(k.dir, "bin/busybox"), filepath.Join(k.dir, "usr/bin/busybox"), "/bin/busybox", "/usr/bin/busybox", "/bin/busybox-static"} {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			continue

@@ -18,23 +18,23 @@ import (
 
 // kernel is an unpacked kernel package.
 type kernel struct {
+	dir     string            // of all that was unpacked
 	image   string            // vmlinuz
 	modules map[string]string // file of each module, by its name with underscores
 }
 
 // packages are the meta packages whose kernels are tried: Debian's, then Ubuntu's.
-var packages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
+func packages(arch string) []string {
+	return []string{"linux-image-cloud-" + arch, "linux-image-virtual"}
+}
 
 // fetch finds the kernel in the cache, or brings it there.
-func fetch(ctx context.Context) (kernel, error) {
-	if runtime.GOARCH != "amd64" {
-		return kernel{}, errors.New("it runs on amd64 only")
-	}
+func fetch(ctx context.Context, arch string) (kernel, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return kernel{}, err
 	}
-	dir := filepath.Join(cache, "berth-test", "kernel")
+	dir := filepath.Join(cache, "berth-test", "kernel-"+arch)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return kernel{}, err
 	}
@@ -50,7 +50,7 @@ func fetch(ctx context.Context) (kernel, error) {
 	if k, err := open(dir); err == nil {
 		return k, nil
 	}
-	if err := download(ctx, dir); err != nil {
+	if err := download(ctx, arch, dir); err != nil {
 		return kernel{}, err
 	}
 	return open(dir)
@@ -62,7 +62,7 @@ func open(dir string) (kernel, error) {
 	if len(images) != 1 {
 		return kernel{}, fmt.Errorf("%d kernels in %s", len(images), dir)
 	}
-	k := kernel{image: images[0], modules: map[string]string{}}
+	k := kernel{dir: dir, image: images[0], modules: map[string]string{}}
 	err := filepath.WalkDir(filepath.Join(dir, "lib", "modules"), func(path string, d fs.DirEntry, err error) error {
 		if name, _, ok := strings.Cut(filepath.Base(path), ".ko"); ok && err == nil && !d.IsDir() {
 			k.modules[strings.ReplaceAll(name, "-", "_")] = path
@@ -73,17 +73,24 @@ func open(dir string) (kernel, error) {
 }
 
 // download fetches and unpacks a kernel package; what is in dir when it returns is whole.
-func download(ctx context.Context, dir string) error {
+func download(ctx context.Context, arch, dir string) error {
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), "fetch-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	names, err := resolve(ctx)
+	apt, err := aptFor(ctx, arch, filepath.Join(tmp, "apt"))
 	if err != nil {
 		return err
 	}
-	if out, err := run(ctx, tmp, "apt-get", append([]string{"download"}, names...)...); err != nil {
+	names, err := resolve(ctx, arch, apt)
+	if err != nil {
+		return err
+	}
+	if arch != runtime.GOARCH {
+		names = append(names, "busybox-static")
+	}
+	if out, err := run(ctx, tmp, "apt-get", slices.Concat(apt, []string{"download"}, names)...); err != nil {
 		return fmt.Errorf("apt-get download %s: %w: %s", strings.Join(names, " "), err, out)
 	}
 	debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb"))
@@ -102,10 +109,32 @@ func download(ctx context.Context, dir string) error {
 	return os.Rename(filepath.Join(tmp, "root"), dir)
 }
 
+// aptFor are the options with which apt serves an architecture that is not this host's, from lists of its own in
+// dir, so that the host's own packages are left as they are.
+func aptFor(ctx context.Context, arch, dir string) ([]string, error) {
+	if arch == runtime.GOARCH {
+		return nil, nil
+	}
+	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	opts := []string{
+		"-o", "APT::Architecture=" + arch, "-o", "APT::Architectures::=" + arch, "-o", "Dir::State::Status=/dev/null",
+		"-o", "Dir::State::Lists=" + filepath.Join(dir, "lists"), "-o", "Dir::Cache=" + filepath.Join(dir, "cache"),
+		"-o", "Acquire::Languages=none", "-o", "APT::Sandbox::User=root",
+	}
+	if out, err := run(ctx, "", "apt-get", append(opts, "update")...); err != nil {
+		return nil, fmt.Errorf("apt-get update for %s: %w: %s", arch, err, out)
+	}
+	return opts, nil
+}
+
 // resolve finds the packages of the current kernel: the image and, with Ubuntu, its modules.
-func resolve(ctx context.Context) ([]string, error) {
-	for _, meta := range packages {
-		out, err := run(ctx, "", "apt-cache", "depends", meta)
+func resolve(ctx context.Context, arch string, apt []string) ([]string, error) {
+	for _, meta := range packages(arch) {
+		out, err := run(ctx, "", "apt-cache", slices.Concat(apt, []string{"depends", meta})...)
 		if err != nil {
 			continue
 		}
@@ -123,7 +152,7 @@ func resolve(ctx context.Context) ([]string, error) {
 			return names, nil
 		}
 	}
-	return nil, fmt.Errorf("apt knows none of %s: apt-get update", strings.Join(packages, ", "))
+	return nil, fmt.Errorf("apt knows none of %s: apt-get update", strings.Join(packages(arch), ", "))
 }
 
 func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {

@@ -37,6 +37,8 @@ type Config struct {
 	Disk int64
 	// Memory of the machine in MiB; 0 is 1500.
 	Memory int
+	// Arch is the machine's architecture, in Go's words: "amd64" or "arm64"; "" is this host's.
+	Arch string
 	// Timeout of boot and commands together; 0 is three minutes.
 	Timeout time.Duration
 	// Output also gets what the commands write, as they do; nil is nobody.
@@ -71,19 +73,25 @@ func Run(t testing.TB, cfg Config) Result {
 // Build compiles the tests of a package into a static binary and answers its path.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
-	return build(t, "test", "-c", "-o", filepath.Join(t.TempDir(), "test"), pkg)
+	return BuildFor(t, runtime.GOARCH, pkg)
+}
+
+// BuildFor is Build for an architecture.
+func BuildFor(t testing.TB, arch, pkg string) string {
+	t.Helper()
+	return build(t, arch, "test", "-c", "-o", filepath.Join(t.TempDir(), "test"), pkg)
 }
 
 // BuildCommand compiles a main package into a static binary and answers its path.
 func BuildCommand(t testing.TB, pkg string) string {
 	t.Helper()
-	return build(t, "build", "-o", filepath.Join(t.TempDir(), filepath.Base(pkg)), pkg)
+	return build(t, runtime.GOARCH, "build", "-o", filepath.Join(t.TempDir(), filepath.Base(pkg)), pkg)
 }
 
-func build(t testing.TB, args ...string) string {
+func build(t testing.TB, arch string, args ...string) string {
 	t.Helper()
 	c := exec.CommandContext(t.Context(), "go", args...)
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -106,7 +114,14 @@ func Boot(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Modules == nil {
 		cfg.Modules = DefaultModules()
 	}
-	k, err := fetch(ctx)
+	if cfg.Arch == "" {
+		cfg.Arch = runtime.GOARCH
+	}
+	arch, ok := machines()[cfg.Arch]
+	if !ok {
+		return Result{}, fmt.Errorf("virtual machine: there is none for %s", cfg.Arch)
+	}
+	k, err := fetch(ctx, cfg.Arch)
 	if err != nil {
 		return Result{}, fmt.Errorf("virtual machine: %w", err)
 	}
@@ -115,25 +130,60 @@ func Boot(ctx context.Context, cfg Config) (Result, error) {
 		return Result{}, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := writeInitramfs(filepath.Join(dir, "initrd"), k, cfg); err != nil {
+	if err := writeInitramfs(filepath.Join(dir, "initrd"), k, arch, cfg); err != nil {
 		return Result{}, fmt.Errorf("virtual machine: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	return boot(ctx, dir, k, cfg)
+	return boot(ctx, dir, k, arch, cfg)
 }
 
-// boot runs QEMU. The first serial line is the kernel's, the second what the commands write, the third
-// their exits.
-func boot(ctx context.Context, dir string, k kernel, cfg Config) (Result, error) {
+// machine is what differs between architectures.
+type machine struct {
+	qemu, pkg      string   // the emulator, and the package that has it
+	args           []string // of the machine itself
+	serial         []string // the ports for the kernel, for what the commands write and for their exits; %s are files
+	console        string   // the first of them, to the kernel
+	output, status string   // the others, to the commands
+}
+
+func machines() map[string]machine {
+	return map[string]machine{
+		"amd64": {
+			qemu: "qemu-system-x86_64", pkg: "qemu-system-x86",
+			args:    []string{"-cpu", "max"},
+			serial:  []string{"-serial", "file:%s", "-serial", "stdio", "-serial", "file:%s"},
+			console: "ttyS0", output: "/dev/ttyS1", status: "/dev/ttyS2",
+		},
+		"arm64": {
+			qemu: "qemu-system-aarch64", pkg: "qemu-system-arm",
+			// Not max: pointer authentication costs much where it is emulated.
+			args: []string{"-machine", "virt", "-cpu", "cortex-a72"},
+			serial: []string{
+				"-serial", "file:%s", "-chardev", "stdio,id=out", "-chardev", "file,id=exit,path=%s",
+				"-device", "pci-serial,chardev=out", "-device", "pci-serial,chardev=exit",
+			},
+			console: "ttyAMA0", output: "/dev/ttyS0", status: "/dev/ttyS1",
+		},
+	}
+}
+
+// boot runs QEMU.
+func boot(ctx context.Context, dir string, k kernel, arch machine, cfg Config) (Result, error) {
 	console, status := filepath.Join(dir, "console"), filepath.Join(dir, "status")
-	args := []string{
+	args := append([]string{
 		// No KVM: where it is nested it may hang.
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-m", strconv.Itoa(cfg.Memory),
+		"-accel", "tcg,thread=multi", "-m", strconv.Itoa(cfg.Memory),
 		"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-display", "none", "-no-reboot", "-nodefaults",
-		"-serial", "file:" + console, "-serial", "stdio", "-serial", "file:" + status,
 		"-kernel", k.image, "-initrd", filepath.Join(dir, "initrd"),
-		"-append", "console=ttyS0 panic=-1 quiet",
+		"-append", "console=" + arch.console + " panic=-1 quiet",
+	}, arch.args...)
+	files := []string{console, status}
+	for _, a := range arch.serial {
+		if strings.Contains(a, "%s") {
+			a, files = fmt.Sprintf(a, files[0]), files[1:]
+		}
+		args = append(args, a)
 	}
 	if cfg.Disk > 0 {
 		disk := filepath.Join(dir, "disk")
@@ -148,15 +198,17 @@ func boot(ctx context.Context, dir string, k kernel, cfg Config) (Result, error)
 		args = append(args, "-drive", "if=virtio,format=raw,file="+disk)
 	}
 	var out, errs bytes.Buffer
-	c := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	ctx, stop := untilParentEnds(ctx)
+	defer stop()
+	c := exec.CommandContext(ctx, arch.qemu, args...)
 	c.Stdout, c.Stderr = &out, &errs
 	if cfg.Output != nil {
 		c.Stdout = io.MultiWriter(&out, cfg.Output)
 	}
-	err := c.Run()
+	err := runBound(c)
 	r := Result{Output: out.Bytes()}
 	if errors.Is(err, exec.ErrNotFound) {
-		return r, errors.New("virtual machine: there is no qemu-system-x86_64: apt-get install qemu-system-x86")
+		return r, fmt.Errorf("virtual machine: there is no %s: apt-get install %s", arch.qemu, arch.pkg)
 	}
 	lines, _ := os.ReadFile(status)
 	for f := range strings.FieldsSeq(string(lines)) {

@@ -51,3 +51,13 @@ func TestProgram(t *testing.T) {
 		t.Errorf("%v %s", r.Status, r.Output)
 	}
 }
+
+func TestOtherArchitecture(t *testing.T) {
+	r := Run(t, Config{
+		Arch: "arm64", Disk: 64 << 20, Modules: append(DefaultModules(), "virtio_pci", "virtio_blk"),
+		Commands: [][]string{{"uname", "-m"}, {"sh", "-c", "mke2fs /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt && exit 4"}},
+	})
+	if want := []int{0, 4}; !reflect.DeepEqual(r.Status, want) || !strings.HasPrefix(string(r.Output), "aarch64\n") {
+		t.Errorf("exits %v, output %q", r.Status, r.Output)
+	}
+}
