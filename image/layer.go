@@ -115,6 +115,9 @@ func (s *Store) haveLayer(key string) (bool, error) {
 // discard takes a layer out of its place, then removes it.
 func (s *Store) discard(key string) error {
 	work, err := s.newWorkDir()
+	if errors.Is(kindOf(err), berth.ErrExhausted) {
+		return s.removeLayer(key)
+	}
 	if err != nil {
 		return err
 	}

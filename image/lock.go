@@ -114,7 +114,7 @@ func (w *workDir) remove() error {
 	return errors.Join(os.RemoveAll(w.path), w.lock.Close())
 }
 
-// sweep removes the work directories whose makers are gone.
+// sweep removes the work directories and half-written records whose makers are gone.
 func (s *Store) sweep() error {
 	tmp := filepath.Join(s.dir, "tmp")
 	entries, err := os.ReadDir(tmp)
@@ -124,10 +124,6 @@ func (s *Store) sweep() error {
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(tmp, e.Name())
-		if !e.IsDir() {
-			errs = append(errs, s.sweepFile(path, e))
-			continue
-		}
 		lock, err := tryLock(path, os.O_RDONLY)
 		if err != nil || lock == nil {
 			continue // another has removed it, or it is in use
@@ -136,15 +132,6 @@ func (s *Store) sweep() error {
 		errs = append(errs, os.RemoveAll(path), lock.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// sweepFile removes a half-written record; an hour is far beyond the life of one.
-func (s *Store) sweepFile(path string, e fs.DirEntry) error {
-	info, err := e.Info()
-	if err != nil || time.Since(info.ModTime()) < time.Hour {
-		return nil //nolint:nilerr // another has removed it
-	}
-	return ignoreMissing(os.Remove(path))
 }
 
 func ignoreMissing(err error) error {

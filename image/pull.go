@@ -225,6 +225,8 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 		ID: r.id, Digest: r.digest, Config: configOf(r.config), Layers: layers,
 		Added: s.now().UTC(), Created: r.config.Created.UTC(),
 	}
+	_, err = os.Lstat(s.imagePath(r.id))
+	fresh := errors.Is(err, fs.ErrNotExist)
 	if err := s.writeRecord(s.imagePath(r.id), rec); err != nil {
 		return berth.Image{}, err
 	}
@@ -233,6 +235,9 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 	for i, ref := range refs {
 		ref.ID, ref.Digest, ref.Index, ref.Pulled = r.id, r.digest, r.index, s.now().UTC()
 		if err := s.writeRecord(s.refPath(refKey(ref.Ref, ref.Platform)), ref); err != nil {
+			if fresh && i == 0 { // nothing names it, and nobody was told of it
+				err = errors.Join(err, os.Remove(s.imagePath(r.id)))
+			}
 			return berth.Image{}, err
 		}
 		if i == 0 {

@@ -91,14 +91,29 @@ func (s *Store) writeRecord(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(s.dir, "tmp", strings.ToLower(rand.Text()[:16])+".json")
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
-		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	f, err := s.newTmpFile()
+	if err != nil {
+		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	defer f.Close() // what has its lock is in use
+	if _, err = f.Write(append(b, '\n')); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, ignoreMissing(os.Remove(f.Name())))
 	}
 	return nil
+}
+
+// newTmpFile makes a file under tmp whose lock says that its maker lives.
+func (s *Store) newTmpFile() (*os.File, error) {
+	for {
+		f, err := tryLock(filepath.Join(s.dir, "tmp", strings.ToLower(rand.Text()[:16])+".json"), os.O_RDWR|os.O_CREATE|os.O_EXCL)
+		if f != nil || err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+			return f, err
+		}
+		// Taken for a leftover before it was locked.
+	}
 }
 
 // readRecord reads a record. A record that a power cut has spoilt is as good as none.

@@ -78,14 +78,25 @@ func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Removed, error) {
 // order is such that a crash at any point leaves at most layers without an image, which the next prune takes.
 func (s *Store) change(ctx context.Context, pick func([]Info) ([]Info, []string, error)) (Removed, error) {
 	work, err := s.newWorkDir()
-	if err != nil {
+	if err != nil && !errors.Is(kindOf(err), berth.ErrExhausted) {
 		return Removed{}, err
 	}
-	r, err := s.changeLocked(ctx, work, pick)
+	if work == nil {
+		return s.changeLocked(ctx, s.removeLayer, pick)
+	}
+	aside := func(key string) error { return os.Rename(s.layerDir(key), filepath.Join(work.path, key)) }
+	r, err := s.changeLocked(ctx, aside, pick)
 	return r, errors.Join(err, work.remove()) // the slow part, without the lock
 }
 
-func (s *Store) changeLocked(ctx context.Context, work *workDir, pick func([]Info) ([]Info, []string, error)) (Removed, error) {
+// removeLayer removes a layer where it lies: on a full disk there may be no room for a directory to move it to.
+// Its record goes first, so that what a crash leaves is not taken for a layer.
+func (s *Store) removeLayer(key string) error {
+	err := ignoreMissing(os.Remove(filepath.Join(s.layerDir(key), "layer.json")))
+	return errors.Join(err, os.RemoveAll(s.layerDir(key)))
+}
+
+func (s *Store) changeLocked(ctx context.Context, drop func(key string) error, pick func([]Info) ([]Info, []string, error)) (Removed, error) {
 	lock, err := s.lock(ctx)
 	if err != nil {
 		return Removed{}, err
@@ -109,7 +120,7 @@ func (s *Store) changeLocked(ctx context.Context, work *workDir, pick func([]Inf
 	}
 	for _, key := range layers {
 		r.Bytes += s.layerBytes(key)
-		if err := os.Rename(s.layerDir(key), filepath.Join(work.path, key)); err != nil {
+		if err := drop(key); err != nil {
 			return r, err
 		}
 		r.Layers++

@@ -140,6 +140,14 @@ func (s *Store) makeDirs() error {
 			return err
 		}
 	}
+	// The store's lock is made here, so that images can be removed when the disk is full.
+	lock, err := os.OpenFile(s.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := lock.Close(); err != nil {
+		return err
+	}
 	err = os.Mkdir(filepath.Join(s.dir, emptyDir), 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
@@ -181,5 +189,7 @@ func (s *Store) Close() error {
 
 // lock takes the store's lock, under which records change. It is never held for long.
 func (s *Store) lock(ctx context.Context) (*os.File, error) {
-	return lockFile(ctx, filepath.Join(s.dir, "locks", "store"))
+	return lockFile(ctx, s.lockPath())
 }
+
+func (s *Store) lockPath() string { return filepath.Join(s.dir, "locks", "store") }

@@ -416,11 +416,11 @@ func TestUntarMemory(t *testing.T) {
 // TestUntarManyLinks unpacks many hard links to files of other layers, each to the one before.
 func TestUntarManyLinks(t *testing.T) {
 	entries := []entry{hardlink("0", "lower")}
-	for i := range 100_000 {
+	for i := range 30_000 {
 		entries = append(entries, hardlink(fmt.Sprint(i+1), fmt.Sprint(i)))
 	}
 	_, rec, err := unpackInto(t, t.TempDir(), archive(t, entries...))
-	if err != nil || len(rec.Links) != len(entries) || rec.Links[100_000] != (link{"100000", "lower"}) {
+	if err != nil || len(rec.Links) != len(entries) || rec.Links[30_000] != (link{"30000", "lower"}) {
 		t.Error(len(rec.Links), err)
 	}
 }

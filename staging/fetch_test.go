@@ -178,6 +178,24 @@ func TestFetchHTTP(t *testing.T) {
 				_, _ = w.Write(data)
 			},
 		}, asked: 3},
+		{name: "the rest of another file", answers: []http.HandlerFunc{
+			breaks(bytes.ToUpper(data), 300_000, `"v0"`),
+			func(w http.ResponseWriter, _ *http.Request) { // it does not heed If-Range
+				w.Header().Set("ETag", `"v1"`)
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes 300000-%d/%d", len(data)-1, len(data)))
+				w.WriteHeader(http.StatusPartialContent)
+				_, _ = w.Write(data[300_000:])
+			},
+		}, asked: 3},
+		{name: "more than was announced", answers: []http.HandlerFunc{
+			breaks(data, 300_000, `"v1"`),
+			func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("ETag", `"v1"`)
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes 300000-%d/%d", len(data)-1, len(data)))
+				w.WriteHeader(http.StatusPartialContent)
+				_, _ = w.Write(append(bytes.Clone(data[300_000:]), "tail"...))
+			},
+		}, asked: 3},
 		{name: "range beyond the end", answers: []http.HandlerFunc{breaks(data, 300_000, `"v1"`), answers(416)}, asked: 3},
 		{name: "stalled", answers: []http.HandlerFunc{hang}, asked: 2},
 		{name: "busy", answers: []http.HandlerFunc{answers(503), answers(429, "Retry-After", "0"), answers(500)}, asked: 4},

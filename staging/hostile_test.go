@@ -70,6 +70,50 @@ func TestCollectWhileTheTaskMovesThings(t *testing.T) {
 	}
 }
 
+// Who may write to the directory of an output puts a link to another's file in its place while it is written:
+// that file keeps its mode and owner.
+func TestCollectBesideAnEnemy(t *testing.T) {
+	needRoot(t, "gives files away")
+	secret := plant(t, t.TempDir(), "s=SECRET") + "/s"
+	if err := os.Chmod(secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "f="+strings.Repeat("x", 1<<20), "d/f="+strings.Repeat("x", 1<<20)))})
+	dest := t.TempDir()
+	var stop atomic.Bool
+	var swapped atomic.Int32
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !stop.Load() {
+			entries, _ := os.ReadDir(dest)
+			for _, e := range entries {
+				if !strings.HasSuffix(e.Name(), ".tmp") || e.Type()&os.ModeSymlink != 0 {
+					continue
+				}
+				tmp := filepath.Join(dest, "swap")
+				_ = os.Symlink(secret, tmp)
+				if unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, filepath.Join(dest, e.Name()), unix.RENAME_EXCHANGE) == nil {
+					swapped.Add(1)
+				}
+				_ = os.RemoveAll(tmp)
+			}
+		}
+	})
+	for i := 0; i < 50 || swapped.Load() < 20 && i < 2000; i++ {
+		_, _ = staging.Collect(t.Context(), v, []berth.Output{{Path: "/v/f", URL: dest + "/f"}, {Path: "/v/d", URL: dest + "/d"}}, staging.CollectOptions{UID: 1234, GID: 1234})
+		_ = os.RemoveAll(dest + "/d")
+	}
+	stop.Store(true)
+	wg.Wait()
+	var st unix.Stat_t
+	if err := unix.Stat(secret, &st); err != nil || st.Mode&0o777 != 0o600 || st.Uid != 0 {
+		t.Errorf("another's file has mode %o and owner %d now, %v", st.Mode&0o777, st.Uid, err)
+	}
+	if swapped.Load() == 0 {
+		t.Error("nothing was swapped; the test saw nothing")
+	}
+}
+
 // A deep tree, links that multiply, and patterns that match ever more end with an error, soon.
 func TestCollectHostileTrees(t *testing.T) {
 	deep := strings.Repeat("d/", 400)

@@ -202,7 +202,9 @@ func (d *download) try(ctx context.Context) error {
 func (d *download) begin(resp *http.Response) error {
 	if resp.StatusCode == http.StatusPartialContent {
 		from, total, ok := contentRange(resp.Header.Get("Content-Range"))
-		if !ok || from != d.size || d.total >= 0 && total >= 0 && total != d.total {
+		etag := resp.Header.Get("ETag")
+		changed := etag != "" && strings.HasPrefix(d.same, `"`) && etag != d.same // some servers do not heed If-Range
+		if !ok || from != d.size || changed || d.total >= 0 && total >= 0 && total != d.total {
 			// Not what was asked for: once more from the start.
 			return &temporary{err: errors.Join(errors.New("the server answered with another range"), d.restart())}
 		}

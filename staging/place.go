@@ -98,7 +98,7 @@ func (p *place) makeDirs(dir string) (*os.File, error) {
 	err = unix.Mkdirat(int(parent.Fd()), name, 0o777)
 	if err == nil {
 		p.dirs = append(p.dirs, dir)
-		err = p.c.own(int(parent.Fd()), name)
+		err = p.c.own(int(parent.Fd()), int(parent.Fd()), name)
 	} else if errors.Is(err, unix.EEXIST) {
 		err = nil
 	}
@@ -108,11 +108,15 @@ func (p *place) makeDirs(dir string) (*os.File, error) {
 	return os.Open(dir)
 }
 
-// own gives what was made under name in a directory to the outputs' owner.
-func (c *collector) own(dir int, name string) error {
+// own gives what was made under name in a directory, or with no name what fd is, to the outputs' owner.
+func (c *collector) own(dir, fd int, name string) error {
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
 	uid, gid := c.owner()
 	var parent, st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstatat(fd, name, &st, flags); err != nil {
 		return err
 	}
 	if err := unix.Fstat(dir, &parent); err != nil {
@@ -124,7 +128,7 @@ func (c *collector) own(dir int, name string) error {
 	if int(st.Uid) == uid && int(st.Gid) == gid {
 		return nil
 	}
-	err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fchownat(fd, name, uid, gid, flags)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) {
 		// Not root, a server that squashes it, or no such user in this user namespace. What was computed
 		// is worth more than whose it is.
@@ -171,7 +175,7 @@ func (c *collector) write(ctx context.Context, dir int, name string, n *node, ma
 	dst := os.NewFile(uintptr(fd), name)
 	size, err := copyFile(ctx, dst, src)
 	if err == nil {
-		err = c.finish(dir, name, &n.stat, 0o777)
+		err = c.finish(dir, fd, name, &n.stat, 0o777)
 	}
 	if err == nil && c.opts.Sync {
 		err = dst.Sync()
@@ -180,12 +184,13 @@ func (c *collector) write(ctx context.Context, dir int, name string, n *node, ma
 }
 
 // finish gives a file or directory owner, mode and modification time. The mode comes after the owner: what
-// is private stays so.
-func (c *collector) finish(dir int, name string, st *unix.Stat_t, mask uint32) error {
-	if err := c.own(dir, name); err != nil {
+// is private stays so. Both by the descriptor: whoever may write to the directory might have put a link to
+// another's file in its place by now.
+func (c *collector) finish(dir, fd int, name string, st *unix.Stat_t, mask uint32) error {
+	if err := c.own(dir, fd, ""); err != nil {
 		return err
 	}
-	if err := unix.Fchmodat(dir, name, st.Mode&mask, 0); err != nil {
+	if err := unix.Fchmod(fd, st.Mode&mask); err != nil {
 		return err
 	}
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, st.Mtim}

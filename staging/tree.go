@@ -58,7 +58,7 @@ func (t *tree) build(n *node) error {
 		// Berth made it, for all users of the container; the task never chose its mode.
 		stat.Mode = 0o777 &^ uint32(umask())
 	}
-	return t.c.finish(dir, t.place.tmp, &stat, dirMode)
+	return t.c.finish(dir, fd, t.place.tmp, &stat, dirMode)
 }
 
 func openDir(dir int, name string) (int, error) {
@@ -133,7 +133,7 @@ func (t *tree) sub(n *node, dst int, name, rel string, depth int) error {
 	if n.fd < 0 {
 		stat.Mode = 0o755
 	}
-	return t.c.finish(dst, name, &stat, dirMode)
+	return t.c.finish(dst, fd, name, &stat, dirMode)
 }
 
 // link keeps a link, or copies what it leads to.
@@ -174,7 +174,7 @@ func (t *tree) symlink(n *node, dst int, rel, text, to string) error {
 	if err := unix.Symlinkat(text, dst, path.Base(rel)); err != nil {
 		return err
 	}
-	return t.c.own(dst, path.Base(rel))
+	return t.c.own(dst, dst, path.Base(rel))
 }
 
 // keeps reports whether a link's text means in the copy what it meant in the container. It does if it leads
