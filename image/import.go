@@ -43,7 +43,7 @@ func (s *Store) Import(ctx context.Context, archive io.Reader, name string, opts
 	if name == "" {
 		name = "archive"
 	}
-	return img, wrap("import "+name, err)
+	return img, wrap("import "+name, s.full(err))
 }
 
 // configFor is the configuration of an imported image.

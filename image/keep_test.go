@@ -505,7 +505,13 @@ func TestDiskFull(t *testing.T) {
 				return
 			}
 			full++
-			if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "no space left on device") || strings.Contains(err.Error(), "\n") {
+			if strings.HasPrefix(room, "size=") {
+				_, err := s.Import(t.Context(), bytes.NewReader(archive(t, file("f", strings.Repeat("x", 2<<20)))), "f", ImportOptions{})
+				if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "the disk of "+s.dir) {
+					t.Errorf("import: %v", err)
+				}
+			}
+			if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "the disk of "+s.dir+" is full; free some of it (`berth image prune`") || strings.Contains(err.Error(), "\n") {
 				t.Error(err)
 			}
 			equal(t, []int{count(t, s, "tmp"), count(t, s, "images"), count(t, s, "refs")}, []int{0, 0, 0})

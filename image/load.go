@@ -47,7 +47,7 @@ func (s *Store) Load(ctx context.Context, path string, opts LoadOptions) ([]bert
 		}
 		defer root.Close()
 		images, err := s.loadFrom(ctx, layoutDir{root}, opts)
-		return images, wrap("load "+path, err)
+		return images, wrap("load "+path, s.full(err))
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -61,14 +61,14 @@ func (s *Store) Load(ctx context.Context, path string, opts LoadOptions) ([]bert
 		}
 	}
 	images, err := load(ctx, f, opts)
-	return images, wrap("load "+path, err)
+	return images, wrap("load "+path, s.full(err))
 }
 
 // LoadReader is Load for an archive that can be read only once, such as a pipe; it is first copied into the
 // store's directory.
 func (s *Store) LoadReader(ctx context.Context, r io.Reader, opts LoadOptions) ([]berth.Image, error) {
 	images, err := s.spool(ctx, r, opts)
-	return images, wrap("load", err)
+	return images, wrap("load", s.full(err))
 }
 
 // spool inflates an archive into a file and loads that.

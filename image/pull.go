@@ -15,6 +15,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 )
@@ -50,7 +51,15 @@ func (s *Store) Image(ctx context.Context, req berth.ImageRequest) (berth.Image,
 	img, err := s.share(ctx, key, req.Progress, func(ctx context.Context, progress func(berth.Progress)) (berth.Image, error) {
 		return s.pull(ctx, ref, want, req, progress)
 	})
-	return img, wrap("pull "+ref.String(), err)
+	return img, wrap("pull "+ref.String(), s.full(err))
+}
+
+// full says of a full disk which one it is, and what to do.
+func (s *Store) full(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	return fmt.Errorf("%w: the disk of %s is full; free some of it (`berth image prune` removes what is not in use), or choose another data directory: %w", berth.ErrExhausted, s.dir, err)
 }
 
 // wrap says what was being done, and gives an error without kind the one that it has by nature.

@@ -329,7 +329,8 @@ func mount(m berth.Mount) (specs.Mount, error) {
 		}
 		om.Type, om.Source, om.Options = "bind", m.Source, append([]string{"rbind", "rprivate"}, m.Options...)
 		if m.ReadOnly {
-			om.Options = append(om.Options, "ro")
+			// With all that is mounted below. An old runtime passes over what it does not know; to it goes the first.
+			om.Options = append(om.Options, "ro", "rro")
 		}
 	case berth.MountTmpfs:
 		om.Type, om.Source, om.Options = "tmpfs", "tmpfs", append([]string{"nosuid", "nodev", "mode=1777"}, m.Options...)
