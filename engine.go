@@ -168,8 +168,15 @@ type Info struct {
 	Version string   // of the engine, with its components
 	Total   Limits   // what the machine has; 0 is unknown
 	Places  bool     // a cluster, which chooses node and devices itself
+	Offers  []Offer  // what this host can do, for people
 	Lacks   []Lack   // what this host cannot do, each with its remedy
 	Runtime []string // OCI runtimes that can be chosen
+}
+
+// Offer is something that this host can do, and how.
+type Offer struct {
+	What string `json:"what"`
+	How  string `json:"how"`
 }
 
 // Lack is something that this host cannot do.

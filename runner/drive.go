@@ -130,6 +130,11 @@ func (d *drive) finish() (berth.Result, error) {
 			d.warn("the sandbox could not be removed; `berth system cleanup` tries again: " + err.Error())
 		}
 	}
+	if d.rec.Sandbox != "" && d.rec.Task.Keep && !d.rec.Detached {
+		if err := d.keepSandbox(ctx); err != nil {
+			d.warn("what is left of the task could not be kept: " + d.plainly(err).Error())
+		}
+	}
 	d.at("closed")
 	if err := errors.Join(d.removeTemporary(), d.dir.removeWork()); err != nil {
 		d.warn("the working directory could not be removed: " + err.Error())
@@ -145,6 +150,20 @@ func (d *drive) finish() (berth.Result, error) {
 	}
 	d.at("final")
 	return res, nil
+}
+
+// keepSandbox has the sandbox stay when this process ends.
+func (d *drive) keepSandbox(ctx context.Context) error {
+	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if s, ok := sandbox.(Stayer); ok {
+		return s.Keep(ctx)
+	}
+	return nil
 }
 
 // cleanupTime bounds what is done after a task has ended.

@@ -21,6 +21,11 @@ type Checker interface {
 	Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error
 }
 
+// Stayer is a berth.Sandbox that can be had to stay, although it is bound to this process.
+type Stayer interface {
+	Keep(ctx context.Context) error
+}
+
 // What a task was lent is given back when what uses it has ended, not when the process that asked for it has.
 // So the runner asks engines of this host who that is, by type assertion.
 type (

@@ -60,7 +60,7 @@ type Hooks struct {
 	Started  func(step int, c berth.Container)    // also when a running step was found again
 	Ended    func(step int, e berth.Exit)         // its container and logs are still there
 	State    func(s berth.State)                  //
-	At       func(point string)                   // see Points; for tests of crashes
+	At       func(point string)                   // see Points
 }
 
 // ErrParked is Drive's error where the task goes on with no process needed.

@@ -1,16 +1,19 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	goruntime "runtime"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/network"
+	"github.com/berth-project/berth/scratch"
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 )
@@ -43,42 +46,76 @@ func hostInfo(ctx context.Context, cfg Config) (berth.Info, error) {
 	defer func() { _ = cg.Close() }()
 	var un unix.Utsname
 	_ = unix.Uname(&un)
-	info.Version = fmt.Sprintf("Linux %s, cgroup %s (%s)", unix.ByteSliceToString(un.Release[:]), cg.Version(), strings.Join(cg.Controllers(), " "))
+	controllers := cmp.Or(strings.Join(cg.Controllers(), " "), "no controllers")
+	info.Version = fmt.Sprintf("Linux %s, cgroup %s (%s)", unix.ByteSliceToString(un.Release[:]), cg.Version(), controllers)
 	if userns.RunningInUserNS() {
 		info.Version += ", rootless"
 	}
 	info.Lacks = append(info.Lacks, cg.Lacks()...)
-	info.Lacks = append(info.Lacks, kernelLacks()...)
+	info.Offers, info.Lacks = kernel(info.Offers, info.Lacks)
 	nets := network.New(network.Options{Pool: -1})
-	info.Lacks = append(info.Lacks, nets.Lacks()...)
+	lacks := nets.Lacks()
 	_ = nets.Close()
+	modes := "none, host"
+	if !slices.ContainsFunc(lacks, func(l berth.Lack) bool { return l.What == "network mode bridge" }) {
+		modes += ", bridge"
+	}
+	info.Offers = append(info.Offers, berth.Offer{What: "networks", How: modes})
+	info.Lacks = append(info.Lacks, lacks...)
+	offer, lack := diskLimits(cfg.Dir)
+	info.Offers = append(info.Offers, offer)
+	if lack.What != "" {
+		info.Lacks = append(info.Lacks, lack)
+	}
 	return info, nil
 }
 
-// kernelLacks looks for what the embedded engine needs of the kernel.
-func kernelLacks() []berth.Lack {
-	var lacks []berth.Lack
+// diskLimits says how disk limits are kept.
+func diskLimits(dir string) (offer berth.Offer, lack berth.Lack) {
+	offer.What = "disk limits"
+	switch way, why := scratch.Way(dir); way {
+	case berth.DiskQuota:
+		offer.How = "hard, by project quota"
+	case berth.DiskLoop:
+		offer.How = "hard, by a file system in a file for each task"
+	case berth.DiskSampled, berth.DiskNone:
+		offer.How = "looked at each second"
+		lack = berth.Lack{What: "hard disk limits", Why: why.Error(), Remedy: "run berth as root, with e2fsprogs installed or the data directory on a file system mounted with prjquota"}
+	}
+	return offer, lack
+}
+
+// kernel tells what the embedded engine needs of the kernel, and what of it is lacking.
+func kernel(offers []berth.Offer, lacks []berth.Lack) ([]berth.Offer, []berth.Lack) {
 	if raw, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(raw), "\toverlay\n") {
 		lacks = append(lacks, berth.Lack{
 			What: "overlay file system", Why: "/proc/filesystems does not name it: no container can start",
 			Remedy: "load it: modprobe overlay",
 		})
+	} else {
+		offers = append(offers, berth.Offer{What: "overlay", How: "yes"})
 	}
 	if err := unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0); err != nil {
 		lacks = append(lacks, berth.Lack{
 			What: "seccomp", Why: "the kernel was built without it", Remedy: "use a kernel with CONFIG_SECCOMP_FILTER, or --security-opt seccomp=unconfined",
 		})
+	} else {
+		offers = append(offers, berth.Offer{What: "seccomp", How: "yes"})
 	}
+	var there []string
 	var st unix.Stat_t
 	for _, ns := range []string{"pid", "net", "ipc", "uts", "mnt", "cgroup", "user"} {
 		if err := unix.Stat("/proc/self/ns/"+ns, &st); err != nil {
 			lacks = append(lacks, berth.Lack{What: ns + " namespaces", Why: err.Error(), Remedy: "use a kernel that has them"})
+		} else {
+			there = append(there, ns)
 		}
 	}
+	offers = append(offers, berth.Offer{What: "namespaces", How: strings.Join(there, " ")})
 	if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); err == unix.ENOSYS {
 		lacks = append(lacks, berth.Lack{
 			What: "mount_setattr", Why: "the kernel is older than Linux 5.12", Remedy: "use a newer kernel, or --runtime runc",
 		})
 	}
-	return lacks
+	return offers, lacks
 }

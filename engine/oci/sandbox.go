@@ -74,6 +74,12 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 	return newContainer(s, a.Container), nil
 }
 
+// Keep has a bound sandbox stay when the process that opened it ends.
+func (s *Sandbox) Keep(ctx context.Context) error {
+	var a wire.Answer
+	return s.e.client.call(ctx, &wire.Request{Op: wire.OpKeep, Sandbox: s.id}, &a)
+}
+
 func (s *Sandbox) dir() string { return path.Join(s.e.cfg.Dir, "sandboxes", s.id) }
 
 // Container finds a step that was started.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/sys/user"
@@ -32,6 +33,9 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 	if err != nil {
 		return identity{}, fmt.Errorf("user %q: %w in the image: %w", spec, berth.ErrInvalid, err)
 	}
+	if err := mapped(u.Uid, u.Gid); err != nil {
+		return identity{}, fmt.Errorf("user %q: %w", spec, err)
+	}
 	id := identity{User: specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}, Home: u.Home}
 	more, err := user.GetAdditionalGroups(groups, bytes.NewReader(group))
 	if err != nil {
@@ -51,6 +55,23 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 		}
 	}
 	return id, nil
+}
+
+// mapped refuses ids that this user namespace does not have.
+func mapped(uid, gid int) error {
+	for _, m := range []struct {
+		file, what string
+		id         int
+	}{{"/proc/self/uid_map", "user", uid}, {"/proc/self/gid_map", "group", gid}} {
+		ids, err := user.ParseIDMapFile(m.file)
+		if err != nil || len(ids) == 0 {
+			continue // a kernel without user namespaces
+		}
+		if !slices.ContainsFunc(ids, func(r user.IDMap) bool { return int64(m.id) >= r.ID && int64(m.id)-r.ID < r.Count }) {
+			return fmt.Errorf("%w: the %s %d is not mapped in this user namespace; as root: apt-get install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER", berth.ErrUnsupported, m.what, m.id)
+		}
+	}
+	return nil
 }
 
 // setgroupsDenied reports whether this user namespace lets nobody set supplementary groups.

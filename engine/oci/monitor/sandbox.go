@@ -338,6 +338,14 @@ func (sb *sandbox) pending() bool {
 	return sb.rec.Spec.Bound || sb.area != nil && sb.area.Enforcement() == berth.DiskLoop
 }
 
+// keep has a bound sandbox outlive its client.
+func (sb *sandbox) keep() error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec.Spec.Bound = false
+	return sb.save()
+}
+
 // close ends what runs and removes everything of the sandbox.
 func (sb *sandbox) close() {
 	if !sb.closeIf(func() bool { return true }) {

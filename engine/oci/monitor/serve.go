@@ -92,6 +92,8 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 			return s.conn.Send(wire.Answer{Err: wire.ErrorOf(err)})
 		}
 		return s.conn.Send(wire.Answer{Container: c.describe()})
+	case wire.OpKeep:
+		return s.conn.Send(wire.Answer{Err: wire.ErrorOf(sb.keep())})
 	case wire.OpClose:
 		sb.close()
 		return s.conn.Send(wire.Answer{})

@@ -3,7 +3,9 @@ package network
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -50,13 +52,27 @@ func Check(mode berth.NetworkMode) error {
 	}
 	h := New(Options{Pool: -1})
 	defer func() { _ = h.Close() }()
-	if name, _ := h.userProgram(); name == "" {
-		return errNoProgram
+	if why, remedy := h.missing(); why != "" {
+		return fmt.Errorf("%w: %s: %s", berth.ErrUnsupported, why, remedy)
 	}
 	return nil
 }
 
-var errNoProgram = fmt.Errorf("%w: without root it needs slirp4netns or pasta, and neither is there: %s", berth.ErrUnsupported, remedyUser)
+// missing says what mode bridge lacks without root; "" is nothing.
+func (h *Host) missing() (why, remedy string) {
+	if name, _ := h.userProgram(); name == "" {
+		return "without root it needs slirp4netns or pasta, and neither is there", remedyUser
+	}
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	switch {
+	case err == nil:
+		_ = f.Close()
+		return "", ""
+	case errors.Is(err, fs.ErrPermission):
+		return "without root it needs to open /dev/net/tun, and may not", "as root: chmod 666 /dev/net/tun, as it is on most systems; or use network mode none or host"
+	}
+	return "without root it needs /dev/net/tun, which is not there", "as root: modprobe tun; or use network mode none or host"
+}
 
 // userNetwork connects a namespace through a process.
 func (h *Host) userNetwork(ctx context.Context, n *Net) error {
@@ -71,7 +87,8 @@ func (h *Host) userNetwork(ctx context.Context, n *Net) error {
 			"--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none", "--netns", "/proc/self/fd/3",
 		}
 	default:
-		return errNoProgram
+		why, remedy := h.missing()
+		return fmt.Errorf("%w: %s: %s", berth.ErrUnsupported, why, remedy)
 	}
 	p, err := startUser(args, n.NS)
 	if err != nil {
@@ -184,10 +201,14 @@ func (p *userProcess) stop() error {
 
 // lackUser says what mode bridge lacks for a user without root.
 func (h *Host) lackUser() []berth.Lack {
-	if name, _ := h.userProgram(); name != "" || canRoute() {
+	if canRoute() {
 		return nil
 	}
-	return []berth.Lack{{What: "network mode bridge", Why: "without root it needs slirp4netns or pasta, and neither is there", Remedy: remedyUser}}
+	why, remedy := h.missing()
+	if why == "" {
+		return nil
+	}
+	return []berth.Lack{{What: "network mode bridge", Why: why, Remedy: remedy}}
 }
 
 // syncBuffer keeps the end of what a process writes.

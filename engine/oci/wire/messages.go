@@ -30,6 +30,7 @@ const (
 	OpExec    Op = "exec"    // Sandbox, Container, Exec, and its streams; answers twice: started, ended
 	OpFollow  Op = "follow"  // Sandbox, Container, Stream; answers with Progress until the end
 	OpClose   Op = "close"   // Sandbox
+	OpKeep    Op = "keep"    // Sandbox; it no longer ends with its client
 	OpList    Op = "list"    //
 )
 
