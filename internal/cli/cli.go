@@ -69,15 +69,23 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if errors.Is(err, syscall.EPIPE) && cmd.Annotations[ownExit] == "" {
 		return exitPipe // as a command that SIGPIPE ends: nobody reads what it prints
 	}
-	if errors.Is(err, syscall.ENOSPC) {
-		if dir, bad := a.dataDir(); bad == nil && strings.Contains(err.Error(), dir) {
-			err = fmt.Errorf("%w; make room there (berth rm --all, berth image prune), or give another --data-dir", err)
-		}
-	}
+	err = a.fullDisk(err)
 	for _, line := range errorLines(err) {
 		_, _ = fmt.Fprintf(a.err, "berth: %s\n", line)
 	}
 	return exitCode(cmd, err)
+}
+
+// fullDisk says what to do where the disk of the data directory is full.
+func (a *app) fullDisk(err error) error {
+	dir, bad := a.dataDir()
+	if bad != nil || !errors.Is(err, berth.ErrExhausted) {
+		return err
+	}
+	if errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "database or disk is full") {
+		return fmt.Errorf("%w; make room in %s (berth rm --all, berth image prune), or give another --data-dir", err, dir)
+	}
+	return err
 }
 
 // maxFaults bounds how many faults of a document are told.

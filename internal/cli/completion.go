@@ -1,10 +1,28 @@
 package cli
 
 import (
+	"io"
+
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/tes/document"
 )
+
+// bashAlone has the script of bash work without the package bash-completion, whose functions it calls.
+const bashAlone = `
+__berth_init_completion()
+{
+    COMPREPLY=()
+    if [[ $(type -t _get_comp_words_by_ref) = function ]]; then
+        _get_comp_words_by_ref "$@" cur prev words cword
+        return
+    fi
+    cword=$COMP_CWORD
+    words=("${COMP_WORDS[@]}")
+    cur=${words[cword]}
+    prev=${words[cword-1]}
+}
+`
 
 func (a *app) completionCommand() *cobra.Command {
 	shells := []string{"bash", "zsh", "fish"}
@@ -22,7 +40,11 @@ func (a *app) completionCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch args[0] {
 			case "bash":
-				return cmd.Root().GenBashCompletionV2(a.out, true)
+				if err := cmd.Root().GenBashCompletionV2(a.out, true); err != nil {
+					return err
+				}
+				_, err := io.WriteString(a.out, bashAlone)
+				return err
 			case "zsh":
 				return cmd.Root().GenZshCompletion(a.out)
 			case "fish":

@@ -114,7 +114,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	out, code = b.output("run", "bb", "true")
 	if code != 0 { // then it must have been for the disk
-		one("on a full disk", out, code, 125, "berth: ", "no space left on device", "make room there (berth rm --all, berth image prune)")
+		one("on a full disk", out, code, 125, "berth: ", "; make room in "+b.data+" (berth rm --all, berth image prune), or give another --data-dir")
 	}
 	if out, _ := b.output("ps", "-q"); out != "" {
 		t.Errorf("a task never ended: %s", out)

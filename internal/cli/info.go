@@ -46,6 +46,7 @@ type hostDetails struct {
 	Running  int           `json:"leases"`
 	Waiting  int           `json:"waiting"`
 	Images   int           `json:"images"`
+	Offers   []berth.Offer `json:"offers"`
 	Lacks    []berth.Lack  `json:"lacks"`
 }
 
@@ -55,12 +56,13 @@ func (a *app) info(ctx context.Context, format string) error {
 		return err
 	}
 	defer h.close()
-	d := hostDetails{Version: buildOf(), DataDir: h.dir, Engine: a.global.engine, Lacks: []berth.Lack{}, User: "root"}
+	d := hostDetails{Version: buildOf(), DataDir: h.dir, Engine: a.global.engine, Offers: []berth.Offer{}, Lacks: []berth.Lack{}, User: "root"}
 	info, err := h.engine.Info(ctx)
 	if err != nil {
 		return err
 	}
 	d.Host, d.Runtimes = info.Version, info.Runtime
+	d.Offers = append(d.Offers, info.Offers...)
 	d.Lacks = append(d.Lacks, info.Lacks...)
 	slices.SortFunc(d.Lacks, func(x, y berth.Lack) int { return strings.Compare(x.What, y.What) })
 	if a.rootless || userns.Needed() {
@@ -137,6 +139,9 @@ func (a *app) printInfo(d hostDetails) error {
 	line("user", "%s", d.User)
 	line("engine", "%s: %s", d.Engine, d.Host)
 	line("runtimes", "%s", strings.Join(d.Runtimes, ", "))
+	for _, o := range d.Offers {
+		line(o.What, "%s", o.How)
+	}
 	line("CPUs", "%.4g, of which %.4g free", d.Total.CPU, d.Free.CPU)
 	line("memory", "%s, of which %s free", bytesOf(d.Total.Memory), bytesOf(d.Free.Memory))
 	line("disk", "%s, of which %s free", bytesOf(d.Total.Disk), bytesOf(d.Free.Disk))

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,12 +23,14 @@ type foreground struct {
 	id       string
 	cancel   context.CancelCauseFunc // of the task
 	progress *progress
+	phase    phase
 	waiting  bool
 	sizes    <-chan berth.Size
 	streams  sync.WaitGroup // that copy what the running step writes
 
-	mu   sync.Mutex
-	lost error // the first reason for which something could not be shown
+	unread atomic.Bool // nobody reads what the task writes
+	mu     sync.Mutex
+	lost   error // the first reason for which something could not be shown
 }
 
 // runForeground runs a task to its end. Its exit code is that of the task.
@@ -56,7 +59,11 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 
 // forUser tells of an error without an ID that nobody was told, and by the flags that were given.
 func forUser(err error, id string) error {
-	text := asFlags(strings.ReplaceAll(err.Error(), "task "+id+": ", ""))
+	text := err.Error()
+	for _, what := range []string{"task ", "submit "} {
+		text = strings.ReplaceAll(text, what+id+": ", "")
+	}
+	text = asFlags(text)
 	if text == err.Error() {
 		return err
 	}
@@ -87,14 +94,19 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	defer cancel(nil)
 	f := &foreground{a: a, o: o, h: h, id: task.ID, cancel: cancel, progress: a.newProgress(o.progress, o.quiet)}
 	defer f.progress.close()
+	f.phase.say = a.say
+	defer f.phase.end()
 	ctx, stop := twice(ctx, f.endNow)
 	defer stop()
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		f.sizes = sizes
-		res, err = h.runner.Run(ctx, task, f.hooks())
+		res, err = h.runner.Run(ctx, task, f.hooks(&task))
 		return err
 	})
 	f.streams.Wait()
+	if f.unread.Load() && res.State == berth.Canceled {
+		res.Detail = "nobody reads its output any more"
+	}
 	return res, f.lost, err
 }
 
@@ -107,8 +119,13 @@ func (f *foreground) endNow() {
 	}
 }
 
-func (f *foreground) hooks() runner.Hooks {
+func (f *foreground) hooks(task *berth.Task) runner.Hooks {
+	at := func(point string) { f.phase.at(point, task) }
+	if f.progress.mode == "none" {
+		at = nil
+	}
 	return runner.Hooks{
+		At:       at,
 		Waiting:  f.wait,
 		Progress: f.progress.report,
 		Warn: func(text string) {
@@ -176,7 +193,8 @@ func (f *foreground) copied(_ int64, err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, syscall.EPIPE):
-		f.cancel(fmt.Errorf("%w: nobody reads its output any more", berth.ErrCanceled))
+		f.unread.Store(true)
+		f.cancel(berth.ErrCanceled)
 	default:
 		f.a.say("warning: what the task writes could not be shown: %v", err)
 		f.mu.Lock()
