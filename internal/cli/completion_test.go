@@ -31,7 +31,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 		cmd.Env = append(b.berth().Env, "PROGRAM="+b.executable())
 		out, err := cmd.CombinedOutput()
 		got := strings.Fields(string(out))
-		for _, w := range strings.Fields(c.want) {
+		for w := range strings.FieldsSeq(c.want) {
 			if err != nil || !strings.Contains(" "+strings.Join(got, " ")+" ", " "+w+" ") {
 				t.Errorf("%q: %v, %q, want %q", c.line, err, got, c.want)
 			}
