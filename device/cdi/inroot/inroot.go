@@ -1,0 +1,236 @@
+// Package inroot opens, reads and changes files beneath a directory as a process would see them whose root that
+// directory is: symbolic links, absolute ones and those with "..", lead back into it. The kernel resolves the
+// whole path in one step (openat2), so nobody who changes the tree meanwhile can lead a caller out of it.
+//
+// It is not os.Root, which refuses the absolute links that container images and recorded hosts are full of.
+package inroot
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Root is a directory that stands for "/". Names are taken relative to it, with or without a slash before.
+type Root struct{ dir *os.File }
+
+// Open opens a root. Linux before 5.6 has no openat2: every use then fails and says so.
+func Open(dir string) (*Root, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return &Root{os.NewFile(uintptr(fd), dir)}, nil
+}
+
+// Close releases the root.
+func (r *Root) Close() error { return r.dir.Close() }
+
+// Name is the directory that was opened.
+func (r *Root) Name() string { return r.dir.Name() }
+
+// Open opens a file or directory for what flags (unix.O_…) say. It never blocks in the open.
+func (r *Root) Open(name string, flags int) (*os.File, error) {
+	how := &unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_NONBLOCK),
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if flags&unix.O_PATH != 0 {
+		how.Flags = uint64(flags | unix.O_CLOEXEC)
+	}
+	for tries := 0; ; tries++ {
+		fd, err := unix.Openat2(int(r.dir.Fd()), clean(name), how)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), path.Join(r.Name(), clean(name))), nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN) && tries < 128: // something was renamed meanwhile
+		case errors.Is(err, unix.ENOSYS):
+			return nil, fmt.Errorf("open %s: this kernel has no openat2; Linux 5.6 or newer is needed", name)
+		default:
+			return nil, &fs.PathError{Op: "open", Path: path.Join(r.Name(), clean(name)), Err: err}
+		}
+	}
+}
+
+// Stat looks at a file, following links.
+func (r *Root) Stat(name string) (unix.Stat_t, error) { return r.stat(name, unix.O_PATH) }
+
+// Lstat looks at a file, or at the link itself.
+func (r *Root) Lstat(name string) (unix.Stat_t, error) {
+	return r.stat(name, unix.O_PATH|unix.O_NOFOLLOW)
+}
+
+func (r *Root) stat(name string, flags int) (st unix.Stat_t, err error) {
+	f, err := r.Open(name, flags)
+	if err != nil {
+		return st, err
+	}
+	defer f.Close()
+	return st, unix.Fstat(int(f.Fd()), &st)
+}
+
+// ReadFile reads a regular file of at most limit bytes.
+func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
+	f, err := r.OpenRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("read %s: larger than %d bytes", f.Name(), limit)
+	}
+	return data, err
+}
+
+// OpenRegular opens a regular file to read it; anything else, a pipe or a device, is an error.
+func (r *Root) OpenRegular(name string) (*os.File, error) {
+	f, err := r.Open(name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("read %s: not a regular file", f.Name())
+	}
+	return f, nil
+}
+
+// ReadDir lists a directory, sorted by name.
+func (r *Root) ReadDir(name string) ([]fs.DirEntry, error) {
+	f, err := r.Open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return os.ReadDir(procPath(f))
+}
+
+// Resolve says where a file really is: its path beneath the root, without links.
+func (r *Root) Resolve(name string) (string, error) {
+	f, err := r.Open(name, unix.O_PATH)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	real, err := os.Readlink(procPath(f))
+	if err != nil {
+		return "", err
+	}
+	top, err := os.Readlink(procPath(r.dir))
+	if err != nil {
+		return "", err
+	}
+	if real == top {
+		return "/", nil
+	}
+	rel, ok := strings.CutPrefix(real, strings.TrimSuffix(top, "/")+"/")
+	if !ok {
+		return "", fmt.Errorf("resolve %s: %s is not beneath %s", name, real, top)
+	}
+	return "/" + rel, nil
+}
+
+// Readlink reads a link.
+func (r *Root) Readlink(name string) (string, error) {
+	f, err := r.Open(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(f.Fd()), "", buf)
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: f.Name(), Err: err}
+	}
+	return string(buf[:n]), nil
+}
+
+// MkdirAll makes a directory and those above it, and opens it. A link that leads nowhere is an error.
+func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
+	at, err := r.Open("/", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	parts := strings.Split(clean(name), "/")
+	for i, part := range parts {
+		if part == "." {
+			continue
+		}
+		so := path.Join(parts[:i+1]...)
+		next, err := r.Open(so, unix.O_PATH|unix.O_DIRECTORY)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := unix.Mkdirat(int(at.Fd()), part, perm); err != nil && !errors.Is(err, unix.EEXIST) {
+				at.Close()
+				return nil, &fs.PathError{Op: "mkdir", Path: path.Join(r.Name(), so), Err: err}
+			}
+			next, err = r.Open(so, unix.O_PATH|unix.O_DIRECTORY)
+		}
+		at.Close()
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// WriteFile puts a file in its place by rename: whoever reads sees the old one or the new one, and what is
+// there, a link too, is replaced and never written through.
+func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
+	return r.replace(name, func(dir int, tmp string) error {
+		fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fd), tmp)
+		_, err = f.Write(data)
+		// The mode is set by itself: the mask of who runs us must not take from it.
+		return errors.Join(err, f.Chmod(os.FileMode(perm)), f.Close())
+	})
+}
+
+// Symlink makes a link, in place of what is there. The target is not looked at.
+func (r *Root) Symlink(target, name string) error {
+	return r.replace(name, func(dir int, tmp string) error { return unix.Symlinkat(target, dir, tmp) })
+}
+
+func (r *Root) replace(name string, make func(dir int, tmp string) error) error {
+	name = clean(name)
+	fail := func(err error) error { return &fs.PathError{Op: "write", Path: path.Join(r.Name(), name), Err: err} }
+	if name == "." {
+		return fail(unix.EISDIR)
+	}
+	dir, err := r.MkdirAll(path.Dir(name), 0o755)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	fd, tmp := int(dir.Fd()), ".berth-"+rand.Text()
+	if err = make(fd, tmp); err == nil {
+		err = unix.Renameat(fd, tmp, fd, path.Base(name))
+	}
+	if err != nil {
+		_ = unix.Unlinkat(fd, tmp, 0)
+		return fail(err)
+	}
+	return nil
+}
+
+// clean makes a name relative: "" and "/" are ".".
+func clean(name string) string {
+	return path.Join(".", strings.TrimPrefix(path.Clean("/"+name), "/"))
+}
+
+// procPath names an open file for system calls that take paths.
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// ProcPath names an open file for system calls that take paths only, such as mount.
+func ProcPath(f *os.File) string { return procPath(f) }
