@@ -125,7 +125,7 @@ type Result struct {
 	Usage           Usage        `json:"usage"`
 	DiskEnforcement string       `json:"disk_enforcement"` // "none", "quota", "loop", "sampled"
 	Image           string       `json:"image"`
-	ImageDigest     string       `json:"image_digest"`
+	ImageDigest     string       `json:"image_digest"` // of its manifest; of an image that has none, because it was imported, its ID
 	Engine          string       `json:"engine"`
 	Runtime         string       `json:"runtime"`
 	Outputs         []OutputFile `json:"outputs"`

@@ -83,7 +83,7 @@ func (d *drive) result(files []berth.OutputFile) berth.Result {
 		Steps:    d.rec.exits(),
 	}
 	if im, ok := d.rec.image(t.Steps[0].Image, t.Steps[0].Platform); ok {
-		res.ImageDigest = im.Digest
+		res.ImageDigest = cmp.Or(im.Digest, im.ID)
 	}
 	res.Engine, res.DiskEnforcement = d.rec.Engine, string(cmp.Or(d.rec.Disk, berth.DiskNone))
 	for _, s := range res.Steps {
@@ -110,7 +110,7 @@ func (d *drive) endedBy(res *berth.Result, i int) {
 	if n := len(d.rec.Task.Steps); n > 1 {
 		res.Detail = fmt.Sprintf("step %d of %d %s", i+1, n, res.Detail)
 	}
-	res.Image, res.ImageDigest = d.rec.Task.Steps[i].Image, s.Spec.Image.Digest
+	res.Image, res.ImageDigest = d.rec.Task.Steps[i].Image, cmp.Or(s.Spec.Image.Digest, s.Spec.Image.ID)
 }
 
 // total adds up what the steps used: sums, and the highest of what is a peak. What is unknown of one step
