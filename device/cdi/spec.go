@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -170,15 +171,39 @@ func ValidateDevice(d *specs.Device) error {
 }
 
 // MinimumVersion is the lowest version of the standard in which doc can be written.
-func MinimumVersion(doc *specs.Spec) (string, error) { return specs.MinimumRequiredVersion(doc) }
+func MinimumVersion(doc *specs.Spec) (string, error) {
+	if err := noNulls(doc); err != nil {
+		return "", err
+	}
+	return specs.MinimumRequiredVersion(doc)
+}
 
 // ValidateVersion checks that doc's version exists (0.3.0 to 1.1.0) and has all that doc uses.
 func ValidateVersion(doc *specs.Spec) error {
+	if err := noNulls(doc); err != nil {
+		return err
+	}
 	if doc.Version == "" {
 		return errors.New("cdiVersion is missing")
 	}
 	if err := specs.ValidateVersion(doc); err != nil {
 		return fmt.Errorf("cdiVersion %q: %w", doc.Version, err)
+	}
+	return nil
+}
+
+// noNulls finds lists with entries that are null, on which the standard's library panics.
+func noNulls(doc *specs.Spec) error {
+	null := func(e *Edits) bool {
+		return slices.Contains(e.DeviceNodes, nil) || slices.Contains(e.Mounts, nil) || slices.Contains(e.Hooks, nil) || slices.Contains(e.NetDevices, nil)
+	}
+	for i := range doc.Devices {
+		if null(&doc.Devices[i].ContainerEdits) {
+			return &deviceError{i, fmt.Errorf("device %q: a list in its edits has an empty entry", doc.Devices[i].Name)}
+		}
+	}
+	if null(&doc.ContainerEdits) {
+		return errors.New("containerEdits: a list has an empty entry")
 	}
 	return nil
 }
