@@ -230,7 +230,7 @@ func TestParseRefuses(t *testing.T) {
 		{"t.yaml", "name: *x\n", "t.yaml:1:7: *x names no anchor above it"},
 		{"t.yaml", "- a\n", "t.yaml:1:1: it is a list, and must be a map"},
 		{"t.yaml", "nam: x\n", `t.yaml:1:1: nam: there is no such key (did you mean "name"?)`},
-		{"t.json", "{\n \"resources\": {\"ramgb\": 1}}", `t.json:2:16: resources.ramgb: there is no such key (did you mean "ram_gb"?)`},
+		{"t.json", "{\n \"resources\": {\"ramgb\": 1}}", "t.json:1:1: executors: a task has one executor at least\n" + `t.json:2:16: resources.ramgb: there is no such key (did you mean "ram_gb"?)`},
 		{"t.yaml", "xylophone: x\n", "t.yaml:1:1: xylophone: there is no such key"},
 		{"t.yaml", executors + "resources: {ram_gb: 1, ramGb: 2}", `t.yaml:2:24: resources.ramGb: it was given before, as "ram_gb"`},
 		{"t.yaml", executors + "id: x\n", "t.yaml:2:5: id: berth sets it; leave it out"},

@@ -7,14 +7,15 @@ func Nearest(word string, candidates []string) string {
 	if len(word) > 64 {
 		return ""
 	}
-	best, bound := "", 1+max(1, len(word)/3)
+	best, bound, changes := "", 1+max(1, len(word)/3), 0
 	for _, c := range candidates {
-		d := distance(word, c)
+		letters := distance(word, c)
+		d := letters
 		if len(word) >= 3 && (strings.HasPrefix(c, word) || strings.HasPrefix(word, c)) {
 			d = min(d, 1) // shortened, or drawn out
 		}
-		if d < bound {
-			best, bound = c, d
+		if d < bound || d == bound && best != "" && letters < changes {
+			best, bound, changes = c, d, letters
 		}
 	}
 	return best
