@@ -144,7 +144,7 @@ func (f *foreground) wait(why string) {
 	}
 	if why != "" {
 		f.waiting = true
-		f.a.say("waiting: %s", why)
+		f.a.say("waiting %s", strings.TrimPrefix(why, "waiting "))
 	} else if f.waiting {
 		f.waiting = false
 		f.a.say("no longer waiting")
