@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi"
 )
 
 // NodeList is the file of a recorded host that lists its device nodes, one a line:
@@ -91,6 +92,18 @@ func (h *Host) Root() string { return h.root }
 
 // Recorded reports whether the host is a recorded one.
 func (h *Host) Recorded() bool { return h.nodes != nil }
+
+// CDI returns the host as package cdi sees it.
+func (h *Host) CDI() cdi.Host {
+	c := cdi.Host{Root: h.root}
+	if h.nodes != nil {
+		c.Node = func(name string) (cdi.Node, error) {
+			n, err := h.Node(name)
+			return cdi.Node{Type: n.Type, Major: int64(n.Major), Minor: int64(n.Minor), Mode: n.Mode, UID: n.UID, GID: n.GID}, err
+		}
+	}
+	return c
+}
 
 // Resolve follows the symbolic links in a path; the result lies within the root. What it leads to need not
 // exist. It gives up after 255 links.

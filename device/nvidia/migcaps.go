@@ -1,0 +1,61 @@
+package nvidia
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/berth-project/berth"
+)
+
+// MIGCaps are the minor numbers of the nodes that grant access to MIG slices, by the names of
+// /proc/driver/nvidia-caps/mig-minors: "config", "monitor", "gpu0/gi1/access" and "gpu0/gi1/ci0/access", where
+// the GPU is named by its minor number.
+type MIGCaps map[string]uint32
+
+var capName = regexp.MustCompile(`^(?:config|monitor|gpu[0-9]+/gi[0-9]+(?:/ci[0-9]+)?/access)$`)
+
+// ParseMIGCaps reads mig-minors. Lines that it does not understand are left out.
+func ParseMIGCaps(text string) MIGCaps {
+	caps := MIGCaps{}
+	for line := range strings.SplitSeq(text, "\n") {
+		if name, minor, err := parseMIGCap(line); err == nil {
+			caps[name] = minor
+		}
+	}
+	return caps
+}
+
+// parseMIGCap reads one line, "gpu0/gi1/access 3".
+func parseMIGCap(line string) (name string, minor uint32, err error) {
+	name, number, _ := strings.Cut(line, " ")
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil || !capName.MatchString(name) {
+		return "", 0, fmt.Errorf("mig-minors: %w: %q is not of the form: gpu0/gi1/access 3", berth.ErrInvalid, line)
+	}
+	return name, uint32(n), nil
+}
+
+// Node returns the path of the node that grants an access.
+func (m MIGCaps) Node(name string) (string, error) {
+	minor, ok := m[name]
+	if !ok {
+		return "", fmt.Errorf("MIG access %s: %w: mig-minors does not list it", name, berth.ErrNotFound)
+	}
+	return capNode(minor), nil
+}
+
+func capNode(minor uint32) string { return fmt.Sprintf("/dev/nvidia-caps/nvidia-cap%d", minor) }
+
+// CapFile returns the path of the file in /proc that stands for an access.
+func CapFile(name string) string {
+	if gpu, rest, ok := strings.Cut(name, "/"); ok {
+		name = gpu + "/mig/" + rest
+	} else {
+		name = "mig/" + name
+	}
+	return capabilities + "/" + name
+}
+
+const capabilities = "/proc/driver/nvidia/capabilities"
