@@ -25,6 +25,9 @@ type Task struct {
 	NoWait      bool              `json:"no_wait,omitempty"`   // refuse where the machine has no room now
 	Keep        bool              `json:"keep,omitempty"`      // keep the sandbox after the end, for a look
 	RunAgain    bool              `json:"run_again,omitempty"` // a Lost step may be run again
+	// Engine names the engine that runs the task, and Daemon where that is; "" is the embedded engine.
+	Engine string `json:"engine,omitempty"`
+	Daemon string `json:"daemon,omitempty"`
 	// CallerDir is the directory against which relative host paths of inputs and outputs were resolved.
 	CallerDir string `json:"caller_dir,omitempty"`
 }

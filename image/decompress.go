@@ -22,6 +22,10 @@ const zstdWindow = 128 << 20
 // xzMemory bounds the memory of xz. xz -9 needs 65 MiB; a header may ask for 4 GiB.
 const xzMemory = "256MiB"
 
+// Decompress reads r as whatever its first bytes say it is: gzip, zstd, bzip2, xz or not compressed. xz is a program,
+// which ends with ctx.
+func Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) { return decompress(ctx, r) }
+
 // decompress reads r as whatever its first bytes say it is: gzip, zstd, bzip2, xz or not compressed.
 // The media type is not asked: registries hold layers with wrong ones.
 func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {

@@ -32,6 +32,9 @@ func (r *Runner) Reconcile(ctx context.Context) (found []Found, resume []string,
 		if err != nil {
 			return found, resume, err
 		}
+		if r.cfg.Mine != nil && !r.cfg.Mine(rec.Task) {
+			continue
+		}
 		f, again := r.reconcile(ctx, rec.ID, running)
 		if f.What != "" {
 			found = append(found, f)

@@ -25,6 +25,8 @@ type Config struct {
 	UID, GID int
 	Logger   *slog.Logger
 	Clock    Clock
+	// Mine reports whether a task is the engine's: Reconcile leaves all others alone. nil: all are.
+	Mine func(berth.Task) bool
 	// Tries is how often a call is made that answers ErrUnavailable; the pauses double from a tenth of a
 	// second up to five. Default 6.
 	Tries int

@@ -1,11 +1,13 @@
 package docker
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"strconv"
 	"syscall"
 	"time"
@@ -106,6 +108,43 @@ func (c *Container) Archive(ctx context.Context, p string) (io.ReadCloser, error
 		return nil, wrap(ctx, p+" in the container", err)
 	}
 	return res.Content, nil
+}
+
+// linksMax bounds how many symbolic links lead to a file.
+const linksMax = 40
+
+// openFile reads a file of the container, which need not run.
+func (l *life) openFile(ctx context.Context, p string) (io.ReadCloser, error) {
+	for range linksMax {
+		res, err := l.e.api.CopyFromContainer(ctx, l.docker(), client.CopyFromContainerOptions{SourcePath: p})
+		if err != nil {
+			return nil, wrap(ctx, p+" in the container", err)
+		}
+		t := tar.NewReader(res.Content)
+		h, err := t.Next()
+		switch {
+		case err != nil:
+			_ = res.Content.Close()
+			return nil, wrap(ctx, p+" in the container", err)
+		case h.Typeflag == tar.TypeReg:
+			return readCloser{t, res.Content}, nil
+		}
+		_ = res.Content.Close()
+		if h.Typeflag != tar.TypeSymlink {
+			return nil, fmt.Errorf("%s in the container: %w: it is no file", p, berth.ErrInvalid)
+		}
+		if path.IsAbs(h.Linkname) {
+			p = path.Clean(h.Linkname)
+		} else {
+			p = path.Join(path.Dir(p), h.Linkname) //nolint:gosec // a path in the container
+		}
+	}
+	return nil, fmt.Errorf("%s in the container: %w: too many symbolic links", p, berth.ErrInvalid)
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
 }
 
 // Logs reads what the container wrote.

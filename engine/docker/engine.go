@@ -42,7 +42,15 @@ type Config struct {
 	Watchdog time.Duration
 	// CallMax is how long one call of the API may take; 0 is 2 min.
 	CallMax time.Duration
-	Logger  *slog.Logger
+	// Keeper is the command that runs KeeperMain, for bound sandboxes and for those with LabelResume; nil is this
+	// program. It must run the same version of berth.
+	Keeper []string
+	// Worker is the command that goes on with a task whose sandbox has LabelResume; the sandbox's ID is added.
+	// nil: nobody does.
+	Worker []string
+	// Idle is how long the keeper stays without anything to do; 0 is 10 s.
+	Idle   time.Duration
+	Logger *slog.Logger
 }
 
 const (
@@ -64,8 +72,12 @@ type Engine struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
+	keeper keeperClient
+	stay   sync.Once
+
 	mu    sync.Mutex
-	lives map[string]*life // by container name
+	lives map[string]*life    // by container name
+	bound map[string]*os.File // locks of sandboxes that end with this process
 	host  *hostInfo
 }
 
@@ -86,6 +98,9 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.CallMax <= 0 {
 		cfg.CallMax = defaultCall
 	}
+	if cfg.Idle <= 0 {
+		cfg.Idle = keeperIdle
+	}
 	opts := []client.Opt{client.FromEnv}
 	if cfg.Host != "" {
 		opts = append(opts, client.WithHost(cfg.Host))
@@ -98,8 +113,10 @@ func New(cfg Config) (*Engine, error) {
 		_ = api.Close()
 		return nil, fmt.Errorf("docker: %w: the daemon at %s is on another machine, with which no disk is shared", berth.ErrUnsupported, host)
 	}
-	if err := os.MkdirAll(filepath.Join(cfg.Dir, "sandboxes"), 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+	for _, d := range []string{"sandboxes", runDir} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+		}
 	}
 	owner := cfg.Owner
 	if owner == "" {
@@ -110,7 +127,8 @@ func New(cfg Config) (*Engine, error) {
 	if err := berth.CheckID(owner); err != nil {
 		return nil, fmt.Errorf("owner: %w", err)
 	}
-	e := &Engine{cfg: cfg, owner: owner, api: api, lives: map[string]*life{}}
+	e := &Engine{cfg: cfg, owner: owner, api: api, lives: map[string]*life{}, bound: map[string]*os.File{}}
+	e.keeper.e = e
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	return e, nil
 }
@@ -141,10 +159,16 @@ func instance(dir string) (string, error) {
 // Owner is the instance id that labels what this engine makes.
 func (e *Engine) Owner() string { return e.owner }
 
-// Close ends the engine's own work. Containers run on; who opens the engine anew finds them.
+// Close ends the engine's own work. Containers run on; who opens the engine anew finds them. Bound sandboxes end.
 func (e *Engine) Close() error {
 	e.cancel(berth.ErrShutdown)
 	e.wg.Wait()
+	e.mu.Lock()
+	for _, f := range e.bound {
+		_ = f.Close()
+	}
+	e.mu.Unlock()
+	e.keeper.close()
 	return e.api.Close()
 }
 
@@ -160,6 +184,9 @@ func (e *Engine) filter() client.Filters {
 
 // List names everything that this owner has on the daemon, and the sandboxes of the data directory.
 func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
+	if err := e.wakeKeeper(ctx); err != nil {
+		return nil, err
+	}
 	var all []berth.Status
 	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
 	if err != nil {
@@ -205,4 +232,24 @@ func ownLabels(all map[string]string) map[string]string {
 		}
 	}
 	return own
+}
+
+// wakeKeeper starts the keeper where it has something to look after and does not run, as after its death, or the
+// machine's.
+func (e *Engine) wakeKeeper(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
+	if err != nil {
+		return fmt.Errorf("data directory: %w: %w", kindOf(err), err)
+	}
+	for _, d := range entries {
+		spec, err := e.readSandbox(d.Name())
+		if err != nil {
+			continue // it is being made or removed
+		}
+		if (&Sandbox{spec: spec}).kept() {
+			_, err := e.keeper.tell(ctx, "")
+			return err
+		}
+	}
+	return nil
 }

@@ -78,8 +78,25 @@ func wrap(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s: %w", what, cause)
 	}
 	k := kindOf(err)
+	err = daemonError{err}
 	if errors.Is(err, k) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w: %w", what, k, err)
 }
+
+// wrapAs is wrap for an error of a kind that is known.
+func wrapAs(ctx context.Context, kind error, what string, err error) error {
+	if k := kindOf(err); !errors.Is(k, berth.ErrUnavailable) {
+		kind = k
+	}
+	return wrap(ctx, what, fmt.Errorf("%w: %w", kind, err))
+}
+
+// daemonError is an error without the words by which the client says whose it is.
+type daemonError struct{ error }
+
+func (e daemonError) Error() string {
+	return strings.ReplaceAll(e.error.Error(), "Error response from daemon: ", "")
+}
+func (e daemonError) Unwrap() error { return e.error }

@@ -3,8 +3,6 @@ package docker
 import (
 	"bytes"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -23,14 +21,16 @@ const (
 // A death by signal cannot be told from an exit with 128+n: the daemon's init answers so for its child, and
 // containerd so for pid 1. Only for a signal that berth sent is it known; else the exit is Exited with that
 // code, and Detail says what it may mean.
-func (l *life) exitOf(r *record, s *container.State) berth.Exit {
+//
+// says is what may be the word of the daemon's init.
+func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	e := berth.Exit{Reason: berth.Exited, Code: s.ExitCode, Started: parseTime(s.StartedAt), Ended: parseTime(s.FinishedAt), Runtime: r.Runtime}
 	if s.Status == container.StateCreated {
 		e.Reason, e.Code, e.Detail = berth.NeverStarted, startCode(s.Error), s.Error
 		return e
 	}
-	if says, code := l.initSays(r, s.ExitCode); says != "" {
-		e.Reason, e.Code, e.Detail = berth.NeverStarted, code, says
+	if word, code := initSays(r, s.ExitCode, says); word != "" {
+		e.Reason, e.Code, e.Detail = berth.NeverStarted, code, word
 		return e
 	}
 	e.Usage = readUsage(r.Cgroup)
@@ -71,26 +71,13 @@ func startCode(msg string) int {
 	return 0
 }
 
-// initSays is what the daemon's init (tini) wrote if it could not execute the command. Nothing else tells that
-// from a command which ends with the same code.
-func (l *life) initSays(r *record, code int) (string, int) {
-	if r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere {
+// initSays reads what the daemon's init (tini) wrote if it could not execute the command, and the code that this amounts
+// to. Nothing else tells that from a command which ends with the same code.
+func initSays(r *record, code int, says []byte) (string, int) {
+	if r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere || !bytes.HasPrefix(says, []byte(initFatal)) {
 		return "", 0
 	}
-	stream := "stderr"
-	if r.Spec.TTY {
-		stream = "stdout"
-	}
-	f, err := os.Open(filepath.Join(l.logDir(r), stream))
-	if err != nil {
-		return "", 0
-	}
-	defer func() { _ = f.Close() }()
-	head, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	if err != nil || !bytes.HasPrefix(head, []byte("[FATAL tini (")) {
-		return "", 0
-	}
-	_, msg, ok := strings.Cut(strings.TrimSpace(string(head)), ")] exec "+argv(&r.Spec)[0]+" failed: ")
+	_, msg, ok := strings.Cut(strings.TrimSpace(string(says)), ")] exec "+argv(&r.Spec)[0]+" failed: ")
 	switch {
 	case !ok || strings.Contains(msg, "\n"):
 		return "", 0

@@ -35,16 +35,27 @@ func parsePlatform(s string) platform {
 
 func (p platform) String() string { return strings.TrimSuffix(p.os+"/"+p.arch+"/"+p.variant, "/") }
 
+// parseRef reads a reference. host:5000/img is its tag latest, never all tags.
+func parseRef(s string) (reference.Named, error) {
+	if scheme, rest, ok := strings.Cut(s, "://"); ok {
+		if scheme != "docker" {
+			return nil, fmt.Errorf("image %q: %w: a daemon pulls from registries, not from %s", s, berth.ErrUnsupported, scheme)
+		}
+		s = rest
+	}
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w: %w", s, berth.ErrInvalid, err)
+	}
+	return reference.TagNameOnly(named), nil
+}
+
 // Image finds or pulls an image.
 func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image, error) {
-	if scheme, _, ok := strings.Cut(req.Ref, "://"); ok {
-		return berth.Image{}, fmt.Errorf("image %q: %w: a daemon pulls from registries, not from %s", req.Ref, berth.ErrUnsupported, scheme)
-	}
-	named, err := reference.ParseNormalizedNamed(req.Ref)
+	named, err := parseRef(req.Ref)
 	if err != nil {
-		return berth.Image{}, fmt.Errorf("image %q: %w: %w", req.Ref, berth.ErrInvalid, err)
+		return berth.Image{}, err
 	}
-	named = reference.TagNameOnly(named) // host:5000/img is :latest, never all tags
 	host, err := e.daemon(ctx)
 	if err != nil {
 		return berth.Image{}, err
@@ -57,6 +68,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 		img, err := e.inspectImage(ctx, named.String())
 		switch found := (platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}); {
 		case err == nil && found.os == want.os && found.arch == want.arch && (want.variant == "" || want.variant == found.variant):
+			e.useImage(img.ID)
 			return img, nil
 		case err == nil && req.Policy == berth.PullNever:
 			return berth.Image{}, fmt.Errorf("image %s: %w for %s: what is there is for %s", named, berth.ErrNotFound, want, found)
@@ -70,7 +82,11 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 	if err != nil {
 		return berth.Image{}, fmt.Errorf("pull %s: %w", named, err)
 	}
-	return e.inspectImage(ctx, named.String())
+	img, err := e.inspectImage(ctx, named.String())
+	if err == nil {
+		e.claimImage(img.ID)
+	}
+	return img, err
 }
 
 func (e *Engine) inspectImage(ctx context.Context, ref string) (berth.Image, error) {
@@ -80,6 +96,10 @@ func (e *Engine) inspectImage(ctx context.Context, ref string) (berth.Image, err
 	if err != nil {
 		return berth.Image{}, wrap(ctx, "image "+ref, err)
 	}
+	return imageOf(ref, res), nil
+}
+
+func imageOf(ref string, res client.ImageInspectResult) berth.Image {
 	img := berth.Image{Ref: ref, ID: res.ID, Config: berth.ImageConfig{Architecture: res.Architecture, OS: res.Os, Variant: res.Variant}}
 	for _, d := range res.RepoDigests {
 		if c, err := reference.ParseNormalizedNamed(d); err == nil {
@@ -93,7 +113,7 @@ func (e *Engine) inspectImage(ctx context.Context, ref string) (berth.Image, err
 		img.Config.WorkingDir, img.Config.StopSignal, img.Config.Labels = c.WorkingDir, c.StopSignal, c.Labels
 		img.Config.Volumes = slices.Sorted(maps.Keys(c.Volumes))
 	}
-	return img, nil
+	return img
 }
 
 func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, chosen bool, tell func(berth.Progress)) error {

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,13 +23,15 @@ const defaultLogLimit = 64 << 20 // bytes
 
 // output moves what a container writes into its logs.
 type output struct {
-	l    *life
-	tty  bool
-	out  *sink
-	err  *sink // nil with a terminal
-	mu   sync.Mutex
-	conn io.ReadCloser // what is read now; nil between
-	r    io.Reader
+	l   *life
+	tty bool
+	out *sink
+	err *sink // nil with a terminal
+	// refused: the command could not be executed, and the daemon's init said so in its place.
+	refused bool
+	mu      sync.Mutex
+	conn    io.ReadCloser // what is read now; nil between
+	r       io.Reader
 }
 
 // sink is the log of one stream and how much of the stream it was given.
@@ -37,20 +40,64 @@ type sink struct {
 	w    *logfile.Writer
 	n    int64
 	done chan error
+	init initWord
 }
 
 func (s *sink) Write(p []byte) (int, error) {
-	n, err := s.pipe.Write(p)
-	s.n += int64(n)
-	return n, err
+	s.n += int64(len(p))
+	out, held := s.init.pass(p)
+	if !held {
+		if _, err := s.pipe.Write(out); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
 }
 
-func (s *sink) close() error {
+// close ends the log. drop: what the daemon's init said in the command's place is left out.
+func (s *sink) close(drop bool) error {
 	if s == nil {
 		return nil
 	}
+	var err error
+	if held := s.init.release(); !drop && len(held) > 0 {
+		_, err = s.pipe.Write(held)
+	}
 	_ = s.pipe.Close()
-	return <-s.done
+	return errors.Join(err, <-s.done)
+}
+
+// initWord holds back the first line of a stream where it may be what the daemon's init (tini) says of a command that
+// it cannot execute. Nothing comes after it then.
+type initWord struct {
+	held   []byte
+	passed bool // it is another
+}
+
+const (
+	initFatal   = "[FATAL tini ("
+	initWordMax = 8 << 10
+)
+
+// pass answers what is to be written, or that it is held.
+func (w *initWord) pass(p []byte) (out []byte, held bool) {
+	if w.passed || len(p) == 0 {
+		return p, false
+	}
+	w.held = append(w.held, p...)
+	n := min(len(w.held), len(initFatal))
+	line := bytes.IndexByte(w.held, '\n')
+	if string(w.held[:n]) == initFatal[:n] && len(w.held) < initWordMax && (line < 0 || line == len(w.held)-1) {
+		return nil, true
+	}
+	return w.release(), false
+}
+
+func (w *initWord) release() []byte {
+	w.passed = true
+	held := w.held
+	w.held = nil
+	return held
 }
 
 // openSink opens a stream's log, and what else gets its bytes.
@@ -76,7 +123,7 @@ func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error)
 		return nil, err
 	}
 	have, _, _ := w.State()
-	s := &sink{pipe: pw, w: w, n: have, done: make(chan error, 1)}
+	s := &sink{pipe: pw, w: w, n: have, done: make(chan error, 1), init: initWord{passed: have > 0 || r.Spec.NoInit}}
 	l.e.wg.Go(func() { s.done <- w.Pump(pr) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -96,7 +143,7 @@ func (l *life) openOutput(r *record, copies map[string]*os.File) (*output, error
 	}
 	if !o.tty {
 		if o.err, err = l.openSink(r, "stderr", copies["stderr"]); err != nil {
-			return nil, errors.Join(fmt.Errorf("logs of %s: %w: %w", l, kindOf(err), err), o.out.close())
+			return nil, errors.Join(fmt.Errorf("logs of %s: %w: %w", l, kindOf(err), err), o.out.close(false))
 		}
 	}
 	return o, nil
@@ -125,7 +172,15 @@ func (o *output) hangUp() { o.set(nil, nil) }
 
 func (o *output) close() error {
 	o.hangUp()
-	return errors.Join(o.out.close(), o.err.close())
+	return errors.Join(o.out.close(o.refused), o.err.close(o.refused))
+}
+
+// initSays is what may be the word of the daemon's init.
+func (o *output) initSays() []byte {
+	if o.err == nil {
+		return o.out.init.held
+	}
+	return o.err.init.held
 }
 
 // endMax is how long after the end of its streams a container's own end is waited for before its log is looked
@@ -279,7 +334,7 @@ func (s *stdin) Close() error {
 }
 
 // feed fills the container's input from a file.
-func (l *life) feed(f *os.File) {
+func (l *life) feed(f io.ReadCloser) {
 	l.mu.Lock()
 	in := l.stdin
 	in.taken = true

@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/scratch"
@@ -105,10 +106,53 @@ func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbo
 		return e.Attach(ctx, spec.ID)
 	}
 	s := &Sandbox{e: e, spec: spec}
-	if err := s.make(ctx, dir); err != nil {
-		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", spec.ID, err), scratch.Remove(dir))
+	err = s.bind(dir)
+	if err == nil {
+		err = s.make(ctx, dir)
+	}
+	if err == nil && s.kept() {
+		_, err = e.keeper.tell(ctx, spec.ID)
+	}
+	if err != nil {
+		err = errors.Join(fmt.Errorf("sandbox %s: %w", spec.ID, err), scratch.Remove(dir))
+		e.unbind(spec.ID)
+		return nil, err
 	}
 	return s, nil
+}
+
+// boundFile of a bound sandbox is locked by the process that opened it.
+const boundFile = "bound"
+
+// bind has a bound sandbox end with this process.
+func (s *Sandbox) bind(dir string) error {
+	if !s.spec.Bound {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(dir, boundFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return fmt.Errorf("%w: another process has opened it: %w", berth.ErrConflict, err)
+	}
+	s.e.mu.Lock()
+	s.e.bound[s.spec.ID] = f
+	s.e.mu.Unlock()
+	s.e.stay.Do(func() { s.e.wg.Go(func() { s.e.keeper.stay(s.e.ctx) }) })
+	return nil
+}
+
+// unbind forgets a sandbox that is gone.
+func (e *Engine) unbind(id string) {
+	e.mu.Lock()
+	if f := e.bound[id]; f != nil {
+		_ = f.Close()
+		delete(e.bound, id)
+	}
+	e.mu.Unlock()
+	e.keeper.forget(id)
 }
 
 // lockDir locks a directory as long as the file is open.
@@ -266,8 +310,45 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
-	if err := scratch.Remove(dir); err != nil {
+	// At once: half a sandbox would look like one.
+	remove, err := scratch.Discard(dir, s.e.trash())
+	if err == nil {
+		err = remove()
+	}
+	if err != nil {
 		return fmt.Errorf("close %s: %w", s.spec.ID, err)
 	}
+	s.e.unbind(s.spec.ID)
 	return nil
+}
+
+func (e *Engine) trash() string { return filepath.Join(e.cfg.Dir, "trash") }
+
+// halfAge is how old the directory of a sandbox without a record is, at least, when it is nobody's.
+const halfAge = time.Minute
+
+// sweep removes what processes left that were killed while they made or closed a sandbox.
+func (e *Engine) sweep(ctx context.Context) error {
+	errs := []error{scratch.Sweep(ctx, e.trash())}
+	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
+	for _, d := range entries {
+		dir := e.sandboxDir(d.Name())
+		st, err := d.Info()
+		if err != nil || time.Since(st.ModTime()) < halfAge || exists(filepath.Join(dir, sandboxFile)) {
+			continue
+		}
+		lock, err := lockDir(dir)
+		if err != nil {
+			continue
+		}
+		if !exists(filepath.Join(dir, sandboxFile)) {
+			s := &Sandbox{e: e, spec: berth.SandboxSpec{ID: d.Name()}}
+			if s.area, err = scratch.Reopen(ctx, filepath.Join(dir, "scratch"), e.cfg.Logger); err != nil {
+				s.area = nil
+			}
+			errs = append(errs, s.Close(ctx))
+		}
+		_ = lock.Close()
+	}
+	return errors.Join(append(errs, err)...)
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -132,6 +134,11 @@ func (la *launch) run(ctx context.Context) error {
 	l.mu.Lock()
 	l.rec = rec
 	l.mu.Unlock()
+	if s.kept() && !s.spec.Bound {
+		if _, err := s.e.keeper.tell(ctx, s.spec.ID); err != nil {
+			return err
+		}
+	}
 	if err := la.create(ctx, opts); err != nil {
 		return err
 	}
@@ -183,16 +190,11 @@ func (la *launch) connect(ctx context.Context, rec *record) error {
 	if err != nil {
 		return err
 	}
-	var input *os.File
+	var input io.ReadCloser
 	if la.spec.Stdin != "" {
-		root, name, err := la.s.volumeFile(ctx, la.spec.Stdin)
-		if err == nil {
-			input, err = root.Open(name)
-			_ = root.Close()
-		}
-		if err != nil {
+		if input, err = la.openInput(ctx, la.spec.Stdin); err != nil {
 			closeAll(copies)
-			return fmt.Errorf("standard input %s: %w: %w", la.spec.Stdin, berth.ErrNotFound, err)
+			return fmt.Errorf("standard input %s: %w", la.spec.Stdin, err)
 		}
 	}
 	if la.out, err = la.l.openOutput(rec, copies); err != nil {
@@ -205,6 +207,29 @@ func (la *launch) connect(ctx context.Context, rec *record) error {
 		la.l.feed(input)
 	}
 	return nil
+}
+
+// openInput opens the file of the container that is its standard input.
+func (la *launch) openInput(ctx context.Context, p string) (io.ReadCloser, error) {
+	p = path.Clean("/" + p)
+	for _, m := range la.spec.Mounts {
+		if m.Type != berth.MountTmpfs && path.Clean(m.Target) == p {
+			f, err := os.Open(m.Source)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", kindOfFile(err), err)
+			}
+			return f, nil
+		}
+	}
+	if root, name, err := la.s.volumeFile(ctx, p); err == nil {
+		defer func() { _ = root.Close() }()
+		f, err := root.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", kindOfFile(err), err)
+		}
+		return f, nil
+	}
+	return la.l.openFile(ctx, p)
 }
 
 // start starts the container. A command that cannot be started is no error: the daemon keeps why.

@@ -89,15 +89,16 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if late != nil || broken {
 		late = out.catchUp(ctx)
 	}
-	late = errors.Join(late, out.close())
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
 	exit := berth.Exit{Reason: berth.Lost, Code: -1, Runtime: r.Runtime}
 	if err != nil {
 		exit.Detail = err.Error()
 	} else {
-		exit = l.exitOf(r, state)
+		exit = l.exitOf(r, state, out.initSays())
+		out.refused = exit.Reason == berth.NeverStarted
+	}
+	late = errors.Join(late, out.close())
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if late != nil {
 		exit.Detail = appendDetail(exit.Detail, "output: "+late.Error())

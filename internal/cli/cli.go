@@ -39,6 +39,7 @@ type globalOptions struct {
 	dataDir string
 	config  string
 	engine  string
+	daemon  string
 	debug   bool
 }
 
@@ -160,7 +161,8 @@ outputs that are yours, and nothing left behind.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.global.dataDir, "data-dir", "", "`DIR` of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
-	flags.StringVar(&a.global.engine, "engine", "oci", "what runs the containers: `oci` (this host)")
+	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
+	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock (default $DOCKER_HOST, else the Docker context's)")
 	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
 	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images and this host:"})
 	group := func(id string, commands ...*cobra.Command) {

@@ -41,15 +41,11 @@ yet, berth waits until it does. Flags end at TASK. The exit code is the command'
 }
 
 func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []string) error {
-	h, err := a.open(ctx)
+	h, r, err := a.openOf(ctx, ref)
 	if err != nil {
 		return err
 	}
 	defer h.close()
-	r, err := h.find(ctx, ref)
-	if err != nil {
-		return err
-	}
 	ctx, stop := notify(ctx)
 	defer stop()
 	c, err := a.awaitRunning(ctx, h, r.ID, ref, int(o.step))

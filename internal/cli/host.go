@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -23,10 +24,22 @@ type host struct {
 	dir     string
 	tasks   *store.Store
 	engine  berth.Engine
-	images  *image.Store
+	images  imageStore
 	ledger  *ledger.Ledger
 	runner  *runner.Runner
 	closers []func() error
+}
+
+// imageStore is where an engine has its images; *image.Store is one.
+type imageStore interface {
+	berth.Puller
+	Load(ctx context.Context, path string, opts image.LoadOptions) ([]berth.Image, error)
+	LoadReader(ctx context.Context, r io.Reader, opts image.LoadOptions) ([]berth.Image, error)
+	Import(ctx context.Context, archive io.Reader, name string, opts image.ImportOptions) (berth.Image, error)
+	List(ctx context.Context) ([]image.Info, error)
+	Inspect(ctx context.Context, name string) (image.Info, error)
+	Remove(ctx context.Context, name string) (image.Removed, error)
+	Prune(ctx context.Context, opts image.PruneOptions) (image.Removed, error)
 }
 
 func (h *host) close() {
@@ -42,8 +55,8 @@ const asRoot = "acts as root"
 // enter becomes root of a user namespace, for a command that acts as root and was started by another. It
 // does not return then: the process is executed again.
 func (a *app) enter(cmd *cobra.Command) error {
-	if cmd.Annotations[asRoot]+cmd.Annotations[probes] == "" || !userns.Needed() {
-		return nil
+	if cmd.Annotations[asRoot]+cmd.Annotations[probes] == "" || !userns.Needed() || a.global.engine == engineDocker {
+		return nil // a daemon acts as root itself
 	}
 	if dry := cmd.Flags().Lookup("dry-run"); dry != nil && dry.Value.String() == "true" && cmd.Name() == "run" {
 		return nil
@@ -111,6 +124,23 @@ func (h *host) find(ctx context.Context, ref string) (store.Record, error) {
 		return store.Record{}, &quietError{"task \"" + ref + "\": there is no such task", berth.ErrNotFound}
 	}
 	return h.tasks.Find(ctx, ref)
+}
+
+// openOf opens a task's engine, and finds the task.
+func (a *app) openOf(ctx context.Context, ref string) (*host, store.Record, error) {
+	tasks, err := a.findAll(ctx, []string{ref}, false)
+	if err != nil {
+		return nil, store.Record{}, err
+	}
+	h, err := a.at(placeOf(tasks[0].Task)).open(ctx)
+	return h, tasks[0].Record, err
+}
+
+// assign notes on a task what runs it. The embedded engine goes without saying.
+func (a *app) assign(t *berth.Task) {
+	if a.global.engine != engineOCI {
+		t.Engine, t.Daemon = a.global.engine, a.global.daemon
+	}
 }
 
 // fileKind is the kind of error of an operation on a file that the user named.

@@ -4,8 +4,6 @@ import (
 	"context"
 
 	"github.com/spf13/cobra"
-
-	"github.com/berth-project/berth/image"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -23,7 +21,7 @@ func (a *app) imageCommand() *cobra.Command {
 }
 
 // withImages opens the image store for as long as do runs, with a context that ends at a signal.
-func (a *app) withImages(ctx context.Context, do func(context.Context, *image.Store) error) error {
+func (a *app) withImages(ctx context.Context, do func(context.Context, imageStore) error) error {
 	h, err := a.openEngine()
 	if err != nil {
 		return err

@@ -80,7 +80,7 @@ func (a *app) imageImport(ctx context.Context, o *imageImportOptions, file, name
 		}
 		in = io.Reader(f)
 	}
-	return a.withImages(ctx, func(ctx context.Context, images *image.Store) error {
+	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
 		img, err := images.Import(ctx, in, name, image.ImportOptions{Platform: o.platform, Config: config})
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ func (a *app) imageInspectCommand() *cobra.Command {
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withImages(cmd.Context(), func(ctx context.Context, images *image.Store) error {
+			return a.withImages(cmd.Context(), func(ctx context.Context, images imageStore) error {
 				list := make([]image.Info, len(args))
 				for i, name := range args {
 					var err error

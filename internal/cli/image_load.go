@@ -36,7 +36,7 @@ layout; plain or compressed. - is standard input. Their names are printed, or th
 }
 
 func (a *app) imageLoad(ctx context.Context, o *imageLoadOptions, file string) error {
-	return a.withImages(ctx, func(ctx context.Context, images *image.Store) error {
+	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
 		progress := a.newProgress(o.progress, o.quiet)
 		opts := image.LoadOptions{Name: o.name, Platform: o.platform, Progress: func(p berth.Progress) { progress.report(file, p) }}
 		var loaded []berth.Image

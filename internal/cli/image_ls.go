@@ -31,7 +31,7 @@ func (a *app) imageLsCommand() *cobra.Command {
 }
 
 func (a *app) imageLs(ctx context.Context, o *imageLsOptions) error {
-	return a.withImages(ctx, func(ctx context.Context, images *image.Store) error {
+	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
 		list, err := images.List(ctx)
 		if err != nil {
 			return err

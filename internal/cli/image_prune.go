@@ -33,7 +33,7 @@ printed, and what that freed on standard error.`,
 }
 
 func (a *app) imagePrune(ctx context.Context, o *imagePruneOptions) error {
-	return a.withImages(ctx, func(ctx context.Context, images *image.Store) error {
+	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
 		removed, err := images.Prune(ctx, image.PruneOptions{Unused: o.unused, DryRun: o.dryRun})
 		if err != nil {
 			return err

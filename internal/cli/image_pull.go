@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/image"
 )
 
 type imagePullOptions struct {
@@ -36,7 +35,7 @@ Layers that are here are not fetched again. Credentials are Docker's: ~/.docker/
 }
 
 func (a *app) imagePull(ctx context.Context, o *imagePullOptions, ref string) error {
-	return a.withImages(ctx, func(ctx context.Context, images *image.Store) error {
+	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
 		progress := a.newProgress(o.progress, o.quiet)
 		img, err := images.Image(ctx, berth.ImageRequest{
 			Ref: ref, Policy: berth.PullAlways, Platform: o.platform, Insecure: o.insecure,

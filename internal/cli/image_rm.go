@@ -19,7 +19,7 @@ What was removed is printed. An image that a task uses is not removed.`,
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withImages(cmd.Context(), func(ctx context.Context, images *image.Store) error {
+			return a.withImages(cmd.Context(), func(ctx context.Context, images imageStore) error {
 				var errs []error
 				for _, name := range args {
 					removed, err := images.Remove(ctx, name)

@@ -52,22 +52,9 @@ type stepDetails struct {
 }
 
 func (a *app) inspect(ctx context.Context, refs []string) error {
-	h, err := a.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer h.close()
 	list := []taskDetails{}
 	for _, ref := range refs {
-		r, err := h.find(ctx, ref)
-		if err != nil {
-			return err
-		}
-		rec, err := h.runner.Record(ctx, r.ID)
-		if err != nil {
-			return err
-		}
-		d, err := h.details(ctx, r.ID, rec)
+		d, err := a.inspectTask(ctx, ref)
 		if err != nil {
 			return err
 		}
@@ -76,6 +63,19 @@ func (a *app) inspect(ctx context.Context, refs []string) error {
 	enc := jsonEncoder(a.out)
 	enc.SetIndent("", "  ")
 	return enc.Encode(list)
+}
+
+func (a *app) inspectTask(ctx context.Context, ref string) (taskDetails, error) {
+	h, r, err := a.openOf(ctx, ref)
+	if err != nil {
+		return taskDetails{}, err
+	}
+	defer h.close()
+	rec, err := h.runner.Record(ctx, r.ID)
+	if err != nil {
+		return taskDetails{}, err
+	}
+	return h.details(ctx, r.ID, rec)
 }
 
 func (h *host) details(ctx context.Context, id string, rec *runner.Record) (taskDetails, error) {

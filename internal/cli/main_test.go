@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/internal/cli/userns"
 )
 
@@ -33,7 +35,15 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asBerth) != "" {
 		os.Exit(Main())
 	}
-	testscript.Main(m, map[string]func(){"berth": func() { os.Exit(Main()) }})
+	testscript.Main(dockerless{m}, map[string]func(){"berth": func() { os.Exit(Main()) }})
+}
+
+// dockerless runs the tests, and ends the Docker daemon that they may have started.
+type dockerless struct{ *testing.M }
+
+func (m dockerless) Run() int {
+	defer stopDockerd()
+	return m.M.Run()
 }
 
 // TestScripts runs the scripts, each with a data directory of its own, in which the image bb is busybox.
@@ -41,14 +51,25 @@ func TestScripts(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: the scripts run containers with limits")
 	}
-	testscript.Run(t, testscript.Params{
+	testscript.Run(t, params(setup, engineOCI))
+}
+
+// params are those of the scripts. The condition of an engine's name holds on that engine.
+func params(setup func(*testscript.Env) error, engine string) testscript.Params {
+	return testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup:               setup,
+		Condition: func(cond string) (bool, error) {
+			if !slices.Contains(engines(), cond) {
+				return false, fmt.Errorf("there is no engine %q", cond)
+			}
+			return cond == engine, nil
+		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait,
 		},
-	})
+	}
 }
 
 func setup(env *testscript.Env) error {
@@ -149,7 +170,7 @@ func matches(line, pattern string) bool {
 // cmdClean checks that nothing is left of tasks but their records and logs.
 func cmdClean(ts *testscript.TestScript, _ bool, _ []string) {
 	data := ts.Getenv("BERTH_DATA_DIR")
-	for _, glob := range []string{"sandboxes/*", "tasks/*/work", "images/work/*", "images/tmp/*"} {
+	for _, glob := range []string{"sandboxes/*", "docker/*/sandboxes/*", "docker/*/trash/*", "tasks/*/work", "images/work/*", "images/tmp/*"} {
 		left, err := filepath.Glob(filepath.Join(data, glob))
 		ts.Check(err)
 		if len(left) > 0 {
@@ -187,7 +208,8 @@ func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
 
 // endMonitor ends the monitor of a data directory, which would stay for a while.
 func endMonitor(data string) {
-	for _, pid := range processes("berth-monitor\x00--data-dir\x00" + data + "\x00") {
+	pids := processes("berth-monitor\x00--data-dir\x00" + data + "\x00")
+	for _, pid := range append(pids, processes(docker.KeeperName+"\x00--data-dir\x00"+data+"/")...) {
 		_ = syscall.Kill(pid, syscall.SIGTERM)
 		for range 500 {
 			if syscall.Kill(pid, 0) != nil {

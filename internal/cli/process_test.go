@@ -25,14 +25,15 @@ type bench struct {
 	data    string
 	program string
 	uid     uint32 // whose processes they are
+	env     []string
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T, env ...string) *bench {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: the tasks run in cgroups")
 	}
-	b := &bench{t: t, dir: t.TempDir(), program: "/proc/self/exe"}
+	b := &bench{t: t, dir: t.TempDir(), program: "/proc/self/exe", env: env}
 	b.data = filepath.Join(b.dir, "data")
 	archive, err := busybox()
 	if err != nil {
@@ -51,6 +52,7 @@ func newBench(t *testing.T) *bench {
 func (b *bench) berth(args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(b.t.Context(), b.program, args...)
 	cmd.Env = append(os.Environ(), asBerth+"=1", noSleep, "HOME="+b.dir, "XDG_CONFIG_HOME=", "XDG_DATA_HOME=")
+	cmd.Env = append(cmd.Env, b.env...)
 	cmd.Dir = b.dir
 	if b.uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: b.uid, Gid: b.uid}}
@@ -306,7 +308,7 @@ func TestReviveOnlyWhatIsAdrift(t *testing.T) {
 	for _, pid := range processes("berth-monitor\x00--data-dir\x00" + b.data + "\x00") {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && watched(b.data); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && watched(place{engine: engineOCI}, b.data); time.Sleep(10 * time.Millisecond) {
 	}
 	if ids := adrift(); len(ids) != 2 {
 		t.Errorf("without a monitor, adrift: %v", ids)

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -33,14 +32,17 @@ func (a *app) rmCommand() *cobra.Command {
 }
 
 func (a *app) rm(ctx context.Context, o *rmOptions, refs []string) error {
-	h, err := a.open(ctx)
+	ctx, stop := notify(ctx)
+	defer stop()
+	find := func() ([]foundTask, error) { return a.findAll(ctx, refs, o.force) }
+	if o.all {
+		find = func() ([]foundTask, error) { return a.ended(ctx) }
+	}
+	tasks, err := find()
 	if err != nil {
 		return err
 	}
-	defer h.close()
-	ctx, stop := notify(ctx)
-	defer stop()
-	remove := func(ctx context.Context, id string) error {
+	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
 		if o.force {
 			if err := h.runner.Cancel(ctx, id, true); err != nil {
 				return err
@@ -50,23 +52,23 @@ func (a *app) rm(ctx context.Context, o *rmOptions, refs []string) error {
 			}
 		}
 		return h.runner.Remove(ctx, id)
+	})
+}
+
+// ended are the tasks that have ended.
+func (a *app) ended(ctx context.Context) ([]foundTask, error) {
+	h, err := a.openTasks(ctx)
+	if err != nil || h.tasks == nil {
+		return nil, err
 	}
-	if !o.all {
-		if o.force {
-			refs = slices.DeleteFunc(slices.Clone(refs), func(ref string) bool {
-				_, err := h.find(ctx, ref)
-				return isNotFound(err)
-			})
-		}
-		return a.each(ctx, h, refs, remove)
-	}
-	var ids []string
+	defer h.close()
+	var all []foundTask
 	final := store.Filter{States: []berth.State{berth.Complete, berth.ExecutorError, berth.SystemError, berth.Canceled}}
 	for r, err := range h.tasks.List(ctx, final) {
 		if err != nil {
-			return fmt.Errorf("list tasks: %w", err)
+			return nil, fmt.Errorf("list tasks: %w", err)
 		}
-		ids = append(ids, r.ID)
+		all = append(all, foundTask{r, r.ID})
 	}
-	return a.eachID(ctx, ids, remove)
+	return all, nil
 }

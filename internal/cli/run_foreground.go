@@ -89,6 +89,7 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 		return berth.Result{}, nil, err
 	}
 	defer h.close()
+	a.assign(&task)
 	a.revive(ctx, h)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -232,6 +233,7 @@ func (a *app) runDetached(ctx context.Context, task berth.Task) error {
 		return err
 	}
 	defer h.close()
+	a.assign(&task)
 	a.revive(ctx, h)
 	id, err := h.runner.Submit(ctx, task)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/store"
 )
 
 type stopOptions struct{ now bool }
@@ -29,14 +31,13 @@ ended is no error.`,
 }
 
 func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
-	h, err := a.open(ctx)
+	ctx, stop := notify(ctx)
+	defer stop()
+	tasks, err := a.findAll(ctx, refs, false)
 	if err != nil {
 		return err
 	}
-	defer h.close()
-	ctx, stop := notify(ctx)
-	defer stop()
-	return a.each(ctx, h, refs, func(ctx context.Context, id string) error {
+	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
 		if err := h.runner.Cancel(ctx, id, o.now); err != nil {
 			return err
 		}
@@ -45,21 +46,35 @@ func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
 	})
 }
 
-// each finds all tasks first, does something with them at the same time, and prints the ID of each with
-// which it was done.
-func (a *app) each(ctx context.Context, h *host, refs []string, do func(ctx context.Context, id string) error) error {
-	ids, typed := []string{}, map[string]string{}
+// foundTask is a task, and how its user named it.
+type foundTask struct {
+	store.Record
+	ref string
+}
+
+// findAll finds tasks, each once. missing: one that is not there is no error.
+func (a *app) findAll(ctx context.Context, refs []string, missing bool) ([]foundTask, error) {
+	h, err := a.openTasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer h.close()
+	var all []foundTask
+	seen := map[string]bool{}
 	for _, ref := range refs {
 		r, err := h.find(ctx, ref)
-		if err != nil {
-			return err
+		if missing && isNotFound(err) {
+			continue
 		}
-		if typed[r.ID] == "" {
-			typed[r.ID] = ref
-			ids = append(ids, r.ID)
+		if err != nil {
+			return nil, err
+		}
+		if !seen[r.ID] {
+			seen[r.ID] = true
+			all = append(all, foundTask{r, ref})
 		}
 	}
-	return a.eachID(ctx, ids, func(ctx context.Context, id string) error { return named(do(ctx, id), id, typed[id]) })
+	return all, nil
 }
 
 // named has an error name a task as its user did.
@@ -70,19 +85,34 @@ func named(err error, id, ref string) error {
 	return &quietError{strings.ReplaceAll(err.Error(), "task "+id, fmt.Sprintf("task %q", ref)), err}
 }
 
-func (a *app) eachID(ctx context.Context, ids []string, do func(ctx context.Context, id string) error) error {
+// each does something with tasks at the same time, with their engines open, and prints the ID of each with which it
+// was done.
+func (a *app) each(ctx context.Context, tasks []foundTask, do func(ctx context.Context, h *host, id string) error) error {
+	hosts := map[place]*host{}
+	for _, r := range tasks {
+		at := placeOf(r.Task)
+		if hosts[at] != nil {
+			continue
+		}
+		h, err := a.at(at).open(ctx)
+		if err != nil {
+			return err
+		}
+		defer h.close()
+		hosts[at] = h
+	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	errs := make([]error, len(ids))
+	errs := make([]error, len(tasks))
 	slots := make(chan struct{}, 8)
-	for i, id := range ids {
+	for i, r := range tasks {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			if errs[i] = do(ctx, id); errs[i] == nil {
+			if errs[i] = named(do(ctx, hosts[placeOf(r.Task)], r.ID), r.ID, r.ref); errs[i] == nil {
 				mu.Lock()
 				defer mu.Unlock()
-				_, _ = fmt.Fprintln(a.out, id)
+				_, _ = fmt.Fprintln(a.out, r.ID)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -38,13 +39,50 @@ ran in the foreground to their end, and go on with detached ones. What is found 
 }
 
 func (a *app) cleanup(ctx context.Context, format string) error {
+	ctx, stop := notify(ctx)
+	defer stop()
+	places, err := a.places(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range places {
+		err = errors.Join(err, a.at(p).cleanupHere(ctx, format))
+	}
+	return err
+}
+
+// places are the engine that was asked for, and those that have tasks which have not ended.
+func (a *app) places(ctx context.Context) ([]place, error) {
+	here, err := a.here()
+	if err != nil {
+		return nil, err
+	}
+	h, err := a.openTasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer h.close()
+	all := []place{here}
+	if h.tasks == nil {
+		return all, nil
+	}
+	for r, err := range h.tasks.Stale(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if p := placeOf(r.Task); !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+func (a *app) cleanupHere(ctx context.Context, format string) error {
 	h, err := a.open(ctx) // opening the image store removes what broken pulls left
 	if err != nil {
 		return err
 	}
 	defer h.close()
-	ctx, stop := notify(ctx)
-	defer stop()
 	found, err := a.reconcile(ctx, h)
 	for _, f := range found {
 		err = errors.Join(err, f.Err, a.printFound(f, format))

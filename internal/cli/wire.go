@@ -1,14 +1,20 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
 	mobyuserns "github.com/moby/sys/userns"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/engine/oci"
 	"github.com/berth-project/berth/image"
 	"github.com/berth-project/berth/ledger"
@@ -17,16 +23,57 @@ import (
 	"github.com/berth-project/berth/tes/document"
 )
 
+// The engines.
+const (
+	engineOCI    = "oci"
+	engineDocker = "docker"
+)
+
 // engines are the values of --engine.
-func engines() []string { return []string{"oci"} }
+func engines() []string { return []string{engineOCI, engineDocker} }
 
 // hiddenMains runs what berth executes itself as, under another name, and returns where it was none of that.
 func hiddenMains() {
 	oci.MonitorMain()
+	docker.KeeperMain()
 }
 
-// watched reports whether the engine watches over parked tasks by itself.
-func watched(dir string) bool { return oci.Watched(dir) }
+// watched reports whether an engine watches over parked tasks by itself.
+func watched(p place, dir string) bool {
+	if p.engine == engineDocker {
+		return docker.Watched(dockerDir(dir, p.daemon))
+	}
+	return oci.Watched(dir)
+}
+
+// place is what runs a task: an engine and, of an engine that is a service, where that is.
+type place struct{ engine, daemon string }
+
+// placeOf is what runs a task; tasks of before there was a choice say nothing.
+func placeOf(t berth.Task) place { return place{cmp.Or(t.Engine, engineOCI), t.Daemon} }
+
+// at is berth with another engine than was asked for: the one that a task has.
+func (a *app) at(p place) *app {
+	other := *a
+	other.global.engine, other.global.daemon = p.engine, p.daemon
+	return &other
+}
+
+// here is what runs the tasks that are submitted now.
+func (a *app) here() (place, error) {
+	if a.global.engine != engineDocker {
+		return place{engine: a.global.engine}, nil
+	}
+	daemon, err := docker.Locate(a.global.daemon, a.getenv)
+	return place{engineDocker, daemon}, err
+}
+
+// dockerDir is what the engine docker has of the data directory for one daemon: it shares tasks and the instance's id
+// with other engines, but no sandboxes.
+func dockerDir(dir, daemon string) string {
+	sum := sha256.Sum256([]byte(daemon))
+	return filepath.Join(dir, "docker", hex.EncodeToString(sum[:4]))
+}
 
 // openEngine opens the engine, and its images, of the data directory.
 func (a *app) openEngine() (*host, error) {
@@ -35,10 +82,35 @@ func (a *app) openEngine() (*host, error) {
 		return nil, err
 	}
 	switch a.global.engine {
-	case "oci":
-	default:
-		return nil, invalid("--engine: there is no engine %q%s; there is oci", a.global.engine, document.DidYouMean(a.global.engine, engines()))
+	case engineOCI:
+		return a.openOCI(dir)
+	case engineDocker:
+		return a.openDocker(dir)
 	}
+	return nil, invalid("--engine: there is no engine %q%s; there are %s", a.global.engine, document.DidYouMean(a.global.engine, engines()), strings.Join(engines(), " and "))
+}
+
+func (a *app) openDocker(dir string) (*host, error) {
+	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w: %w", fileKind(err), err)
+	}
+	instance, err := oci.Instance(dir)
+	if err != nil {
+		return nil, err
+	}
+	here, err := a.here()
+	if err != nil {
+		return nil, err
+	}
+	a.global.daemon = here.daemon
+	engine, err := docker.New(docker.Config{Dir: dockerDir(dir, here.daemon), Owner: instance, Host: here.daemon, Worker: a.workerArgs(dir), Logger: a.logger()})
+	if err != nil {
+		return nil, err
+	}
+	return &host{dir: dir, engine: resuming{engine}, images: engine.Images(), closers: []func() error{engine.Close}}, nil
+}
+
+func (a *app) openOCI(dir string) (*host, error) {
 	log := a.logger()
 	engine, err := oci.New(oci.Config{
 		Dir: dir, Worker: a.workerArgs(dir), Logger: log,
@@ -67,7 +139,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 	log := a.logger()
 	h.runner = runner.New(runner.Config{
 		Engine: h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
-		Fetch: staging.FetchOptions{Logger: log},
+		Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})
 	return h, nil
 }
@@ -85,13 +157,30 @@ func openLedger(dir string) (*ledger.Ledger, error) {
 	return ledger.New(ledger.Config{Dirs: ledger.DefaultDirs(), Capacity: capacity, Instance: instance})
 }
 
-// resuming has the monitor start a worker when a step of a detached task has ended, and when the berth that
-// ran a task in the foreground was killed: it records how the task ended.
-type resuming struct{ *oci.Engine }
+// puller is an engine that finds images itself.
+type puller interface {
+	berth.Engine
+	berth.Puller
+}
+
+// labelResume, set to "1" on a sandbox, asks engines for what resuming is about.
+const labelResume = "berth.resume"
+
+// resuming has the engine's watching process start a worker when a step of a detached task has ended, and when the berth
+// that ran a task in the foreground was killed: it records how the task ended.
+type resuming struct{ puller }
+
+// Check is the engine's, where it has one.
+func (e resuming) Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error {
+	if c, ok := e.puller.(runner.Checker); ok {
+		return c.Check(ctx, spec, steps)
+	}
+	return nil
+}
 
 func (e resuming) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbox, error) {
-	labels := map[string]string{oci.LabelResume: "1"}
+	labels := map[string]string{labelResume: "1"}
 	maps.Copy(labels, spec.Labels)
 	spec.Labels = labels
-	return e.Engine.Open(ctx, spec)
+	return e.puller.Open(ctx, spec)
 }

@@ -56,6 +56,9 @@ func (a *app) work(ctx context.Context, args []string) error {
 // workerArgs is the command line of a worker, but for the task's ID.
 func (a *app) workerArgs(dir string) []string {
 	args := []string{self, "--data-dir", dir, "--engine", a.global.engine}
+	if a.global.daemon != "" {
+		args = append(args, "--docker-host", a.global.daemon)
+	}
 	if a.global.debug {
 		args = append(args, "--debug")
 	}
@@ -87,14 +90,15 @@ func (a *app) revive(ctx context.Context, h *host) (ends []string) {
 	if h.tasks == nil {
 		return nil
 	}
-	started := false
+	started := map[place]bool{}
 	for r, err := range h.tasks.Stale(ctx) {
+		at := placeOf(r.Task)
 		if err == nil && !h.adrift(r) {
 			continue
 		}
-		if err == nil && !started {
-			err = a.startWorker(h.dir)
-			started = true
+		if err == nil && !started[at] {
+			started[at] = true
+			err = a.at(at).startWorker(h.dir)
 		}
 		if err != nil {
 			a.logger().Warn("look after tasks without a driver", "task", r.ID, "err", err)
@@ -146,7 +150,7 @@ func (h *host) adrift(r store.Record) bool {
 	case r.State.Final() && r.Task.Keep, h.runner.Driven(r.ID):
 		return false
 	case r.Detached && r.State == berth.Running:
-		return !watched(h.dir)
+		return !watched(placeOf(r.Task), h.dir)
 	}
 	return true
 }

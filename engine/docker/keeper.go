@@ -1,0 +1,724 @@
+package docker
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
+)
+
+// LabelResume is a label that, set to "1" on a sandbox, has the keeper call Config.Worker when a step of the sandbox
+// has ended, or when the process that drove it is gone; of a bound sandbox, when it was closed for that.
+const LabelResume = "berth.resume"
+
+// KeeperName is the name (argv[0]) under which a program that calls KeeperMain is started as the keeper.
+const KeeperName = "berth-docker-keeper"
+
+const (
+	runDir     = "run"
+	keeperSock = "keeper.sock"
+	keeperLock = "keeper.lock"
+	keeperLog  = "keeper.log"
+	keeperIdle = 10 * time.Second
+	// boundPoll is how often the keeper looks whether those who opened bound sandboxes live.
+	boundPoll = 250 * time.Millisecond
+	// closeAgain is how long the keeper waits after it could not close a sandbox.
+	closeAgain = 2 * time.Second
+	// workerTries bounds how often a worker is started that brings nothing about; the pauses double from workerPause.
+	workerTries = 6
+	workerPause = 500 * time.Millisecond
+)
+
+// keeperConfig is what a keeper is told by who starts it.
+type keeperConfig struct {
+	Host     string        `json:"host,omitempty"`
+	Owner    string        `json:"owner"`
+	Watchdog time.Duration `json:"watchdog"`
+	CallMax  time.Duration `json:"call_max"`
+	Worker   []string      `json:"worker,omitempty"`
+	Idle     time.Duration `json:"idle"`
+}
+
+// keeper is the process, one a data directory, that looks after the containers of processes which are gone: it
+// ends bound sandboxes, and sees the containers of all others to their end. It comes when it is needed and goes
+// when it is idle. Should it be killed, nothing ends; whoever uses the data directory next starts another.
+type keeper struct {
+	e   *Engine
+	cfg keeperConfig
+
+	mu      sync.Mutex
+	tended  map[string]*tended // by sandbox
+	clients int
+	quiet   time.Time // since when nobody needs it, perhaps
+	ending  bool
+
+	wg sync.WaitGroup // all goroutines but those of the connections
+}
+
+// tended is a sandbox that the keeper looks after.
+type tended struct {
+	sb     *Sandbox
+	steps  map[string]bool // that are seen to their end by a goroutine
+	users  int             // connections that have named it
+	kick   chan struct{}   // somebody who named it is gone
+	failed int             // workers that brought nothing about
+}
+
+// KeeperMain runs the keeper and ends the process, if that is what this process was started for: by the name
+// KeeperName. Otherwise it returns at once. A program that uses this engine with bound sandboxes or with workers,
+// and gives no Config.Keeper, calls it first thing in main (and in TestMain).
+func KeeperMain() {
+	if len(os.Args) == 0 || os.Args[0] != KeeperName {
+		return
+	}
+	os.Exit(keeperMain(os.Args[1:]))
+}
+
+// What a keeper says on descriptor 3 when it has started, or another one runs.
+const (
+	readyWord   = "ready"
+	runningWord = "running"
+)
+
+func keeperMain(args []string) int {
+	debug.SetGCPercent(25) // it holds little and is there for long
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	ready := os.NewFile(3, "ready")
+	say := func(word string) {
+		_, _ = io.WriteString(ready, word)
+		_ = ready.Close()
+	}
+	var cfg keeperConfig
+	if len(args) != 3 || args[0] != "--data-dir" {
+		return 2
+	}
+	if err := json.Unmarshal([]byte(args[2]), &cfg); err != nil {
+		return 2
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if err := runKeeper(ctx, args[1], cfg, log, func() { say(readyWord) }); errors.Is(err, berth.ErrConflict) {
+		say(runningWord)
+	} else if err != nil {
+		log.Error("keeper", "err", err)
+		say(err.Error())
+		return 1
+	}
+	return 0
+}
+
+// runKeeper runs a keeper until it is idle. It calls ready once clients can connect. ErrConflict where another runs.
+func runKeeper(ctx context.Context, dir string, cfg keeperConfig, log *slog.Logger, ready func()) error {
+	lock, err := os.OpenFile(filepath.Join(dir, runDir, keeperLock), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("another keeper runs: %w", berth.ErrConflict)
+		}
+		return err
+	}
+	e, err := New(Config{Host: cfg.Host, Dir: dir, Owner: cfg.Owner, Watchdog: cfg.Watchdog, CallMax: cfg.CallMax, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = e.Close() }()
+	k := &keeper{e: e, cfg: cfg, tended: map[string]*tended{}, quiet: time.Now()}
+	return k.serve(ctx, ready)
+}
+
+func (k *keeper) serve(ctx context.Context, ready func()) error {
+	l, err := listenIn(filepath.Join(k.e.cfg.Dir, runDir), keeperSock)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() { cancel(); k.wg.Wait() }()
+	k.wg.Go(func() {
+		<-ctx.Done()
+		_ = l.Close()
+	})
+	entries, err := os.ReadDir(filepath.Join(k.e.cfg.Dir, "sandboxes"))
+	if err != nil {
+		return err
+	}
+	for _, d := range entries {
+		k.tend(ctx, d.Name())
+		k.released(ctx, d.Name()) // nobody who drives it has come yet
+	}
+	k.wg.Go(func() { k.endWhenIdle(ctx, cancel) })
+	k.wg.Go(func() {
+		if err := k.e.sweep(ctx); err != nil && ctx.Err() == nil {
+			k.e.cfg.Logger.Error("leftovers not removed", "err", err)
+		}
+	})
+	ready()
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	for {
+		c, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			k.e.cfg.Logger.Error("accept", "err", err)
+			time.Sleep(boundPoll) // out of descriptors, say: others may free some
+			continue
+		}
+		if !k.client(+1) {
+			_ = c.Close() // it finds the next keeper
+			continue
+		}
+		conns.Go(func() {
+			defer k.client(-1)
+			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+			defer stop()
+			k.handle(ctx, c)
+		})
+	}
+}
+
+// listenIn makes a socket that only this user can connect to. Its path may be longer than a socket's may be, so it is
+// named by the directory's descriptor.
+func listenIn(dir, name string) (*net.UnixListener, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen in %s: %w", dir, err)
+	}
+	l.SetUnlinkOnClose(false) // the descriptor in the name is closed by then; the next keeper removes it
+	return l, os.Chmod(path, 0o600)
+}
+
+// client counts clients. It answers whether they are served still.
+func (k *keeper) client(n int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ending && n > 0 {
+		return false
+	}
+	k.clients += n
+	k.quiet = time.Now()
+	return true
+}
+
+// endWhenIdle ends the keeper when nobody has needed it for a while, or nobody can find it any more.
+func (k *keeper) endWhenIdle(ctx context.Context, end func()) {
+	tick := time.NewTicker(max(k.cfg.Idle/4, 50*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := os.Lstat(k.e.cfg.Dir); k.idle() || errors.Is(err, fs.ErrNotExist) {
+			end()
+			return
+		}
+	}
+}
+
+func (k *keeper) idle() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, t := range k.tended {
+		if len(t.steps) == 0 && !exists(k.e.sandboxDir(id)) {
+			delete(k.tended, id)
+		}
+		if len(t.steps) > 0 || t.sb.spec.Bound {
+			k.quiet = time.Now()
+		}
+	}
+	k.ending = k.clients == 0 && time.Since(k.quiet) >= k.cfg.Idle
+	return k.ending
+}
+
+// handle serves a connection: each line names a sandbox to look after, or none. The answer is this process's id.
+func (k *keeper) handle(ctx context.Context, c net.Conn) {
+	defer func() { _ = c.Close() }()
+	named := map[string]bool{}
+	lines := bufio.NewScanner(c)
+	for lines.Scan() {
+		id := lines.Text()
+		if id != "" && k.tend(ctx, id) && !named[id] {
+			named[id] = true
+			k.use(id)
+		}
+		if _, err := fmt.Fprintln(c, os.Getpid()); err != nil {
+			break
+		}
+	}
+	for id := range named {
+		k.disuse(ctx, id)
+	}
+}
+
+// tend looks after a sandbox. It answers whether there is one.
+func (k *keeper) tend(ctx context.Context, id string) bool {
+	if berth.CheckID(id) != nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.tended[id]
+	if t == nil {
+		s, err := k.e.Attach(ctx, id)
+		if err != nil {
+			if !errors.Is(err, berth.ErrNotFound) {
+				k.e.cfg.Logger.Error("sandbox cannot be looked after", "sandbox", id, "err", err)
+			}
+			return false
+		}
+		t = &tended{sb: s.(*Sandbox), steps: map[string]bool{}, kick: make(chan struct{}, 1)}
+		k.tended[id] = t
+		if t.sb.spec.Bound {
+			k.wg.Go(func() { k.guard(ctx, t) })
+		}
+	}
+	if t.sb.spec.Bound {
+		return true // it ends with its opener; the opener watches its steps
+	}
+	steps, _ := os.ReadDir(filepath.Join(k.e.sandboxDir(id), "steps"))
+	for _, d := range steps {
+		if step := d.Name(); !t.steps[step] && !exists(filepath.Join(k.e.sandboxDir(id), "steps", step, exitFile)) {
+			t.steps[step] = true
+			k.wg.Go(func() { k.seeToEnd(ctx, t, step) })
+		}
+	}
+	return true
+}
+
+func (k *keeper) use(id string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if t := k.tended[id]; t != nil {
+		t.users++
+	}
+}
+
+// disuse notes that a process which named the sandbox is gone.
+func (k *keeper) disuse(ctx context.Context, id string) {
+	k.mu.Lock()
+	t := k.tended[id]
+	last := false
+	if t != nil {
+		t.users--
+		last = t.users == 0
+	}
+	k.mu.Unlock()
+	if t == nil {
+		return
+	}
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+	if last {
+		k.released(ctx, id)
+	}
+}
+
+// guard closes a bound sandbox when the process that opened it is gone.
+func (k *keeper) guard(ctx context.Context, t *tended) {
+	for {
+		f, err := os.Open(filepath.Join(k.e.sandboxDir(t.sb.spec.ID), boundFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			k.forget(t)
+			return // it was closed
+		}
+		if err == nil {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+			_ = f.Close()
+		}
+		pause := boundPoll
+		if err == nil {
+			k.e.cfg.Logger.Info("who opened the sandbox is gone: it is closed", "sandbox", t.sb.spec.ID)
+			if err = t.sb.Close(ctx); err == nil {
+				k.forget(t)
+				k.worker(t)
+				return
+			}
+			k.e.cfg.Logger.Error("sandbox not closed", "sandbox", t.sb.spec.ID, "err", err)
+			pause = closeAgain
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.kick:
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (k *keeper) forget(t *tended) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.quiet = time.Now()
+	if k.tended[t.sb.spec.ID] == t {
+		delete(k.tended, t.sb.spec.ID)
+	}
+}
+
+// seeToEnd watches a step as soon as no other process does, to its end.
+func (k *keeper) seeToEnd(ctx context.Context, t *tended, step string) {
+	ended := k.watchStep(ctx, t.sb, step)
+	k.mu.Lock()
+	delete(t.steps, step)
+	k.quiet = time.Now()
+	driven := t.users > 0 // should that process be killed, it is not any more
+	if ended {
+		t.failed = 0
+	}
+	k.mu.Unlock()
+	switch {
+	case driven || ctx.Err() != nil || !exists(k.e.sandboxDir(t.sb.spec.ID)):
+	case ended:
+		k.worker(t)
+	default:
+		k.released(ctx, t.sb.spec.ID)
+	}
+}
+
+// watchStep answers whether the step has ended: it may not have been started, or be gone.
+func (k *keeper) watchStep(ctx context.Context, sb *Sandbox, step string) bool {
+	l := k.e.life(sb.spec.ID, step)
+	lock, err := l.lock(ctx)
+	if err != nil {
+		return false // gone, or the keeper ends
+	}
+	for !l.known() {
+		c, err := l.inspect(ctx, l.docker())
+		if ctx.Err() != nil {
+			_ = lock.Close()
+			return false
+		}
+		if errors.Is(err, berth.ErrNotFound) || err == nil && c.State.Status == container.StateCreated && !isOver(c.State) {
+			_ = lock.Close() // it was never started, or removed: not ours to say how it ended
+			k.e.drop(l)
+			return false
+		}
+		if err == nil {
+			l.watch(sb, lock, nil)
+			lock = nil
+			_, _ = l.wait(ctx)
+			break
+		}
+		select { // the daemon is away
+		case <-ctx.Done():
+		case <-time.After(reconnect):
+		}
+	}
+	if lock != nil {
+		_ = lock.Close()
+	}
+	ended := l.known()
+	k.e.drop(l)
+	return ended
+}
+
+// released has a worker go on with a sandbox that nobody drives: of which no step runs.
+func (k *keeper) released(ctx context.Context, id string) {
+	k.mu.Lock()
+	t := k.tended[id]
+	idle := t != nil && t.users == 0 && len(t.steps) == 0 && !t.sb.spec.Bound
+	k.mu.Unlock()
+	if !idle || t.sb.spec.Labels[LabelResume] != "1" {
+		return
+	}
+	k.mu.Lock()
+	failed := t.failed
+	t.failed++
+	k.mu.Unlock()
+	if failed >= workerTries {
+		k.e.cfg.Logger.Error("workers bring nothing about: the task is left to the next berth", "sandbox", id)
+		return
+	}
+	k.wg.Go(func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(workerPause << failed):
+		}
+		k.mu.Lock()
+		idle := k.tended[id] == t && t.users == 0 && len(t.steps) == 0
+		k.mu.Unlock()
+		if idle && exists(k.e.sandboxDir(id)) {
+			k.worker(t)
+		}
+	})
+}
+
+// worker starts the command that goes on with a task, and does not wait for it here.
+func (k *keeper) worker(t *tended) {
+	if len(k.cfg.Worker) == 0 || t.sb.spec.Labels[LabelResume] != "1" {
+		return
+	}
+	args := append(k.cfg.Worker[1:len(k.cfg.Worker):len(k.cfg.Worker)], t.sb.spec.ID)
+	cmd := exec.Command(k.cfg.Worker[0], args...) //nolint:noctx // it outlives us on purpose
+	cmd.Dir, cmd.Stderr = "/", os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		k.e.cfg.Logger.Error("start a worker", "task", t.sb.spec.ID, "err", err)
+		return
+	}
+	go func() { _ = cmd.Wait() }() // only reaps: the worker outlives a keeper that ends
+}
+
+// keeperClient is an engine's connection to the keeper of its data directory.
+type keeperClient struct {
+	e  *Engine
+	mu sync.Mutex
+	c  *net.UnixConn
+	r  *bufio.Reader
+	// ids are the sandboxes that were named: of a new keeper they are named again.
+	ids  map[string]bool
+	shut bool
+}
+
+const keeperTries = 8
+
+// tell names a sandbox to the keeper, which is started where none runs; "" names none. It returns the keeper's
+// process id.
+func (kc *keeperClient) tell(ctx context.Context, id string) (int, error) {
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	if id != "" {
+		if kc.ids == nil {
+			kc.ids = map[string]bool{}
+		}
+		kc.ids[id] = true
+	}
+	var err error
+	for try := range keeperTries {
+		var pid int
+		if pid, err = kc.ask(id); err == nil {
+			return pid, nil
+		}
+		kc.drop()
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		if try > 0 || errors.Is(err, errNoKeeper) {
+			if err := kc.e.spawnKeeper(ctx); err != nil {
+				return 0, fmt.Errorf("keeper: %w: %w", berth.ErrUnavailable, err)
+			}
+			time.Sleep(time.Duration(try) * 5 * time.Millisecond) // one that ends still holds the lock
+		}
+	}
+	return 0, fmt.Errorf("keeper: %w: it does not answer: %w", berth.ErrUnavailable, err)
+}
+
+var errNoKeeper = errors.New("no keeper runs")
+
+// ask needs mu.
+func (kc *keeperClient) ask(id string) (int, error) {
+	if kc.c == nil {
+		c, err := kc.e.dialKeeper()
+		if err != nil {
+			return 0, fmt.Errorf("%w: %w", errNoKeeper, err)
+		}
+		kc.c, kc.r = c, bufio.NewReader(c)
+		for other := range kc.ids {
+			if other != id {
+				if _, err := kc.line(other); err != nil {
+					return 0, err
+				}
+			}
+		}
+	}
+	return kc.line(id)
+}
+
+func (kc *keeperClient) line(id string) (int, error) {
+	_ = kc.c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(kc.c, id+"\n"); err != nil {
+		return 0, err
+	}
+	answer, err := kc.r.ReadString('\n')
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(answer))
+}
+
+func (kc *keeperClient) drop() {
+	if kc.c != nil {
+		_ = kc.c.Close()
+		kc.c = nil
+	}
+}
+
+// forget: the sandbox was closed.
+func (kc *keeperClient) forget(id string) {
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	delete(kc.ids, id)
+}
+
+func (kc *keeperClient) close() {
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	kc.shut = true
+	kc.drop()
+}
+
+// stay looks after the keeper as long as there are bound sandboxes: should it be killed, another one is started.
+func (kc *keeperClient) stay(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+		kc.mu.Lock()
+		gone := !kc.shut && len(kc.ids) > 0 && (kc.c == nil || peerGone(kc.c))
+		kc.mu.Unlock()
+		if !gone {
+			continue
+		}
+		if _, err := kc.tell(ctx, ""); err != nil && ctx.Err() == nil {
+			kc.e.cfg.Logger.Warn("no keeper", "err", err)
+		}
+	}
+}
+
+// peerGone reports whether the other end has closed the connection, on which nothing is due.
+func peerGone(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = n == 0 && err == nil || err != nil && !errors.Is(err, unix.EAGAIN)
+	})
+	return gone || err != nil
+}
+
+// Watched reports whether a keeper watches over a data directory: then parked tasks need nobody else.
+func Watched(dir string) bool {
+	c, err := (&Engine{cfg: Config{Dir: dir}}).dialKeeper()
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+func (e *Engine) dialKeeper() (*net.UnixConn, error) {
+	d, err := os.Open(filepath.Join(e.cfg.Dir, runDir))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	return net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), keeperSock), Net: "unix"})
+}
+
+// keeperLogMax bounds the keeper's own log, in bytes, at the start of a keeper.
+const keeperLogMax = 1 << 20
+
+// spawnKeeper starts a keeper and waits until it can be connected to. That another one runs already is no error.
+func (e *Engine) spawnKeeper(ctx context.Context) error {
+	path := filepath.Join(e.cfg.Dir, runDir, keeperLog)
+	if st, err := os.Stat(path); err == nil && st.Size() > keeperLogMax {
+		_ = os.Rename(path, path+".old")
+	}
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	cmd, err := e.keeperCommand()
+	if err != nil {
+		return err
+	}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // only reaps: the keeper outlives us
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	said, err := io.ReadAll(r)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	switch text := strings.TrimSpace(string(said)); {
+	case err != nil:
+		return err
+	case text == readyWord, text == runningWord:
+		return nil
+	case text == "":
+		return fmt.Errorf("it ended as it started; see %s", path)
+	default:
+		return errors.New(text)
+	}
+}
+
+func (e *Engine) keeperCommand() (*exec.Cmd, error) {
+	argv := e.cfg.Keeper
+	if len(argv) == 0 {
+		argv = []string{"/proc/self/exe"}
+	}
+	raw, err := json.Marshal(keeperConfig{
+		Host: e.api.DaemonHost(), Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(argv[0], append(argv[1:len(argv):len(argv)], "--data-dir", e.cfg.Dir, string(raw))...) //nolint:noctx // it outlives us on purpose
+	cmd.Args[0] = KeeperName
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd, nil
+}
+
+// Monitor is the process that sees the sandbox's containers to their end when nobody else waits for them. What was lent
+// to a task can be left to it.
+func (s *Sandbox) Monitor(ctx context.Context) (pid int, err error) {
+	if !s.kept() {
+		return 0, fmt.Errorf("sandbox %s: %w: no keeper looks after it", s.spec.ID, berth.ErrUnsupported)
+	}
+	return s.e.keeper.tell(ctx, s.spec.ID)
+}
+
+// kept reports whether the keeper has to do with the sandbox.
+func (s *Sandbox) kept() bool { return s.spec.Bound || s.spec.Labels[LabelResume] == "1" }

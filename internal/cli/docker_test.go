@@ -1,0 +1,214 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/docker/dockertest"
+)
+
+// dockerd is the daemon of all tests here, started by the first that needs it.
+var dockerd struct {
+	once   sync.Once
+	daemon *dockertest.Daemon
+	err    error
+}
+
+func startDockerd(t testing.TB) *dockertest.Daemon {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: a Docker daemon is started")
+	}
+	dockerd.once.Do(func() {
+		dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+		if err != nil {
+			dockerd.err = err
+			return
+		}
+		dockerd.daemon, dockerd.err = dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Bridge: true})
+	})
+	if dockerd.err != nil {
+		t.Fatal("needs a Docker daemon:", dockerd.err)
+	}
+	return dockerd.daemon
+}
+
+// stopDockerd ends the tests' daemon, where there is one.
+func stopDockerd() {
+	if dockerd.daemon != nil {
+		if err := dockerd.daemon.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop dockerd:", err)
+		}
+	}
+}
+
+// TestScriptsDocker runs the scripts on a Docker daemon: the same tasks, the same answers.
+func TestScriptsDocker(t *testing.T) {
+	d := startDockerd(t)
+	testscript.Run(t, params(func(env *testscript.Env) error {
+		env.Vars = append(env.Vars, "BERTH_ENGINE=docker", "DOCKER_HOST="+d.Host())
+		return setup(env)
+	}, engineDocker))
+}
+
+// newDockerBench is a data directory in which berth runs tasks on the tests' Docker daemon.
+func newDockerBench(t *testing.T) *bench {
+	t.Helper()
+	return newBench(t, "BERTH_ENGINE=docker", "DOCKER_HOST="+startDockerd(t).Host())
+}
+
+// gone waits until nothing is left of the tasks but their records and logs.
+func (b *bench) gone(within time.Duration) {
+	b.t.Helper()
+	var left, pids []string
+	for end := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
+		left, _ = filepath.Glob(filepath.Join(b.data, "docker", "*", "sandboxes", "*"))
+		pids = pids[:0]
+		for _, pid := range processes("in-the-task") {
+			pids = append(pids, fmt.Sprint(pid))
+		}
+		if len(left)+len(pids) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("left over after %v: %q, processes %v", within, left, pids)
+		}
+	}
+}
+
+func (b *bench) keeper() int {
+	b.t.Helper()
+	pids := processes(docker.KeeperName + "\x00--data-dir\x00" + b.data + "/")
+	if len(pids) != 1 {
+		b.t.Fatalf("keepers: %v", pids)
+	}
+	return pids[0]
+}
+
+// await runs berth until its output has a text.
+func (b *bench) await(text string, args ...string) {
+	b.t.Helper()
+	out := ""
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if out, _ = b.output(args...); strings.Contains(out, text) {
+			return
+		}
+	}
+	b.t.Fatalf("%q never came: %s", text, out)
+}
+
+func TestDockerKilledInTheForeground(t *testing.T) {
+	b := newDockerBench(t)
+	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	b.signal(cmd, syscall.SIGKILL)
+	_ = cmd.Wait()
+	b.gone(5 * time.Second) // two on a machine that has nothing else to do
+	out, code := b.output("system", "cleanup")
+	if code != 0 || !strings.Contains(out, "it ran in the foreground of a berth that was killed") {
+		t.Errorf("cleanup: exit code %d, %s", code, out)
+	}
+	if out, _ := b.output("ps", "-a", "--format", "json"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"state":"SYSTEM_ERROR"`) {
+		t.Errorf("ps: %s", out)
+	}
+	if out, code := b.output("system", "cleanup"); out != "" || code != 0 {
+		t.Errorf("a second cleanup finds %q, exit code %d", out, code)
+	}
+}
+
+// TestDockerKeeperKilled: in the foreground nothing ends with the keeper, and another takes its place.
+func TestDockerKeeperKilled(t *testing.T) {
+	b := newDockerBench(t)
+	cmd, rest, _ := b.start("bb", "sh", "-c", `echo up; sleep 3; echo done`, "in-the-task")
+	first := b.keeper()
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := rest(); got != "done\n" {
+		t.Errorf("the task wrote %q", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	b.gone(5 * time.Second)
+	cmd, _, _ = b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); len(processes(docker.KeeperName+"\x00--data-dir\x00"+b.data+"/")) == 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no keeper took the place of the one that was killed")
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	b.signal(cmd, syscall.SIGKILL)
+	_ = cmd.Wait()
+	b.gone(5 * time.Second)
+}
+
+// TestDockerDetached: a task of two steps goes on although all of berth is killed while the first runs. Its logs are
+// whole, and its exit is its own.
+func TestDockerDetached(t *testing.T) {
+	b := newDockerBench(t)
+	doc := `{"name": "job", "executors": [
+	  {"image": "bb", "command": ["sh", "-c", "echo one; while [ ! -e /v/go ]; do sleep 0.05; done; seq 1000", "in-the-task"]},
+	  {"image": "bb", "command": ["sh", "-c", "echo two; exit 6", "in-the-task"]}], "volumes": ["/v"]}`
+	if err := os.WriteFile(filepath.Join(b.dir, "task.json"), []byte(doc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := b.output("run", "--detach", "-f", "task.json"); code != 0 {
+		t.Fatalf("exit code %d: %s", code, out)
+	}
+	b.await("one", "logs", "job")
+	for end := time.Now().Add(20 * time.Second); len(processes("worker\x00")) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	}
+	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := b.output("exec", "job", "touch", "/v/go"); code != 0 {
+		t.Fatalf("exec: exit code %d: %s", code, out)
+	}
+	if out, _ := b.output("wait", "job"); out != "6\n" {
+		t.Errorf("wait: %s", out)
+	}
+	want := "one\n"
+	for i := 1; i <= 1000; i++ {
+		want += fmt.Sprintln(i)
+	}
+	if out, _ := b.output("logs", "job"); out != want+"two\n" {
+		t.Errorf("logs: %d bytes, want %d", len(out), len(want)+4)
+	}
+	b.gone(5 * time.Second)
+}
+
+// TestDockerElsewhere: what is asked about a task is asked of its own engine, whatever the environment says now.
+func TestDockerElsewhere(t *testing.T) {
+	b := newDockerBench(t)
+	if out, code := b.output("run", "--detach", "--name", "job", "bb", "sh", "-c", "echo up; while true; do sleep 0.1; done", "in-the-task"); code != 0 {
+		t.Fatalf("exit code %d: %s", code, out)
+	}
+	b.env = nil // the embedded engine
+	b.await("up", "logs", "job")
+	if out, code := b.output("exec", "job", "sh", "-c", "exit 9"); code != 9 {
+		t.Errorf("exec: exit code %d: %s", code, out)
+	}
+	if out, code := b.output("system", "cleanup"); out != "" || code != 0 {
+		t.Errorf("cleanup: exit code %d, %s", code, out)
+	}
+	if out, code := b.output("stop", "--now", "job"); code != 0 {
+		t.Errorf("stop: exit code %d: %s", code, out)
+	}
+	if out, _ := b.output("wait", "job"); out != "130\n" {
+		t.Errorf("wait: %s", out)
+	}
+	b.gone(5 * time.Second)
+}
