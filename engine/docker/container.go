@@ -51,6 +51,9 @@ func (c *Container) Remove(ctx context.Context) error { return c.life.remove(ctx
 
 // Signal sends a signal to the container's command.
 func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
+	if err := c.life.noteSignal(sig); err != nil {
+		return fmt.Errorf("signal %s: %w: %w", c.life, kindOf(err), err)
+	}
 	sent, err := c.life.kill(ctx, strconv.Itoa(int(sig)))
 	if err == nil && !sent {
 		err = c.hasEnded("signal")

@@ -42,6 +42,8 @@ type Config struct {
 	Watchdog time.Duration
 	// CallMax is how long one call of the API may take; 0 is 2 min.
 	CallMax time.Duration
+	// StreamsMax is how long the output may take to end after the container has; 0 is 5 min.
+	StreamsMax time.Duration
 	// Keeper is the command that runs KeeperMain, for bound sandboxes and for those with LabelResume; nil is this
 	// program. It must run the same version of berth.
 	Keeper []string
@@ -54,8 +56,8 @@ type Config struct {
 }
 
 const (
-	watchdogMax     = 5               // failures in a row, after which a container is given up
-	streamsMax      = 5 * time.Minute // for the output to end after the container has
+	watchdogMax     = 5 // failures in a row, after which a container is given up
+	defaultStreams  = 5 * time.Minute
 	defaultWatchdog = 2 * time.Minute
 	defaultCall     = 2 * time.Minute
 )
@@ -100,6 +102,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	if cfg.Idle <= 0 {
 		cfg.Idle = keeperIdle
+	}
+	if cfg.StreamsMax <= 0 {
+		cfg.StreamsMax = defaultStreams
 	}
 	opts := []client.Opt{client.FromEnv}
 	if cfg.Host != "" {

@@ -86,5 +86,5 @@ func initSays(r *record, code int, says []byte) (string, int) {
 	default:
 		code = cannotRun
 	}
-	return "exec " + argv(&r.Spec)[0] + ": " + msg, code
+	return "exec " + argv(&r.Spec)[0] + ": " + strings.ToLower(msg[:1]) + msg[1:], code
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/image"
 	"github.com/distribution/reference"
 	"github.com/docker/cli/cli/config"
 	"github.com/moby/moby/api/pkg/authconfig"
@@ -37,13 +38,10 @@ func (p platform) String() string { return strings.TrimSuffix(p.os+"/"+p.arch+"/
 
 // parseRef reads a reference. host:5000/img is its tag latest, never all tags.
 func parseRef(s string) (reference.Named, error) {
-	if scheme, rest, ok := strings.Cut(s, "://"); ok {
-		if scheme != "docker" {
-			return nil, fmt.Errorf("image %q: %w: a daemon pulls from registries, not from %s", s, berth.ErrUnsupported, scheme)
-		}
-		s = rest
+	if _, err := image.ParseRef(s); err != nil {
+		return nil, err
 	}
-	named, err := reference.ParseNormalizedNamed(s)
+	named, err := reference.ParseNormalizedNamed(strings.TrimPrefix(s, "docker://"))
 	if err != nil {
 		return nil, fmt.Errorf("image %q: %w: %w", s, berth.ErrInvalid, err)
 	}
@@ -68,7 +66,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 		img, err := e.inspectImage(ctx, named.String())
 		switch found := (platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}); {
 		case err == nil && found.os == want.os && found.arch == want.arch && (want.variant == "" || want.variant == found.variant):
-			e.useImage(img.ID)
+			e.useImage(img)
 			return img, nil
 		case err == nil && req.Policy == berth.PullNever:
 			return berth.Image{}, fmt.Errorf("image %s: %w for %s: what is there is for %s", named, berth.ErrNotFound, want, found)
@@ -84,7 +82,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 	}
 	img, err := e.inspectImage(ctx, named.String())
 	if err == nil {
-		e.claimImage(img.ID)
+		e.claimImage(img)
 	}
 	return img, err
 }

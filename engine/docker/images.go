@@ -233,7 +233,7 @@ func (im *Images) load(ctx context.Context, what string, r io.Reader, opts image
 		if strings.HasPrefix(ref, "sha256:") {
 			img.Ref = ""
 		}
-		im.e.claimImage(img.ID)
+		im.e.claimImage(img)
 		all = append(all, img)
 	}
 	return all, nil
@@ -266,12 +266,22 @@ func (e *Engine) loadArchive(ctx context.Context, r io.Reader) ([]string, error)
 			if id, ok := strings.CutPrefix(line, "Loaded image ID: "); ok {
 				refs = append(refs, id)
 			} else if ref, ok := strings.CutPrefix(line, "Loaded image: "); ok {
-				refs = append(refs, ref)
+				refs = append(refs, wholeRef(ref))
 			} else if many, ok := strings.CutPrefix(line, "Loaded image(s): "); ok { // Podman's
-				refs = append(refs, strings.Split(many, ",")...)
+				for ref := range strings.SplitSeq(many, ",") {
+					refs = append(refs, wholeRef(ref))
+				}
 			}
 		}
 	}
+}
+
+// wholeRef is a reference with all that goes without saying.
+func wholeRef(s string) string {
+	if named, err := parseRef(s); err == nil && !strings.HasPrefix(s, "sha256:") {
+		return named.String()
+	}
+	return s
 }
 
 // rename gives the one image that was loaded a name in place of those it came with.
@@ -369,7 +379,7 @@ func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts
 	}
 	img, err := im.e.inspectImage(ctx, refs[0])
 	if err == nil {
-		im.e.claimImage(img.ID)
+		im.e.claimImage(img)
 	}
 	return img, err
 }
@@ -497,8 +507,8 @@ func (im *Images) info(ctx context.Context, ref string) (image.Info, error) {
 	for _, d := range res.RootFS.Layers {
 		i.Layers = append(i.Layers, image.Layer{DiffID: d})
 	}
-	if st, err := os.Stat(im.e.claimFile(i.ID)); err == nil {
-		i.Used = st.ModTime()
+	if _, used := im.e.claimed(i); !used.IsZero() {
+		i.Used = used
 	}
 	return i, nil
 }
@@ -516,6 +526,7 @@ func (im *Images) Remove(ctx context.Context, ref string) (image.Removed, error)
 	for _, d := range res.Items {
 		if named, err := parseRef(d.Untagged); err == nil && d.Untagged != "" && !strings.Contains(d.Untagged, "@") {
 			r.Refs = append(r.Refs, named.String())
+			_ = os.Remove(im.e.claimFile(named.String()))
 		}
 		switch {
 		case d.Deleted == "":
@@ -541,7 +552,8 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 	}
 	before := time.Now().Add(-opts.Unused)
 	for _, i := range list {
-		if !exists(im.e.claimFile(i.ID)) || i.Used.After(before) {
+		names, last := im.e.claimed(i)
+		if len(names) == 0 || last.After(before) {
 			continue
 		}
 		used, err := im.used(ctx, i.ID)
@@ -552,15 +564,14 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 			continue
 		}
 		if opts.DryRun {
-			all.Refs, all.Images, all.Layers, all.Bytes = append(all.Refs, i.Refs...), append(all.Images, i.ID), all.Layers+len(i.Layers), all.Bytes+i.Size
+			all.Refs = append(all.Refs, names...)
+			if len(names) >= len(i.Refs) {
+				all.Images, all.Layers, all.Bytes = append(all.Images, i.ID), all.Layers+len(i.Layers), all.Bytes+i.Size
+			}
 			continue
 		}
-		refs := i.Refs
-		if len(refs) == 0 {
-			refs = []string{i.ID}
-		}
-		for _, ref := range refs {
-			r, err := im.Remove(ctx, ref)
+		for _, n := range names {
+			r, err := im.Remove(ctx, n)
 			if errors.Is(err, berth.ErrConflict) || errors.Is(err, berth.ErrNotFound) {
 				continue // somebody has begun to use it, or was faster
 			} else if err != nil {
@@ -588,24 +599,43 @@ func (im *Images) used(ctx context.Context, id string) (bool, error) {
 	return len(res.Items) > 0, nil
 }
 
-// claimFile is there for an image that this data directory has brought to the daemon; its time is that of its last use.
-func (e *Engine) claimFile(id string) string {
-	return filepath.Join(e.cfg.Dir, "images", strings.TrimPrefix(id, "sha256:"))
+// A claim is a file that says that this data directory has brought an image to the daemon under a name: it holds the
+// image's ID, and its time is that of the last use. An image without a name has its ID for one.
+
+func (e *Engine) claimFile(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return filepath.Join(e.cfg.Dir, "images", hex.EncodeToString(sum[:16]))
 }
 
 // claimImage notes that an image is this data directory's, to prune.
-func (e *Engine) claimImage(id string) {
-	err := os.MkdirAll(filepath.Dir(e.claimFile(id)), 0o700)
+func (e *Engine) claimImage(img berth.Image) {
+	file := e.claimFile(cmp.Or(img.Ref, img.ID))
+	err := os.MkdirAll(filepath.Dir(file), 0o700)
 	if err == nil {
-		err = os.WriteFile(e.claimFile(id), nil, 0o600)
+		err = os.WriteFile(file, []byte(img.ID), 0o600)
 	}
 	if err != nil {
-		e.cfg.Logger.Warn("image not noted: it will not be pruned", "image", id, "error", err)
+		e.cfg.Logger.Warn("image not noted: it will not be pruned", "image", img.Ref, "error", err)
 	}
 }
 
 // useImage notes the use of an image, where it is this data directory's.
-func (e *Engine) useImage(id string) {
+func (e *Engine) useImage(img berth.Image) {
 	now := time.Now()
-	_ = os.Chtimes(e.claimFile(id), now, now) // most are not
+	_ = os.Chtimes(e.claimFile(cmp.Or(img.Ref, img.ID)), now, now) // most are not
+}
+
+// claimed are the names under which this data directory has brought an image to the daemon, and its last use.
+func (e *Engine) claimed(i image.Info) (names []string, used time.Time) {
+	for _, n := range append(slices.Clone(i.Refs), i.ID) {
+		id, err := os.ReadFile(e.claimFile(n))
+		if err != nil || string(id) != i.ID {
+			continue
+		}
+		names = append(names, n)
+		if st, err := os.Stat(e.claimFile(n)); err == nil && st.ModTime().After(used) {
+			used = st.ModTime()
+		}
+	}
+	return names, used
 }

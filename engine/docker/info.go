@@ -2,20 +2,25 @@ package docker
 
 import (
 	"context"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 )
 
 // hostInfo is what the engine must know of the daemon to start containers there.
 type hostInfo struct {
-	cgroups bool   // this process can make and read the cgroups of its containers
-	mend    bool   // its log driver local leaves out newlines: see mender
-	runtime string // "docker 20.10.24, runc 1.1.5"
+	cgroups  bool // this process can make and read the cgroups of its containers
+	mend     bool // its log driver local leaves out newlines: see mender
+	live     bool // it restarts without ending its containers
+	runtimes []string
+	quota    bool   // its storage driver may be able to limit writable layers
+	runtime  string // "docker 20.10.24, runc 1.1.5"
 	platform
 }
 
@@ -39,6 +44,9 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	}
 	h = &hostInfo{
 		mend:     apiBefore(v.APIVersion, 42),
+		live:     info.Info.LiveRestoreEnabled,
+		runtimes: slices.Sorted(maps.Keys(info.Info.Runtimes)),
+		quota:    mayLimit(info.Info),
 		runtime:  components(v),
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
 	}
@@ -48,6 +56,22 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	defer e.mu.Unlock()
 	e.host = h
 	return h, nil
+}
+
+// liveRestore reports whether the daemon lets its containers run while it is away.
+func (e *Engine) liveRestore(ctx context.Context) bool {
+	h, err := e.daemon(ctx)
+	return err == nil && h.live
+}
+
+// mayLimit reports whether a storage driver may be able to limit writable layers: whether it can depends on how its
+// file system is mounted, which only a try tells.
+func mayLimit(i system.Info) bool {
+	switch i.Driver {
+	case "btrfs", "zfs", "devicemapper":
+		return true
+	}
+	return slices.ContainsFunc(i.DriverStatus, func(s [2]string) bool { return s[0] == "Backing Filesystem" && s[1] == "xfs" })
 }
 
 // apiBefore reports whether a version of the API, "1.41", is before 1.minor.

@@ -72,7 +72,13 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	var guards sync.WaitGroup
 	guards.Go(func() { l.keepTime(limits, r) })
 	guards.Go(func() { l.keepDisk(limits) })
-	state, broken, err := l.await(ctx)
+	state, away, err := l.await(ctx)
+	past := make(chan history, 1)
+	if err == nil && state.Status != container.StateCreated {
+		l.e.wg.Go(func() { past <- l.history(ctx, r, state) })
+	} else {
+		past <- history{}
+	}
 	close(over)
 	stop()
 	guards.Wait()
@@ -82,12 +88,12 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	var late error
 	select {
 	case late = <-drained:
-	case <-time.After(streamsMax):
+	case <-time.After(l.e.cfg.StreamsMax):
 		out.hangUp()
-		late = fmt.Errorf("the container has ended, but its output had not within %v: %w", streamsMax, berth.ErrUnavailable)
+		late = l.streamsLate()
 	}
-	if late != nil || broken {
-		late = out.catchUp(ctx)
+	if late != nil || away.ever {
+		late = l.catchUp(ctx, out, late)
 	}
 	exit := berth.Exit{Reason: berth.Lost, Code: -1, Runtime: r.Runtime}
 	if err != nil {
@@ -95,6 +101,12 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	} else {
 		exit = l.exitOf(r, state, out.initSays())
 		out.refused = exit.Reason == berth.NeverStarted
+	}
+	if h := <-past; exit.Reason == berth.Exited {
+		l.foreign(&exit, h, l.e.liveRestore(ctx), away.since)
+	}
+	if err == nil && late == nil && !away.since.IsZero() {
+		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
 	late = errors.Join(late, out.close())
 	if ctx.Err() != nil {
@@ -104,6 +116,26 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		exit.Detail = appendDetail(exit.Detail, "output: "+late.Error())
 	}
 	return l.conclude(exit, r)
+}
+
+func (l *life) streamsLate() error {
+	return fmt.Errorf("container finished, but stdout/stderr did not complete within %v: %w", l.e.cfg.StreamsMax, berth.ErrUnavailable)
+}
+
+// catchUp reads the daemon's log where a stream has failed. That failure is what is told where this fails too.
+func (l *life) catchUp(ctx context.Context, out *output, first error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.e.cfg.StreamsMax, l.streamsLate())
+	defer cancel()
+	stop := context.AfterFunc(ctx, out.hangUp)
+	defer stop()
+	err := out.catchUp(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil && first != nil {
+		return fmt.Errorf("%w; then: %w", first, err)
+	}
+	return err
 }
 
 func appendDetail(s, more string) string {
@@ -127,9 +159,21 @@ func (l *life) conclude(exit berth.Exit, r *record) error {
 
 const reconnect = 500 * time.Millisecond
 
-// await waits for the container's end by the daemon's word. broken: the daemon was away meanwhile. An error
-// is that nobody can say.
-func (l *life) await(ctx context.Context) (state *container.State, broken bool, err error) {
+// absence is when a daemon did not answer.
+type absence struct {
+	ever  bool
+	since time.Time // of the last absence, where it has not said since that the container runs
+}
+
+func (a *absence) begin() {
+	a.ever = true
+	if a.since.IsZero() {
+		a.since = time.Now()
+	}
+}
+
+// await waits for the container's end by the daemon's word. An error is that nobody can say.
+func (l *life) await(ctx context.Context) (state *container.State, away absence, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	dog := time.NewTicker(l.e.cfg.Watchdog)
@@ -141,10 +185,10 @@ func (l *life) await(ctx context.Context) (state *container.State, broken bool, 
 		count := false
 		select {
 		case <-ctx.Done():
-			return nil, broken, context.Cause(ctx)
+			return nil, away, context.Cause(ctx)
 		case err := <-wait:
 			if err != nil {
-				broken = true
+				away.begin()
 			}
 			wait, again = nil, time.After(reconnect)
 		case <-again:
@@ -158,18 +202,24 @@ func (l *life) await(ctx context.Context) (state *container.State, broken bool, 
 		icancel()
 		switch {
 		case err == nil && isOver(c.State):
-			return c.State, broken, nil
+			return c.State, away, nil
 		case err == nil && (c.State.Running || c.State.Status == container.StateCreated):
-			fails = 0
+			fails, away.since = 0, time.Time{}
 		case errors.Is(err, berth.ErrNotFound):
-			return nil, broken, fmt.Errorf("the daemon does not know the container any more: %w", err)
-		case count:
-			if err == nil {
+			return nil, away, fmt.Errorf("the daemon does not know the container any more: %w", err)
+		default:
+			if err != nil {
+				away.begin()
+			} else {
 				err = fmt.Errorf("container is not running: state %q", c.State.Status)
 			}
-			if fails++; fails >= watchdogMax {
-				return nil, broken, fmt.Errorf("given up after %d failures in a row: %w", fails, err)
+			if !count {
+				continue
 			}
+			if fails++; fails >= watchdogMax {
+				return nil, away, fmt.Errorf("docker watchdog: given up after %d failures in a row: %w", fails, err)
+			}
+			l.e.cfg.Logger.Warn("docker watchdog", "container", l.String(), "failures", fails, "error", err)
 		}
 	}
 }

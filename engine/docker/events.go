@@ -1,0 +1,161 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+// eventsMax is how many events a daemon remembers.
+const eventsMax = 256
+
+// eventsTime bounds the question for events.
+const eventsTime = 10 * time.Second
+
+// history is what the daemon remembers of a container.
+type history struct {
+	known     bool      // the daemon has answered
+	restarted bool      // it was started anew after the container was
+	killed    []int     // the signals that it has sent to the container, for whomever
+	at        time.Time // of the first of them
+}
+
+// history asks the daemon for what happened to the container.
+func (l *life) history(ctx context.Context, r *record, s *container.State) history {
+	ctx, cancel := context.WithTimeout(ctx, min(eventsTime, l.e.cfg.CallMax))
+	defer cancel()
+	since := r.Created.Add(-time.Minute) // the daemon's clock may be another
+	if at := parseTime(s.StartedAt); !at.IsZero() {
+		since = at.Add(-time.Minute)
+	}
+	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill")
+	var h history
+	started := false
+	err := l.e.events(ctx, since, own, func(m events.Message) {
+		switch m.Action {
+		case events.ActionStart:
+			started = true
+		case events.ActionKill:
+			n := signalNumber(m.Actor.Attributes["signal"])
+			if h.killed = append(h.killed, n); h.at.IsZero() {
+				h.at = time.Unix(0, m.TimeNano)
+			}
+		default:
+		}
+	})
+	if err != nil {
+		return history{}
+	}
+	h.known = true
+	if !started {
+		// Forgotten by a daemon that was started anew, or for what came after.
+		n := 0
+		if err := l.e.events(ctx, since, client.Filters{}, func(events.Message) { n++ }); err == nil {
+			h.restarted = n < eventsMax
+		}
+	}
+	return h
+}
+
+// events tells of what the daemon remembers since a time.
+func (e *Engine) events(ctx context.Context, since time.Time, f client.Filters, each func(events.Message)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stamp := func(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
+	res := e.api.Events(ctx, client.EventsListOptions{Since: stamp(since), Until: stamp(time.Now()), Filters: f})
+	for {
+		select {
+		case m := <-res.Messages:
+			each(m)
+		case err, ok := <-res.Err:
+			for { // what came before it
+				select {
+				case m := <-res.Messages:
+					each(m)
+					continue
+				default:
+				}
+				break
+			}
+			if !ok || err == nil || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// signalsFile has a line for each signal that berth was asked to send.
+const signalsFile = "signals"
+
+// noteSignal is called before a signal is sent: one that berth has sent is nobody else's.
+func (l *life) noteSignal(sig syscall.Signal) error {
+	f, err := os.OpenFile(filepath.Join(l.dir, signalsFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(int(sig)) + "\n")
+	_ = f.Close()
+	return err
+}
+
+func (l *life) sentSignals() int {
+	raw, err := os.ReadFile(filepath.Join(l.dir, signalsFile))
+	if err != nil {
+		return 0
+	}
+	return strings.Count(string(raw), "\n")
+}
+
+// foreign says whether it was another than berth or the command itself that ended the container, and how: somebody by
+// the daemon, or the daemon when it stopped. away is when the daemon was first missed while berth watched; zero if it
+// never was.
+func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
+	switch {
+	case h.known && len(h.killed) > l.sentSignals():
+		sig := h.killed[len(h.killed)-1]
+		if n := e.Code - 128; n > 0 && n <= 64 {
+			sig = n
+		}
+		e.Reason, e.Signal = berth.Signaled, sig
+		e.Detail = fmt.Sprintf("signal %d (%s) was sent through the daemon, and not by berth", sig, signalName(sig))
+	case live || h.known && !h.restarted || !h.known && away.IsZero():
+		// It ended under the eyes of the daemon, which touches nothing by itself.
+	case !away.IsZero() && e.Ended.After(away.Add(time.Second)) && !l.killCode(e.Code):
+		// The daemon was dead by then, and has found it ended.
+	case l.killCode(e.Code) && e.Code != unknownCode:
+		e.Reason, e.Signal = berth.Signaled, e.Code-128
+		e.Detail = "the daemon was stopped or started anew, and ended the container with that"
+	default:
+		e.Detail = fmt.Sprintf("the daemon was stopped or started anew at the time; it says that the container exited with %d, and not whether by itself", e.Code)
+		e.Reason, e.Code = berth.Lost, -1
+	}
+}
+
+// unknownCode is what daemons say of a container whose end nobody has seen.
+const unknownCode = 255
+
+// killCode reports whether an exit code is that of a container which the daemon ends.
+func (l *life) killCode(code int) bool {
+	return code == 128+int(unix.SIGKILL) || code == 128+signalNumber(l.stopSignal()) || code == unknownCode
+}
+
+func signalName(n int) string {
+	if s := unix.SignalName(syscall.Signal(n)); s != "" {
+		return s
+	}
+	return "SIG" + strconv.Itoa(n)
+}

@@ -1,0 +1,302 @@
+package docker_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/docker/dockertest"
+)
+
+// ownDaemon is a daemon that a test may harm.
+func ownDaemon(t *testing.T, args ...string) *dockertest.Daemon {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Args: args})
+	if err != nil {
+		t.Fatal("needs a Docker daemon:", err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := importImage(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// TestDaemonRestarts: a daemon that ends and comes back in the middle of tasks. What it killed is never a success and
+// never the command's own failure; what runs on has its exit and all that it wrote.
+func TestDaemonRestarts(t *testing.T) {
+	t.Parallel()
+	const chat = `i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.05; done; exit 7`
+	whole := ""
+	for i := range 200 {
+		whole += fmt.Sprintln("line", i)
+	}
+	for _, mode := range []struct {
+		name string
+		live bool
+		stop func(*dockertest.Daemon) error
+	}{
+		{"stopped", false, (*dockertest.Daemon).Stop},
+		{"killed", false, (*dockertest.Daemon).Kill},
+		{"stopped, with live-restore", true, (*dockertest.Daemon).Stop},
+		{"killed, with live-restore", true, (*dockertest.Daemon).Kill},
+	} {
+		t.Run(mode.name, func(t *testing.T) {
+			t.Parallel()
+			var args []string
+			if mode.live {
+				args = []string{"--live-restore"}
+			}
+			d := ownDaemon(t, args...)
+			e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 20 * time.Second})
+			_, plain := begin(t, e, img, chat)
+			_, polite := begin(t, e, img, `trap "exit 0" TERM; `+strings.ReplaceAll(chat, "exit 7", "exit 3"))
+			time.Sleep(time.Second) // they write
+			if err := mode.stop(d); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Second) // they may write on
+			if err := d.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			one, two := wait(t, plain), wait(t, polite)
+			if mode.live {
+				if one.Reason != berth.Exited || one.Code != 7 || two.Reason != berth.Exited || two.Code != 3 {
+					t.Errorf("exits %+v, %+v", one, two)
+				}
+				if got := logs(t, plain, false); got != whole {
+					t.Errorf("%d bytes, which are not the %d that were written", len(got), len(whole))
+				}
+				return
+			}
+			if one.Reason != berth.Signaled && one.Reason != berth.Lost || two.Reason != berth.Signaled && two.Reason != berth.Lost {
+				t.Errorf("exits %+v, %+v", one, two)
+			}
+			got := logs(t, plain, false)
+			if !strings.HasPrefix(whole, got) || len(got) < len("line 0\nline 1\n") {
+				t.Errorf("%d bytes, which are not the beginning of what was written", len(got))
+			}
+		})
+	}
+}
+
+// TestEndsWhileTheDaemonIsDead: the exit of a container that ended by itself while the daemon was dead is its own. What
+// it wrote meanwhile lay in pipes of which the daemon lets go; that this may be is said.
+func TestEndsWhileTheDaemonIsDead(t *testing.T) {
+	t.Parallel()
+	d := ownDaemon(t, "--live-restore")
+	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 20 * time.Second})
+	_, c := begin(t, e, img, "echo up; sleep 3; echo down; exit 7")
+	time.Sleep(time.Second)
+	if err := d.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(4 * time.Second)
+	if err := d.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 7 || !strings.Contains(exit.Detail, "may be missing") {
+		t.Errorf("exit %+v", exit)
+	}
+	if got := logs(t, c, false); !strings.HasPrefix("up\ndown\n", got) || got == "" {
+		t.Errorf("stdout %q", got)
+	}
+}
+
+// TestDaemonHangs: a daemon that does not answer has its container given up after five failures in a row, and not before.
+func TestDaemonHangs(t *testing.T) {
+	t.Parallel()
+	d := ownDaemon(t)
+	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 500 * time.Millisecond, CallMax: 30 * time.Second, StreamsMax: 2 * time.Second})
+	s, c := begin(t, e, img, "echo up; sleep 8; echo down; exit 7")
+	hang := func(pause time.Duration) {
+		t.Helper()
+		if err := d.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(pause)
+		if err := d.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hang(1200 * time.Millisecond) // two or three failures
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 7 {
+		t.Errorf("after a short pause of the daemon: exit %+v", exit)
+	}
+	lost := step(t, s, img, "sleep 1000")
+	if err := d.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	exit := wait(t, lost)
+	took := time.Since(began)
+	if err := d.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if exit.Reason != berth.Lost || !strings.Contains(exit.Detail, "5 failures in a row") || took < 2*time.Second {
+		t.Errorf("after %v: exit %+v", took, exit)
+	}
+}
+
+// TestKilledByOthers: what somebody does to a container through the daemon is not the command's own end.
+func TestKilledByOthers(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, docker.Config{})
+	for _, row := range []struct {
+		name, script, call string
+		signal             int
+	}{
+		{"killed", "sleep 1000", "kill?signal=KILL", 9},
+		{"stopped, and polite", `trap "exit 0" TERM; while true; do sleep 0.05; done`, "stop?t=5", 15},
+	} {
+		_, c := begin(t, e, img, row.script)
+		time.Sleep(300 * time.Millisecond) // for the trap
+		if err := post(t, daemon(t).Host(), "/containers/berth-"+e.Owner()+"-"+strings.Join(ids(t, e, c), "-")+"/"+row.call); err != nil {
+			t.Fatal(err)
+		}
+		if exit := wait(t, c); exit.Reason != berth.Signaled || exit.Signal != row.signal {
+			t.Errorf("%s: exit %+v", row.name, exit)
+		}
+	}
+	_, c := begin(t, e, img, `trap "exit 0" TERM; while true; do sleep 0.05; done`)
+	time.Sleep(300 * time.Millisecond)
+	if err := c.(berth.Signaler).Signal(t.Context(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 0 {
+		t.Errorf("a signal of berth's own: exit %+v", exit)
+	}
+}
+
+// ids are those of a container's sandbox and of itself.
+func ids(t *testing.T, e *docker.Engine, c berth.Container) []string {
+	t.Helper()
+	all, err := e.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		if s.Container == c.ID() {
+			return []string{s.Sandbox, s.Container}
+		}
+	}
+	t.Fatalf("container %s is not listed", c.ID())
+	return nil
+}
+
+// post asks a daemon for something with no answer.
+func post(t *testing.T, host, path string) error {
+	t.Helper()
+	c, err := new(net.Dialer).DialContext(t.Context(), "unix", strings.TrimPrefix(host, "unix://"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := fmt.Fprintf(c, "POST %s HTTP/1.0\r\nContent-Length: 0\r\n\r\n", path); err != nil {
+		return err
+	}
+	raw, err := io.ReadAll(c)
+	if err == nil && !strings.Contains(string(raw), " 204 ") {
+		err = fmt.Errorf("%s: %s", path, raw)
+	}
+	return err
+}
+
+// cutter passes a daemon's socket on, and can cut all connections.
+type cutter struct {
+	l  net.Listener
+	mu sync.Mutex
+	cs []net.Conn
+}
+
+func newCutter(t *testing.T, to string) *cutter {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{l: l}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() { // ends with the listener
+		for {
+			a, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b, err := net.Dial("unix", strings.TrimPrefix(to, "unix://")) //nolint:noctx // a test's
+			if err != nil {
+				_ = a.Close()
+				continue
+			}
+			c.mu.Lock()
+			c.cs = append(c.cs, a, b)
+			c.mu.Unlock()
+			go pass(a, b)
+			go pass(b, a)
+		}
+	}()
+	return c
+}
+
+func pass(to, from net.Conn) {
+	_, _ = io.Copy(to, from)
+	if w, ok := to.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
+	}
+}
+
+func (c *cutter) cut() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.cs)
+	for _, s := range c.cs {
+		_ = s.Close()
+	}
+	c.cs = nil
+	return n
+}
+
+// TestConnectionsCut: connections that break, again and again, in the middle of everything, cost no byte and no exit.
+func TestConnectionsCut(t *testing.T) {
+	t.Parallel()
+	cut := newCutter(t, daemon(t).Host())
+	e, img := newEngine(t, docker.Config{Host: "unix://" + cut.l.Addr().String()})
+	_, c := begin(t, e, img, "i=0; while [ $i -lt 3000 ]; do echo line $i; echo e$i >&2; i=$((i+1)); [ $((i%20)) != 0 ] || sleep 0.02; done; exit 7")
+	for range 4 {
+		time.Sleep(700 * time.Millisecond)
+		cut.cut()
+	}
+	exit := wait(t, c)
+	if exit.Reason != berth.Exited || exit.Code != 7 {
+		t.Errorf("exit %+v", exit)
+	}
+	out, errs := "", ""
+	for i := range 3000 {
+		out += fmt.Sprintln("line", i)
+		errs += fmt.Sprintf("e%d\n", i)
+	}
+	if got := logs(t, c, false); got != out {
+		t.Errorf("stdout: %d bytes, which are not the %d that were written", len(got), len(out))
+	}
+	if got := logs(t, c, true); got != errs {
+		t.Errorf("stderr: %d bytes, which are not the %d that were written", len(got), len(errs))
+	}
+}
