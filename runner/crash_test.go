@@ -54,7 +54,7 @@ func scenarios() []scenario {
 	content := "in"
 	task := berth.Task{
 		ID:        "t",
-		Steps:     []berth.Step{sh(`cat $R/in > $R/out/a; sleep 0.15`), sh(`echo 2 >> $R/out/a; echo root > $R/result; sleep 0.15; exit 3`)},
+		Steps:     []berth.Step{sh(`cat $R/in > $R/out/a; sleep 0.4`), sh(`echo 2 >> $R/out/a; echo root > $R/result; sleep 0.4; exit 3`)},
 		Inputs:    []berth.Input{{Content: &content, Path: "/in"}},
 		Outputs:   []berth.Output{{URL: "out/a", Path: "/out/a"}, {URL: "out/result", Path: "/result"}},
 		Resources: berth.Resources{Limits: berth.Limits{CPU: 1}},

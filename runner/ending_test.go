@@ -278,7 +278,7 @@ func TestCancelParked(t *testing.T) {
 	b := newTestbed(t)
 	ctx := timeout(t)
 	id, err := b.Submit(ctx, b.at(berth.Task{
-		Steps:   []berth.Step{sh(`echo x > $R/out/a; sleep 30`)},
+		Steps:   []berth.Step{sh(`echo x > $R/out/a; echo > $R/out/ready; sleep 30`)},
 		Outputs: []berth.Output{{URL: "a", Path: "/out/a"}}, Grace: time.Second,
 	}))
 	if err != nil {
@@ -286,6 +286,9 @@ func TestCancelParked(t *testing.T) {
 	}
 	if _, err := b.Drive(ctx, id, Hooks{}); !errors.Is(err, ErrParked) {
 		t.Fatal(err)
+	}
+	for !written(filepath.Join(b.engine.dir, "sandboxes", id, "vol", "out", "ready")) && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
 	}
 	if err := b.Cancel(ctx, id, false); err != nil {
 		t.Fatal(err)
