@@ -153,6 +153,35 @@ func TestJIT(t *testing.T) {
 	}
 }
 
+func TestJITMIGControl(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		value      string
+		privileged bool
+		devices    []string
+		want       error
+	}{
+		{"all", "ALL", true, []string{"all"}, nil},
+		{"a GPU", "all", true, []string{"0"}, nil},
+		{"a slice", "all", true, []string{"0:1"}, berth.ErrInvalid},
+		{"a slice by UUID", "all", true, []string{"1", "MIG-b1028956-cfa2-0990-bf4a-5da9abb51763"}, berth.ErrInvalid},
+		{"a slice, and all", "all", true, []string{"0:1", "all"}, nil},
+		{"single", "0", true, []string{"all"}, berth.ErrInvalid},
+		{"not privileged", "all", false, []string{"all"}, berth.ErrDenied},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			names, err := DefaultConfig().JIT(Container{Privileged: c.privileged, Env: map[string]string{"NVIDIA_MIG_MONITOR_DEVICES": c.value}}, Qualify(c.devices, JITKind))
+			var want []string
+			if c.want == nil {
+				want = append(Qualify(c.devices, JITKind), "mode=mig-caps,id=monitor")
+			}
+			if diff := cmp.Diff(want, names); diff != "" || !errors.Is(err, c.want) {
+				t.Error(diff, err)
+			}
+		})
+	}
+}
+
 func TestSelectMIGControl(t *testing.T) {
 	all, single := Selection{All: true, GPUs: []int{0, 1}, Slices: [][2]int{{0, 0}}}, Selection{GPUs: []int{0}, Slices: [][2]int{{0, 0}}}
 	for _, c := range []struct {

@@ -18,6 +18,10 @@ import (
 // Driver is NVIDIA's kernel driver on a host, as /proc and /sys show it.
 type Driver struct {
 	host *device.Host
+
+	// More, if it is set, adds to devices what only the driver's library knows: memory, compute capability and
+	// brand, and the UUIDs and profiles of slices. The library's absence is no error.
+	More func(context.Context, []device.Device) ([]device.Device, error)
 }
 
 var _ device.Vendor = (*Driver)(nil)
@@ -65,6 +69,14 @@ func (d *Driver) Devices(ctx context.Context) ([]device.Device, error) {
 	var errs []error
 	if version != "" {
 		devices, known, errs = d.loaded(ctx, version)
+	}
+	if d.More != nil && len(devices) > 0 {
+		more, err := d.More(ctx, devices)
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			devices = more
+		}
 	}
 	return devices, errors.Join(append(errs, d.strangers(known)...)...)
 }

@@ -1,6 +1,7 @@
 package nvidia
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -36,6 +37,24 @@ func TestDevicesOne(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)
+	}
+}
+
+// What the library adds counts; its failure leaves what is known without it.
+func TestDevicesMore(t *testing.T) {
+	d := NewDriver(openHost(t, "h200"))
+	d.More = func(_ context.Context, all []device.Device) ([]device.Device, error) {
+		all[0].Memory, all[0].Arch = 141<<30, "9.0"
+		return all, nil
+	}
+	got, err := d.Devices(t.Context())
+	if err != nil || len(got) != 1 || got[0].Memory != 141<<30 || got[0].Arch != "9.0" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	d.More = func(context.Context, []device.Device) ([]device.Device, error) { return nil, berth.ErrUnavailable }
+	got, err = d.Devices(t.Context())
+	if !errors.Is(err, berth.ErrUnavailable) || len(got) != 1 || got[0].Memory != 0 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

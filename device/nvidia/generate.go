@@ -160,13 +160,8 @@ func (g Generator) Slice(d device.Device, s device.Slice) (*specs.ContainerEdits
 	return edits, nil
 }
 
-// Channel returns the edits for one IMEX channel.
-func (g Generator) Channel(id string) (*specs.ContainerEdits, error) {
-	edits := &specs.ContainerEdits{}
-	return edits, g.addNode(edits, channelNode+id)
-}
-
-// Common returns the edits for every container that uses the driver.
+// Common returns the edits for every container that uses the driver. It looks at hundreds of files; what it
+// returns stays true as long as the driver's version and its nodes do.
 func (g Generator) Common() (*specs.ContainerEdits, error) {
 	version, err := NewDriver(g.Host).Version()
 	if err == nil && version == "" {
@@ -231,7 +226,7 @@ var configs = map[string][]string{
 
 func (g Generator) addFiles(edits *specs.ContainerEdits, libs *libraries) {
 	h := g.files()
-	for _, file := range append(libs.all(), libs.xorg()...) {
+	for _, file := range slices.Concat(libs.files, libs.modules) {
 		g.addMount(edits, file, file)
 	}
 	for _, name := range binaries {
@@ -270,14 +265,13 @@ func firmwareDirs(h *device.Host) []string {
 }
 
 func (g Generator) addHooks(edits *specs.ContainerEdits, libs *libraries) error {
-	all := append(libs.all(), libs.xorg()...)
-	if err := g.addHook(edits, hookSymlinks, libs.links(all)...); err != nil {
+	if err := g.addHook(edits, hookSymlinks, libs.links()...); err != nil {
 		return err
 	}
 	if err := g.addHook(edits, hookCompat, "--host-driver-version="+libs.version); err != nil {
 		return err
 	}
-	if err := g.addHook(edits, hookLDCache, directories(libs.all())...); err != nil {
+	if err := g.addHook(edits, hookLDCache, directories(libs.files)...); err != nil {
 		return err
 	}
 	if err := g.addHook(edits, hookNodes); err != nil {

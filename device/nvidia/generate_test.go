@@ -292,6 +292,55 @@ func TestSpecFilesElsewhere(t *testing.T) {
 	}
 }
 
+func TestSpecial(t *testing.T) {
+	root := copyHost(t, "h200")
+	edit(t, filepath.Join(root, device.NodeList), "# recorded", "c 510:9 0666 0:0 /dev/nvidia-fs0\nc 10:1 0666 0:0 /dev/infiniband/rdma_cm\n"+
+		"c 234:255 0666 0:0 /dev/nvidia-nvswitchctl\nc 234:0 0660 0:27 /dev/nvidia-nvswitch0\n# recorded")
+	if err := os.WriteFile(filepath.Join(root, "etc/cufile.json"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h, err := device.OpenHost(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := Generator{Host: h, Hooks: hooks}
+	for _, c := range []struct {
+		mode   string
+		ids    []string
+		nodes  []string
+		mounts []string
+		gids   []uint32
+		fails  error
+	}{
+		{mode: "gds", nodes: []string{"/dev/nvidia-fs0"}, mounts: []string{"/etc/cufile.json"}},
+		{mode: "mofed", nodes: []string{"/dev/infiniband/rdma_cm"}},
+		{mode: "gdrcopy"},
+		{mode: "nvswitch", nodes: []string{"/dev/nvidia-nvswitchctl", "/dev/nvidia-nvswitch0"}, gids: []uint32{27}},
+		{mode: "imex", ids: []string{"channel0"}, nodes: []string{"/dev/nvidia-caps-imex-channels/channel0"}},
+		{mode: "imex", ids: []string{"all"}, nodes: []string{"/dev/nvidia-caps-imex-channels/channel0"}},
+		{mode: "imex", ids: []string{"7"}, fails: berth.ErrNotFound},
+		{mode: "imex", ids: []string{"x"}, fails: berth.ErrInvalid},
+		{mode: "mig-caps", ids: []string{"monitor", "config"}, nodes: []string{"/dev/nvidia-caps/nvidia-cap2", "/dev/nvidia-caps/nvidia-cap1"}},
+		{mode: "mig-caps", ids: []string{"else"}, fails: berth.ErrInvalid},
+		{mode: "else", fails: berth.ErrInvalid},
+	} {
+		edits, err := g.Special(c.mode, c.ids...)
+		if !errors.Is(err, c.fails) || c.fails != nil && err == nil {
+			t.Errorf("%s %q: %v", c.mode, c.ids, err)
+		}
+		if err != nil {
+			continue
+		}
+		var mounts []string
+		for _, m := range edits.Mounts {
+			mounts = append(mounts, m.ContainerPath)
+		}
+		if diff := cmp.Diff(c.nodes, paths(*edits)) + cmp.Diff(c.mounts, mounts) + cmp.Diff(c.gids, edits.AdditionalGIDs); diff != "" {
+			t.Errorf("%s %q: %s", c.mode, c.ids, diff)
+		}
+	}
+}
+
 func TestHooks(t *testing.T) {
 	if h, err := (Hooks{Path: "berth-cdi-hook"}).New(hookLDCache, "/lib"); !errors.Is(err, berth.ErrInvalid) {
 		t.Errorf("a relative path: %v, %v", h, err)

@@ -26,27 +26,31 @@ var libraryDirs = []string{
 type libraries struct {
 	host    *device.Host
 	version string
-	dirs    []string // that hold libraries of the version
+	dirs    []string            // that hold libraries of the version
+	files   []string            // the libraries
+	modules []string            // the modules of the X server
+	listed  map[string][]string // entries of directories that were read: some have thousands
 }
 
 // findLibraries finds the libraries of a version of the driver.
 func findLibraries(h *device.Host, version string, more []string) (*libraries, error) {
-	l := &libraries{host: h, version: version}
+	l := &libraries{host: h, version: version, listed: map[string][]string{}}
 	others := map[string]bool{}
 	for _, dir := range slices.Concat(more, ldConfDirs(h), libraryDirs) {
 		dir, err := h.Resolve(dir)
 		if err != nil || slices.Contains(l.dirs, dir) || is32Bit(dir) {
 			continue
 		}
-		if len(h.Glob(path.Join(dir, "lib*.so."+version))) > 0 {
+		if len(l.glob(dir, "lib*.so."+version)) > 0 {
 			l.dirs = append(l.dirs, dir)
 		}
-		for _, file := range slices.Concat(h.Glob(dir+"/libcuda.so.*.*"), h.Glob(dir+"/libnvidia-ml.so.*.*")) {
+		for _, file := range slices.Concat(l.glob(dir, "libcuda.so.*.*"), l.glob(dir, "libnvidia-ml.so.*.*")) {
 			_, v, _ := strings.Cut(path.Base(file), ".so.")
 			others[v] = true
 		}
 	}
 	if l.dirs != nil {
+		l.files, l.modules = l.all(), l.xorg()
 		return l, nil
 	}
 	installed := "none are"
@@ -78,12 +82,29 @@ func ldConfDirs(h *device.Host) []string {
 	return dirs
 }
 
+// glob returns the entries of one directory that match a pattern.
+func (l *libraries) glob(dir, pattern string) []string {
+	all, ok := l.listed[dir]
+	if !ok {
+		all = l.host.Glob(path.Join(dir, "*"))
+		l.listed[dir] = all
+	}
+	var files []string
+	for _, file := range all {
+		if match, _ := path.Match(pattern, path.Base(file)); match {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
 // find returns the files in the driver's directories that match the patterns, resolved, each once.
 func (l *libraries) find(patterns ...string) []string {
 	var files []string
 	for _, dir := range l.dirs {
 		for _, pattern := range patterns {
-			for _, file := range l.host.Glob(path.Join(dir, pattern)) {
+			sub, name := path.Split(pattern)
+			for _, file := range l.glob(path.Join(dir, sub), name) {
 				file, err := l.host.Resolve(file)
 				if err == nil && !slices.Contains(files, file) {
 					files = append(files, file)
@@ -107,7 +128,7 @@ func (l *libraries) xorg() []string {
 	for _, dir := range append(slices.Clone(l.dirs), "/usr/lib", "/usr/lib64") {
 		for _, sub := range []string{"nvidia/xorg", "xorg/modules/drivers", "xorg/modules/extensions"} {
 			for _, name := range []string{"nvidia_drv.so", "libglxserver_nvidia.so." + l.version} {
-				for _, file := range l.host.Glob(path.Join(dir, sub, name)) {
+				for _, file := range l.glob(path.Join(dir, sub), name) {
 					if !slices.ContainsFunc(files, func(f string) bool { return path.Base(f) == name }) {
 						files = append(files, file)
 					}
@@ -118,15 +139,15 @@ func (l *libraries) xorg() []string {
 	return files
 }
 
-// links returns the symbolic links that belong to libraries, in the form "target::link" of the hook.
-func (l *libraries) links(files []string) []string {
+// links returns the symbolic links that belong to the files, in the form "target::link" of the hook.
+func (l *libraries) links() []string {
 	var links []string
 	add := func(target, link string) {
 		if s := target + "::" + link; !slices.Contains(links, s) {
 			links = append(links, s)
 		}
 	}
-	for _, file := range files {
+	for _, file := range slices.Concat(l.files, l.modules) {
 		dir, name := path.Split(file)
 		base, ours := strings.CutSuffix(name, ".so."+l.version)
 		switch {

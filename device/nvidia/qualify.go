@@ -28,7 +28,7 @@ func Qualify(devices []string, kind string) []string {
 
 // JIT returns those of a container's CDI names, each once, that a spec is generated for: all or none, since one
 // container cannot have generated devices and others. With them come what its environment enables beside GPUs,
-// and its IMEX channels.
+// its IMEX channels, and control of MIG.
 func (cfg Config) JIT(c Container, names []string) ([]string, error) {
 	var jit []string
 	others := false
@@ -46,13 +46,17 @@ func (cfg Config) JIT(c Container, names []string) ([]string, error) {
 	if others {
 		return nil, fmt.Errorf("%w: devices %s: those of %s cannot be mixed with others", berth.ErrInvalid, strings.Join(names, ", "), JITKind)
 	}
+	control, err := c.migControl(jit)
+	if err != nil {
+		return nil, err
+	}
 	jit = append(jit, c.gated()...)
 	for _, channel := range cfg.IMEXChannels(c) {
-		if name := "mode=imex,id=" + channel; channel != "" && !slices.Contains(jit, name) {
+		if name := "mode=" + modeIMEX + ",id=" + channel; channel != "" && !slices.Contains(jit, name) {
 			jit = append(jit, name)
 		}
 	}
-	return jit, nil
+	return append(jit, control...), nil
 }
 
 // gated returns the generator's modes that the environment enables.
