@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/berth-project/berth/engine/oci/monitor"
@@ -41,8 +40,6 @@ func (w *words) String() string     { return fmt.Sprint(*w) }
 func (w *words) Set(s string) error { *w = append(*w, s); return nil }
 
 func monitorMain(args []string) int {
-	// A small heap that is collected often: the monitor holds records and moves no bytes.
-	debug.SetGCPercent(25)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	ready := os.NewFile(3, "ready")
 	var worker words

@@ -290,14 +290,16 @@ func (m *Monitor) runs(n int) {
 
 // endWhenIdle ends the monitor when nobody has needed it for a while, or nobody can find it any more.
 func (m *Monitor) endWhenIdle(ctx context.Context, end func()) {
-	tick := time.NewTicker(max(m.cfg.Idle/4, 50*time.Millisecond))
+	tick := time.NewTicker(min(max(m.cfg.Idle/4, 50*time.Millisecond), time.Second))
 	defer tick.Stop()
+	var trimmed time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		m.trimIfQuiet(&trimmed)
 		if m.idle() {
 			end()
 			return

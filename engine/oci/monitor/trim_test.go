@@ -1,0 +1,59 @@
+package monitor
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestReadOnlyPart(t *testing.T) {
+	for _, tc := range []struct {
+		what, line string
+		begin, end uintptr
+		ok         bool
+	}{
+		{"code", "00400000-00c00000 r-xp 00000000 fe:00 123    /usr/bin/berth\n", 0x400000, 0xc00000, true},
+		{"constants", "00c00000-01400000 r--p 00800000 fe:00 123    /usr/bin/berth\n", 0xc00000, 0x1400000, true},
+		{"data", "01400000-01500000 rw-p 01000000 fe:00 123    /usr/bin/berth\n", 0, 0, false},
+		{"shared", "01400000-01500000 r--s 01000000 fe:00 123    /usr/bin/berth\n", 0, 0, false},
+		{"another file", "7f000000-7f100000 r-xp 00000000 fe:00 9    /lib/usr/bin/berth.so\n", 0, 0, false},
+		{"memory", "c000000000-c000400000 rw-p 00000000 00:00 0 \n", 0, 0, false},
+		{"read-only memory", "c000000000-c000400000 r--p 00000000 00:00 0 \n", 0, 0, false},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			begin, end, ok := readOnlyPart(tc.line, "/usr/bin/berth")
+			if begin != tc.begin || end != tc.end || ok != tc.ok {
+				t.Errorf("readOnlyPart = %#x, %#x, %v; want %#x, %#x, %v", begin, end, ok, tc.begin, tc.end, tc.ok)
+			}
+		})
+	}
+}
+
+func TestDropProgram(t *testing.T) {
+	before := fileMemory(t)
+	dropProgram()
+	if after := fileMemory(t); after >= before {
+		t.Errorf("%d KiB of the program were in memory, and %d KiB afterwards", before, after)
+	}
+}
+
+// fileMemory is how much of this process's memory is of files, in KiB.
+func fileMemory(t *testing.T) int {
+	t.Helper()
+	raw, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "RssFile:" {
+			n, err := strconv.Atoi(f[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatal("no RssFile")
+	return 0
+}
