@@ -293,3 +293,42 @@ func TestNoRecordsStay(t *testing.T) {
 		}
 	}
 }
+
+// A monitor that is killed as it closes a sandbox has taken its files away and not yet its record.
+func TestCutOffClose(t *testing.T) {
+	e, img := newEngine(t, "direct")
+	spec := berth.SandboxSpec{ID: "t1"}
+	if _, err := e.Open(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	dir := e.Dir()
+	if err := syscall.Kill(monitorPid(t, dir), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	trash := filepath.Join(dir, "run", "trash")
+	if err := os.MkdirAll(trash, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "sandboxes", "t1"), filepath.Join(trash, "x")); err != nil {
+		t.Fatal(err)
+	}
+	sb, err := e.Open(t.Context(), spec)
+	if err != nil {
+		t.Fatal("the same sandbox again:", err)
+	}
+	if left, err := os.ReadDir(trash); err != nil || len(left) != 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"true"}})
+	if x, err := c.Wait(t.Context()); err != nil || !x.OK() {
+		t.Errorf("Wait = %+v, %v", x, err)
+	}
+	if err := sb.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "empty trash", 5*time.Second, func() bool {
+		left, err := os.ReadDir(trash)
+		return err == nil && len(left) == 0
+	})
+	nothingLeft(t, e, dir)
+}

@@ -73,8 +73,27 @@ type Monitor struct {
 	quietFrom time.Time
 	ending    bool // being idle; no further clients
 
-	wg sync.WaitGroup // all goroutines but those of the connections
+	cleaners gate           // those that remove files beside the way
+	wg       sync.WaitGroup // all goroutines but those of the connections
 }
+
+// maxCleaners bounds how many sandboxes' files are removed beside the way. Whoever closes one more waits.
+const maxCleaners = 32
+
+// gate lets so many through at once as its channel holds.
+type gate chan struct{}
+
+// enter reports whether there is room for one more, who then has to leave.
+func (g gate) enter() bool {
+	select {
+	case g <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g gate) leave() { <-g }
 
 // ErrRunning says that another monitor of this data directory runs.
 var ErrRunning = fmt.Errorf("another monitor runs: %w", berth.ErrConflict)
@@ -96,7 +115,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("child subreaper: %w", err)
 	}
-	m := &Monitor{rootless: userns.RunningInUserNS(), cfg: cfg, log: cfg.Logger, sandboxes: map[string]*sandbox{}, quietFrom: time.Now()}
+	m := &Monitor{rootless: userns.RunningInUserNS(), cfg: cfg, log: cfg.Logger, sandboxes: map[string]*sandbox{}, quietFrom: time.Now(), cleaners: make(gate, maxCleaners)}
 	if err := m.open(ctx); err != nil {
 		return err
 	}

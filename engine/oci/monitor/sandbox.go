@@ -26,6 +26,7 @@ const (
 	sandboxFile   = "sandbox.json"
 	filesDir      = "files"
 	containersDir = "c"
+	trashDir      = "trash" // below runDir
 )
 
 // record is what is kept of a sandbox on disk.
@@ -58,6 +59,9 @@ func (m *Monitor) sandboxDir(id string) string { return filepath.Join(m.state, i
 
 // scratchDir is the directory of all that a sandbox's containers write.
 func (m *Monitor) scratchDir(id string) string { return filepath.Join(m.cfg.Dir, sandboxesDir, id) }
+
+// trash is the directory of what is removed beside the way.
+func (m *Monitor) trash() string { return filepath.Join(m.cfg.Dir, runDir, trashDir) }
 
 // stateDirs are where root's records may lie, the first that is in memory and root's: they mean nothing after
 // the next boot, and to make and remove files is what a short container costs most on some disks.
@@ -363,19 +367,25 @@ func (sb *sandbox) closeIf(ok func() bool) bool {
 	}
 	sb.closing = true
 	sb.mu.Unlock()
+	var later []*container
 	for _, c := range sb.all() {
 		c.end(berth.Stopped, "the sandbox was closed", 0)
 		<-c.ended
+		if c.pooled() && sb.area.Enforcement() == berth.DiskNone {
+			later = append(later, c) // nothing that is removed now is mounted anywhere
+			continue
+		}
 		<-c.clean
 	}
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
-	sb.remove()
+	sb.remove(later...)
 	return true
 }
 
-// remove removes everything but containers that run; sb.mu is held.
-func (sb *sandbox) remove() {
+// remove removes everything but containers that run; sb.mu is held. What later still hold is removed when they
+// hold it no more.
+func (sb *sandbox) remove(later ...*container) {
 	if sb.sampler != nil {
 		sb.sampler()
 	}
@@ -385,7 +395,7 @@ func (sb *sandbox) remove() {
 		}
 	}
 	if sb.area != nil {
-		if err := sb.area.Close(); err != nil {
+		if err := sb.closeArea(later); err != nil {
 			sb.m.log.Error("close scratch", "sandbox", sb.id, "err", err)
 		}
 	}
@@ -403,6 +413,35 @@ func (sb *sandbox) remove() {
 	sb.m.quietFrom = time.Now()
 	sb.m.mu.Unlock()
 	close(sb.gone)
+}
+
+// closeArea takes the area away. Its files, which on some disks take longer to remove than all else of a short
+// container, go to the trash and are removed beside the way; an area with limits is removed at once, so that what
+// it was lent is free again.
+func (sb *sandbox) closeArea(later []*container) error {
+	wait := func() {
+		for _, c := range later {
+			<-c.clean
+		}
+	}
+	if sb.area.Enforcement() != berth.DiskNone || !sb.m.cleaners.enter() {
+		wait()
+		return sb.area.Close()
+	}
+	remove, err := sb.area.Discard(sb.m.trash())
+	if err != nil { // the run directory is on another disk, say
+		sb.m.cleaners.leave()
+		wait()
+		return sb.area.Close()
+	}
+	sb.m.wg.Go(func() {
+		defer sb.m.cleaners.leave()
+		wait()
+		if err := remove(); err != nil {
+			sb.m.log.Error("remove scratch", "sandbox", sb.id, "err", err)
+		}
+	})
+	return nil
 }
 
 // bind makes the sandbox end with the connection that calls release.
@@ -470,6 +509,9 @@ func (m *Monitor) recover(ctx context.Context) error {
 
 // sweepScratch removes what containers wrote whose records are gone: of an earlier boot, or cut off.
 func (m *Monitor) sweepScratch(ctx context.Context) error {
+	if err := scratch.Sweep(ctx, m.trash()); err != nil {
+		m.log.Error("remove what an earlier monitor discarded", "err", err)
+	}
 	root := filepath.Join(m.cfg.Dir, sandboxesDir)
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -516,7 +558,12 @@ func (m *Monitor) reopen(ctx context.Context, id string) error {
 		return scratch.Remove(sb.dir) // it was cut off before its intent was recorded
 	}
 	var err error
-	if sb.area, err = scratch.Reopen(ctx, m.scratchDir(id), m.log); err != nil {
+	sb.area, err = scratch.Reopen(ctx, m.scratchDir(id), m.log)
+	if errors.Is(err, berth.ErrNotFound) {
+		// Nothing ever ran in it, or it was being closed: the area comes after the record, and goes before it.
+		return scratch.Remove(sb.dir)
+	}
+	if err != nil {
 		return err
 	}
 	if err := sb.makeVolumes(); err != nil {
