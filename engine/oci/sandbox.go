@@ -71,6 +71,7 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 	if err := s.e.client.call(ctx, &wire.Request{Op: wire.OpStart, Sandbox: s.id, Start: req}, &a); err != nil {
 		return nil, err
 	}
+	a.Container.Step = spec
 	return newContainer(s, a.Container), nil
 }
 

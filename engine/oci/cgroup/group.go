@@ -28,6 +28,7 @@ type Group struct {
 	shared bool                // v1[devices] is not this group's alone
 	limits Limits
 	reuse  bool        // Pool may give it out again
+	whole  bool        // whoever is in it is in all its directories
 	spent  atomic.Bool // by Kill: see there
 	base   counters    // what was used before it was given out
 
@@ -63,7 +64,7 @@ func (h *Host) makeNamed(spec Spec, name string) (*Group, error) {
 	if p := spec.Parent; p != "" && !slices.ContainsFunc(h.trees(), func(t *tree) bool { return exists(t.mount + p) }) {
 		return nil, fmt.Errorf("cgroup parent %s: %w", p, berth.ErrNotFound)
 	}
-	g := &Group{host: h, limits: spec.Limits, reuse: name != ""}
+	g := &Group{host: h, limits: spec.Limits, reuse: name != "", whole: name != ""}
 	if err := g.make(spec, set); err != nil {
 		g.unmake()
 		return nil, kind("make cgroup "+spec.Path, err)

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,6 +75,9 @@ type Host struct {
 	mu      sync.Mutex
 	parents map[string]bool // directories known to be there, with their controllers enabled
 	rules   map[string]bool // device cgroups whose rules are set
+
+	stacks   map[string]bool // see stacked
+	stacksAt time.Time
 }
 
 // tree is a hierarchy, and where in it berth's cgroups are.

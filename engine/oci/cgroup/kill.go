@@ -67,10 +67,21 @@ func (g *Group) Populated() (bool, error) {
 	return false, nil
 }
 
+// occupied is Populated, but for a group of a pool it looks no further than v2: a process is cloned into that
+// before it joins the others, and cannot leave it from within its cgroup namespace.
+func (g *Group) occupied() (bool, error) {
+	if g.whole && g.v2 != "" {
+		if n, ok, err := readKey(g.v2+"/cgroup.events", "populated"); err == nil && ok {
+			return n > 0, nil
+		}
+	}
+	return g.Populated()
+}
+
 // Kill kills every process in the group and below it, and returns when none is left or ctx ends. Where the
 // kernel cannot do it at once (cgroup.kill, Linux 5.14), the group is frozen so that none can fork away.
 func (g *Group) Kill(ctx context.Context) error {
-	busy, err := g.Populated()
+	busy, err := g.occupied()
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !busy {
 		return nil
 	}

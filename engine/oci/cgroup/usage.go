@@ -8,13 +8,17 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth"
 )
 
 // Usage is what the group's processes, and those that have ended, used up to now. What the host does not
 // count is nil. Memory includes the page cache of files that they read and wrote, as the limit does.
-func (g *Group) Usage() (berth.Usage, error) {
+func (g *Group) Usage() (berth.Usage, error) { return g.usage(true) }
+
+// usage is Usage; without live only what Final says is read.
+func (g *Group) usage(live bool) (berth.Usage, error) {
 	if len(g.dirs()) == 0 {
 		return berth.Usage{}, nil
 	}
@@ -45,26 +49,26 @@ func (g *Group) Usage() (berth.Usage, error) {
 		if v2 {
 			now, peak = "/memory.current", "/memory.peak"
 		}
-		n, err := readInt(dir + now)
-		take(&u.Memory, n, true, err)
-		n, err = readInt(dir + peak)
+		if live {
+			n, err := readInt(dir + now)
+			take(&u.Memory, n, true, err)
+		}
+		n, err := readInt(dir + peak)
 		take(&u.PeakMemory, n, true, err)
 	}
 	if dir, _ := g.dir(pids); dir != "" {
-		n, err := readInt(dir + "/pids.current")
-		take(&u.PIDs, n, true, err)
-		n, err = readInt(dir + "/pids.peak")
+		if live {
+			n, err := readInt(dir + "/pids.current")
+			take(&u.PIDs, n, true, err)
+		}
+		n, err := readInt(dir + "/pids.peak")
 		take(&u.PeakPIDs, n, true, err)
 	}
 	return u, kind("usage of cgroup "+g.path, errors.Join(errs...))
 }
 
 // Final is Usage without what only a running group has.
-func (g *Group) Final() (berth.Usage, error) {
-	u, err := g.Usage()
-	u.Memory, u.PIDs = nil, nil
-	return u, err
-}
+func (g *Group) Final() (berth.Usage, error) { return g.usage(false) }
 
 // counters are what only ever grows: a group that is used again subtracts what they were.
 type counters struct {
@@ -116,7 +120,7 @@ func (g *Group) ioBytes() (sum moved, ok bool, err error) {
 		return moved{}, false, nil
 	}
 	for dev, n := range devs {
-		if !stacked(dev) {
+		if !g.host.stacked(dev) {
 			sum.read, sum.written = sum.read+n.read, sum.written+n.written
 		}
 	}
@@ -178,10 +182,19 @@ func parseIOStat(b []byte) map[string]moved {
 }
 
 // stacked reports whether what a block device ("254:0") moves is counted again at the devices that it is
-// made of: device mapper, md.
-func stacked(dev string) bool {
+// made of: device mapper, md. What was found is remembered for a while: a device's number may become another's.
+func (h *Host) stacked(dev string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if known, ok := h.stacks[dev]; ok && time.Since(h.stacksAt) < time.Minute {
+		return known
+	}
+	if time.Since(h.stacksAt) >= time.Minute {
+		h.stacks, h.stacksAt = map[string]bool{}, time.Now()
+	}
 	slaves, err := os.ReadDir("/sys/dev/block/" + filepath.Base(dev) + "/slaves")
-	return err == nil && len(slaves) > 0
+	h.stacks[dev] = err == nil && len(slaves) > 0
+	return h.stacks[dev]
 }
 
 // OOMKills is how many of the group's processes the kernel killed for want of memory.

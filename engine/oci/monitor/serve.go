@@ -91,7 +91,9 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 		if err != nil {
 			return s.conn.Send(wire.Answer{Err: wire.ErrorOf(err)})
 		}
-		return s.conn.Send(wire.Answer{Container: c.describe()})
+		w := c.describe()
+		w.Step = berth.StepSpec{} // the client has it
+		return s.conn.Send(wire.Answer{Container: w})
 	case wire.OpKeep:
 		return s.conn.Send(wire.Answer{Err: wire.ErrorOf(sb.keep())})
 	case wire.OpClose:

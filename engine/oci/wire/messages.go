@@ -92,7 +92,7 @@ type Sandbox struct {
 
 // Container is what the engine needs to know of a container.
 type Container struct {
-	Step   berth.StepSpec       `json:"step"`
+	Step   berth.StepSpec       `json:"step"` // zero in the answer to OpStart
 	State  berth.ContainerState `json:"state"`
 	Pid    int                  `json:"pid,omitempty"`
 	LogDir string               `json:"log_dir"`
