@@ -30,6 +30,7 @@ const (
 	startFile = "start.json"
 	exitFile  = "exit.json"
 	bundleDir = "b"
+	layerDir  = "l" // see launch.layers
 )
 
 // startRecord is what is kept of a container on disk.
@@ -54,17 +55,16 @@ type container struct {
 	ended  chan struct{} // closed when exit is recorded
 	clean  chan struct{} // closed when nothing but records is left
 
-	started   chan struct{} // closed when the start has come to an end
-	startErr  error
-	proc      bundle.Process
-	group     *cgroup.Group
-	runtime   string
-	notes     []string
-	tame      bool // it could not write to cgroup files
-	logs      map[string]*logfile.Writer
-	pumps     sync.WaitGroup
-	begun     time.Time
-	oomBefore int64
+	started  chan struct{} // closed when the start has come to an end
+	startErr error
+	proc     bundle.Process
+	group    *cgroup.Group
+	runtime  string
+	notes    []string
+	tame     bool // it could not write to cgroup files
+	logs     map[string]*logfile.Writer
+	pumps    sync.WaitGroup
+	begun    time.Time
 
 	mu     sync.Mutex
 	cause  berth.Reason // who ended it, before it ended by itself
@@ -248,7 +248,7 @@ func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
 		e.Reason, e.Code, e.Detail = berth.Lost, -1, waitErr.Error()
 	case cause != "":
 		e.Reason = cause
-	case kerr == nil && kills > c.oomBefore && e.Code != 0:
+	case kerr == nil && kills > 0 && e.Code != 0:
 		e.Reason, e.Detail = berth.OutOfMemory, c.group.OOMDetail()
 	case e.Code != 0 || c.sb.area.Enforcement() == berth.DiskSampled:
 		// A sampler may have looked too early: what lies above its limit at the end was written all the same.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -79,7 +80,10 @@ func (l *launch) prepare(ctx context.Context) error {
 	if err := l.makeGroup(); err != nil {
 		return err
 	}
-	layers, err := c.sb.m.skeletons.layers(l.req.Layers)
+	if err := l.joinNetwork(ctx); err != nil {
+		return err
+	}
+	layers, err := l.layers()
 	if err != nil {
 		return err
 	}
@@ -89,10 +93,7 @@ func (l *launch) prepare(ctx context.Context) error {
 			Layers: layers, Upper: c.upper(), Work: c.work(),
 			Volatile: true, UserXattr: c.sb.m.rootless,
 		},
-		Init: !c.step.NoInit,
-	}
-	if err := l.joinNetwork(ctx); err != nil {
-		return err
+		Init: !c.step.NoInit, NetNS: c.sb.net.NS,
 	}
 	return l.openStreams()
 }
@@ -131,7 +132,6 @@ func (l *launch) makeGroup() error {
 		return err
 	}
 	c.group = g
-	c.oomBefore, _ = g.OOMKills()
 	return nil
 }
 
@@ -166,8 +166,60 @@ func (l *launch) joinNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	l.bundle.NetNS = sb.net.NS
 	return nil
+}
+
+// layers are those of the container's root: the image's, its skeleton and, where that can be, the files that
+// berth gives the container. What it writes to them lies in its own writable layer then, with all else that it
+// writes, and nothing has to be mounted.
+func (l *launch) layers() ([]string, error) {
+	sk, err := l.c.sb.m.skeletons.of(l.req.Layers)
+	if err != nil {
+		return nil, err
+	}
+	layers := sk.over(l.req.Layers)
+	own := l.takeFiles()
+	switch {
+	case len(own) == 0:
+		return layers, nil
+	case sk.etc == nil || !l.c.pooled() || slices.ContainsFunc(l.spec.Mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == "/etc" }):
+		// An OCI runtime gets them as every other engine gives them. At /etc something of the user's lies over ours.
+		l.spec.Mounts = append(l.spec.Mounts, own...)
+		return layers, l.c.sb.mountFiles()
+	}
+	dir := filepath.Join(l.c.dir, layerDir)
+	if err := l.layFiles(dir, own, sk.etc); err != nil {
+		return nil, fmt.Errorf("files of the container: %w", err)
+	}
+	return append([]string{dir}, layers...), nil
+}
+
+// takeFiles takes the mounts of the sandbox's files out of the spec.
+func (l *launch) takeFiles() (own []specs.Mount) {
+	dir := filepath.Join(l.c.sb.dir, filesDir)
+	l.spec.Mounts = slices.DeleteFunc(l.spec.Mounts, func(m specs.Mount) bool {
+		ours := m.Type == "bind" && filepath.Dir(m.Source) == dir
+		if ours {
+			own = append(own, m)
+		}
+		return ours
+	})
+	return own
+}
+
+// layFiles makes a layer of the files at dir.
+func (l *launch) layFiles(dir string, files []specs.Mount, like *unix.Stat_t) error {
+	etc := filepath.Join(dir, "etc")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(etc, 0o755)); err != nil {
+		return err
+	}
+	for _, m := range files {
+		name := path.Base(m.Destination)
+		if err := os.WriteFile(filepath.Join(etc, name), l.c.sb.files()[name], 0o644); err != nil {
+			return err
+		}
+	}
+	return liken(etc, like)
 }
 
 // openStreams makes the container's streams: pipes, so that they can be reopened by their names in /dev,

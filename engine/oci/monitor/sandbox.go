@@ -47,6 +47,7 @@ type sandbox struct {
 	area       *scratch.Area
 	volumes    []string // directories, as Spec.Volumes
 	net        *network.Net
+	filed      bool // its files are made: see mountFiles
 	containers map[string]*container
 	bound      int  // connections that a bound sandbox ends with
 	closing    bool // no further starts
@@ -81,7 +82,7 @@ func (m *Monitor) openState() error {
 	if err := os.MkdirAll(m.state, 0o700); err != nil {
 		return fmt.Errorf("records of sandboxes: %w", err)
 	}
-	m.skeletons = &skeletons{dir: filepath.Join(m.state, skeletonsDir), rootless: m.rootless, m: map[string]string{}}
+	m.skeletons = &skeletons{dir: filepath.Join(m.state, skeletonsDir), rootless: m.rootless, m: map[string]skeleton{}}
 	if err := scratch.Remove(m.skeletons.dir); err != nil { // an earlier monitor's, which nothing uses now
 		return err
 	}
@@ -148,10 +149,8 @@ func (sb *sandbox) make(ctx context.Context) error {
 	if err := writeNew(filepath.Join(sb.dir, sandboxFile), sb.rec); err != nil { // intent before effect
 		return err
 	}
-	for _, d := range []string{filesDir, containersDir} {
-		if err := os.Mkdir(filepath.Join(sb.dir, d), 0o755); err != nil {
-			return err
-		}
+	if err := os.Mkdir(filepath.Join(sb.dir, containersDir), 0o755); err != nil {
+		return err
 	}
 	area, err := scratch.Open(ctx, sb.m.scratchDir(sb.id), sb.scratchConfig())
 	if err != nil {
@@ -209,29 +208,41 @@ func (sb *sandbox) openNetwork(ctx context.Context) error {
 		return err
 	}
 	sb.net = net
-	if err := mountFiles(filepath.Join(sb.dir, filesDir)); err != nil {
-		return err
-	}
-	files := map[string][]byte{"hosts": net.Hosts, "hostname": net.Hostname}
-	if net.Mode != berth.NetworkNone {
-		files["resolv.conf"] = net.ResolvConf
-	}
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(sb.dir, filesDir, name), content, 0o644); err != nil {
-			return err
-		}
-	}
 	return nil
+}
+
+// files are the sandbox's own, by their names in /etc. There is no resolver where there is no network.
+func (sb *sandbox) files() map[string][]byte {
+	files := map[string][]byte{"hosts": sb.net.Hosts, "hostname": sb.net.Hostname}
+	if sb.net.Mode != berth.NetworkNone {
+		files["resolv.conf"] = sb.net.ResolvConf
+	}
+	return files
 }
 
 // filesOptions bound what a container can make of the files that it is given: it may write to them.
 const filesOptions = "size=1m,nr_inodes=8,mode=755"
 
-// mountFiles gives the files a small file system in memory: where they would lie else, the host's disk or the
-// memory for its own state, nothing limits the container.
-func mountFiles(dir string) error {
+// mountFiles makes the files where they can be mounted from, in a small file system in memory: where they would
+// lie else, the host's disk or the memory for its own state, nothing limits the container.
+func (sb *sandbox) mountFiles() error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.filed {
+		return nil
+	}
+	dir := filepath.Join(sb.dir, filesDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, filesOptions); err != nil {
 		return fmt.Errorf("files of the container: %w", err)
+	}
+	sb.filed = true
+	for name, content := range sb.files() {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -404,7 +415,9 @@ func (sb *sandbox) remove(later ...*container) {
 			sb.m.log.Error("remove scratch", "sandbox", sb.id, "path", p, "err", err)
 		}
 	}
-	_ = unix.Unmount(filepath.Join(sb.dir, filesDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // none: it could not be made
+	if sb.filed {
+		_ = unix.Unmount(filepath.Join(sb.dir, filesDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
 	if err := scratch.Remove(sb.dir); err != nil {
 		sb.m.log.Error("remove sandbox", "sandbox", sb.id, "err", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/rootfs"
@@ -35,40 +36,58 @@ type skeletons struct {
 	rootless bool
 
 	mu sync.Mutex
-	m  map[string]string // layers of the image, joined: the skeleton's directory, "" where none is needed
+	m  map[string]skeleton // by the layers of the image, joined
+}
+
+// skeleton is what is known of an image.
+type skeleton struct {
+	dir string       // the layer with its mount points; "" where none is needed
+	etc *unix.Stat_t // of /etc, where files may be laid over those in it; else nil
 }
 
 // maxSkeletons bounds what many images make us hold.
 const maxSkeletons = 256
 
-// layers are the layers of a root, with the image's skeleton on top.
-func (s *skeletons) layers(image []string) ([]string, error) {
+// of is the image's skeleton, made when it is needed first.
+func (s *skeletons) of(image []string) (skeleton, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := strings.Join(image, "\n")
-	dir, ok := s.m[key]
-	if !ok {
-		if len(s.m) >= maxSkeletons {
-			return image, nil
-		}
-		var err error
-		if dir, err = s.make(image); err != nil {
-			return nil, fmt.Errorf("mount points of the image: %w", err)
-		}
-		s.m[key] = dir
+	sk, ok := s.m[key]
+	if ok || len(s.m) >= maxSkeletons {
+		return sk, nil
 	}
-	if dir == "" {
-		return image, nil
+	sk, err := s.look(image)
+	if err != nil {
+		return skeleton{}, fmt.Errorf("mount points of the image: %w", err)
 	}
-	return append([]string{dir}, image...), nil
+	s.m[key] = sk
+	return sk, nil
 }
 
-func (s *skeletons) make(image []string) (string, error) {
+// over are the layers of a root, with the skeleton on top.
+func (sk skeleton) over(image []string) []string {
+	if sk.dir == "" {
+		return image
+	}
+	return append([]string{sk.dir}, image...)
+}
+
+func (s *skeletons) look(image []string) (skeleton, error) {
 	root, err := rootfs.Overlay(bundle.Root{Layers: image, UserXattr: s.rootless})
 	if err != nil {
-		return "", err
+		return skeleton{}, err
 	}
 	defer func() { _ = root.Close() }()
+	dir, err := s.make(root)
+	if err != nil {
+		return skeleton{}, err
+	}
+	etc, err := plainEtc(root)
+	return skeleton{dir: dir, etc: etc}, err
+}
+
+func (s *skeletons) make(root *os.File) (string, error) {
 	dir := filepath.Join(s.dir, fmt.Sprint(len(s.m)))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
@@ -126,11 +145,41 @@ func makeParent(root *os.File, dir, name string) (bool, error) {
 	if err := os.Mkdir(target, 0o700); err != nil {
 		return false, err
 	}
-	return true, errors.Join(
-		os.Chown(target, int(st.Uid), int(st.Gid)),
-		unix.Chmod(target, st.Mode&0o7777),
-		unix.UtimesNanoAt(unix.AT_FDCWD, target, []unix.Timespec{st.Atim, st.Mtim}, 0),
+	return true, liken(target, st)
+}
+
+// liken gives a directory the owner, mode and times of another.
+func liken(dir string, st *unix.Stat_t) error {
+	return errors.Join(
+		os.Chown(dir, int(st.Uid), int(st.Gid)),
+		unix.Chmod(dir, st.Mode&0o7777),
+		unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{st.Atim, st.Mtim}, 0),
 	)
+}
+
+// plainEtc says what the image's /etc is like, if a layer with berth's files may be laid over it: it and they are
+// plain, or not there. Elsewhere the files are mounted one by one.
+func plainEtc(root *os.File) (*unix.Stat_t, error) {
+	for _, p := range mountPoints {
+		if p.dir {
+			continue
+		}
+		st, err := statBelow(root, p.path)
+		if err != nil || st != nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return nil, plain(err)
+		}
+	}
+	st, err := statBelow(root, "etc")
+	switch {
+	case err != nil:
+		return nil, plain(err)
+	case st == nil:
+		now := unix.NsecToTimespec(time.Now().UnixNano())
+		return &unix.Stat_t{Mode: unix.S_IFDIR | 0o755, Atim: now, Mtim: now}, nil
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR || hasAttributes(root, "etc"):
+		return nil, nil
+	}
+	return st, nil
 }
 
 // statBelow is nil where nothing is at p below root. No symbolic link is followed.

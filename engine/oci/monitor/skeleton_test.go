@@ -17,23 +17,24 @@ func TestSkeleton(t *testing.T) {
 		image func(t *testing.T, root string)
 		want  []string // paths of the skeleton
 		same  bool     // no skeleton at all
+		plain bool     // files may be laid over those in /etc
 	}{
-		{"empty", func(*testing.T, string) {}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"}, false},
+		{"empty", func(*testing.T, string) {}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"}, false, true},
 		{"etc without files", func(t *testing.T, root string) {
 			mkdir(t, filepath.Join(root, "etc"), 0o750, when)
 			mkdir(t, filepath.Join(root, "proc"), 0o555, when)
-		}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "sys"}, false},
+		}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "sys"}, false, true},
 		{"etc is a link", func(t *testing.T, root string) {
 			if err := os.Symlink("/nowhere", filepath.Join(root, "etc")); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"dev", "proc", "sys"}, false},
+		}, []string{"dev", "proc", "sys"}, false, false},
 		{"etc has attributes", func(t *testing.T, root string) {
 			mkdir(t, filepath.Join(root, "etc"), 0o755, when)
 			if err := unix.Setxattr(filepath.Join(root, "etc"), "user.x", []byte("1"), 0); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"dev", "proc", "sys"}, false},
+		}, []string{"dev", "proc", "sys"}, false, false},
 		{"a file is a link", func(t *testing.T, root string) {
 			mkdir(t, filepath.Join(root, "etc"), 0o755, when)
 			for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
@@ -41,7 +42,7 @@ func TestSkeleton(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-		}, []string{"dev", "proc", "sys"}, false},
+		}, []string{"dev", "proc", "sys"}, false, false},
 		{"complete", func(t *testing.T, root string) {
 			for _, d := range []string{"dev", "proc", "sys", "etc"} {
 				mkdir(t, filepath.Join(root, d), 0o755, when)
@@ -51,7 +52,7 @@ func TestSkeleton(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-		}, nil, true},
+		}, nil, true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if os.Geteuid() != 0 {
@@ -59,11 +60,15 @@ func TestSkeleton(t *testing.T) {
 			}
 			root := t.TempDir()
 			c.image(t, root)
-			s := &skeletons{dir: t.TempDir(), m: map[string]string{}}
-			layers, err := s.layers([]string{root})
+			s := &skeletons{dir: t.TempDir(), m: map[string]skeleton{}}
+			sk, err := s.of([]string{root})
 			if err != nil {
 				t.Fatal(err)
 			}
+			if got := sk.etc != nil; got != c.plain {
+				t.Errorf("files may be laid over those of /etc: %v", got)
+			}
+			layers := sk.over([]string{root})
 			if c.same {
 				if !reflect.DeepEqual(layers, []string{root}) {
 					t.Errorf("layers = %v; the image needs no skeleton", layers)
@@ -83,8 +88,8 @@ func TestSkeleton(t *testing.T) {
 			if err != nil || !reflect.DeepEqual(got, c.want) {
 				t.Errorf("skeleton = %v, %v; want %v", got, err, c.want)
 			}
-			again, err := s.layers([]string{root})
-			if err != nil || !reflect.DeepEqual(again, layers) {
+			again, err := s.of([]string{root})
+			if err != nil || again != sk {
 				t.Errorf("a second time: %v, %v", again, err)
 			}
 			if st, err := os.Stat(filepath.Join(root, "etc")); err == nil && c.name == "etc without files" {
