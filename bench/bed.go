@@ -58,14 +58,14 @@ func newBed(ctx context.Context, berthBin string) (_ *bed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.engine, err = oci.New(oci.Config{Dir: filepath.Join(b.dir, "engine"), Idle: time.Second}); err != nil {
-		return nil, err
-	}
-	if b.image, err = b.engine.Images().Import(ctx, bytes.NewReader(root), imageName, image.ImportOptions{}); err != nil {
-		return nil, err
-	}
 	rootFile := filepath.Join(b.dir, "root.tar")
 	if err := os.WriteFile(rootFile, root, 0o600); err != nil {
+		return nil, err
+	}
+	if b.engine, err = oci.New(oci.Config{Dir: filepath.Join(b.dir, "engine"), Idle: time.Second, Monitor: []string{b.berth}}); err != nil {
+		return nil, err
+	}
+	if b.image, err = b.load(ctx, b.engine); err != nil {
 		return nil, err
 	}
 	if err := b.makeBundle(ctx); err != nil {
@@ -84,6 +84,16 @@ func newBed(ctx context.Context, berthBin string) (_ *bed, err error) {
 		}
 	}
 	return b, nil
+}
+
+// load imports the image into an engine's store.
+func (b *bed) load(ctx context.Context, e *oci.Engine) (berth.Image, error) {
+	f, err := os.Open(filepath.Join(b.dir, "root.tar"))
+	if err != nil {
+		return berth.Image{}, err
+	}
+	defer func() { _ = f.Close() }()
+	return e.Images().Import(ctx, f, imageName, image.ImportOptions{})
 }
 
 // podman is Podman with a store of our own.
@@ -168,6 +178,9 @@ func (b *bed) makeBundle(ctx context.Context) error {
 	for i := range spec.Linux.Namespaces {
 		spec.Linux.Namespaces[i].Path = ""
 	}
+	if err := b.ownFiles(&spec); err != nil {
+		return err
+	}
 	b.bundle = filepath.Join(b.dir, "bundle")
 	spec.Root.Path = filepath.Join(b.bundle, "rootfs")
 	if raw, err = json.Marshal(spec); err != nil {
@@ -180,6 +193,22 @@ func (b *bed) makeBundle(ctx context.Context) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(b.bundle, "config.json"), raw, 0o600)
+}
+
+// ownFiles gives the bundle files of its own in /etc: those of the sandbox are mounted where only berth's monitor
+// sees them.
+func (b *bed) ownFiles(spec *specs.Spec) error {
+	for i, m := range spec.Mounts {
+		name, ok := strings.CutPrefix(m.Destination, "/etc/")
+		if !ok || m.Type != "bind" {
+			continue
+		}
+		spec.Mounts[i].Source = filepath.Join(b.dir, name)
+		if err := os.WriteFile(spec.Mounts[i].Source, []byte("127.0.0.1\tlocalhost\n"), 0o644); err != nil { //nolint:gosec // as the container's user reads it
+			return err
+		}
+	}
+	return nil
 }
 
 // withRoot runs f with a fresh overlay mounted as the bundle's root.

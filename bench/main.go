@@ -12,12 +12,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/berth-project/berth/engine/oci"
 	"golang.org/x/sys/unix"
 )
 
 func main() {
-	oci.MonitorMain()
 	if len(os.Args) > 1 && os.Args[1] == crunHelper {
 		crunMain(os.Args[2:])
 		return

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -268,57 +269,108 @@ func tarFile(w *tar.Writer, path string) error {
 	return err
 }
 
-// memory measures what berth itself holds, idle and for each running container.
-func (b *bench) memory(ctx context.Context) error {
-	pid, err := monitorOf(b.bed.engine.Dir())
+// memory measures what the berth binary's own monitor holds, idle and with containers, and their inits.
+func (b *bench) memory(ctx context.Context) (err error) {
+	e, err := oci.New(oci.Config{Dir: filepath.Join(b.bed.dir, "memory"), Monitor: []string{b.bed.berth}})
 	if err != nil {
 		return err
 	}
-	if err := b.bed.runEngine(ctx, "mem-warm", "true"); err != nil {
+	var open []berth.Sandbox
+	defer func() {
+		for _, sb := range open {
+			err = errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
+		}
+		err = errors.Join(err, e.Close())
+	}()
+	img, err := b.bed.load(ctx, e)
+	if err != nil {
 		return err
 	}
-	time.Sleep(2 * time.Second)
-	idle, err := smaps(pid)
+	run := func(id string, command ...string) (berth.Container, error) {
+		sb, err := e.Open(ctx, berth.SandboxSpec{ID: id})
+		if err != nil {
+			return nil, err
+		}
+		open = append(open, sb)
+		return sb.Start(ctx, berth.StepSpec{ID: "s", Image: img, Command: command})
+	}
+	c, err := run("warm", "true")
+	if err != nil {
+		return err
+	}
+	if _, err := c.Wait(ctx); err != nil {
+		return err
+	}
+	pid, err := monitorOf(e.Dir())
 	if err != nil {
 		return err
 	}
 	const n = 100
-	var open []berth.Sandbox
-	defer func() {
-		for _, sb := range open {
-			_ = sb.Close(context.WithoutCancel(ctx))
-		}
-	}()
-	inits := int64(0)
-	for i := range n {
-		sb, err := b.bed.engine.Open(ctx, berth.SandboxSpec{ID: fmt.Sprint("mem", i)})
-		if err != nil {
-			return err
-		}
-		open = append(open, sb)
-		c, err := sb.Start(ctx, berth.StepSpec{ID: "s", Image: b.bed.image, Command: []string{"sleep", "1000"}})
-		if err != nil {
-			return err
-		}
-		if p, ok := c.(interface{ Pid() int }); ok {
-			m, err := smaps(p.Pid())
-			if err != nil {
-				return err
+	states := []string{"monitor, idle", fmt.Sprintf("monitor, %d containers started", n), fmt.Sprintf("monitor, %d containers running", n)}
+	held := make([]map[string]int64, len(states))
+	for i := range states {
+		if i == 1 {
+			for k := range n {
+				if _, err := run(fmt.Sprint("mem", k), "sleep", "1000"); err != nil {
+					return err
+				}
 			}
-			inits += m["Pss"]
+		} else {
+			time.Sleep(settle)
+		}
+		if held[i], err = smaps(pid); err != nil {
+			return err
 		}
 	}
-	time.Sleep(2 * time.Second)
-	full, err := smaps(pid)
+	inits, err := childrenPss(pid)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nMemory, KiB\n%-34s %10s %10s\n", "", "RSS", "PSS")
-	fmt.Printf("%-34s %10d %10d\n", "monitor, idle", idle["Rss"], idle["Pss"])
-	fmt.Printf("%-34s %10d %10d\n", fmt.Sprintf("monitor, %d containers", n), full["Rss"], full["Pss"])
-	fmt.Printf("%-34s %10s %10d\n", "init, each", "", inits/n)
-	fmt.Printf("%-34s %10s %10d   (monitor's growth and init; goal 512)\n", "each running container", "", (full["Pss"]-idle["Pss"])/n+inits/n)
+	if len(inits) != n {
+		return fmt.Errorf("the monitor has %d children, not %d", len(inits), n)
+	}
+	each := int64(0)
+	for _, pss := range inits {
+		each += pss
+	}
+	each /= n
+	fmt.Printf("\nMemory, KiB (goals: 12288 for the monitor, 512 for each container)\n%-34s %10s %10s\n", "", "RSS", "PSS")
+	for i, s := range states {
+		fmt.Printf("%-34s %10d %10d\n", s, held[i]["Rss"], held[i]["Pss"])
+	}
+	growth := (held[2]["Rss"] - held[0]["Rss"]) / n
+	fmt.Printf("%-34s %10s %10d\n%-34s %10d\n", "init, each", "", each, "each container, beyond its task", growth+each)
 	return nil
+}
+
+// settle is how long the monitor is left alone before its memory is read.
+const settle = 3 * time.Second
+
+// childrenPss are the proportional set sizes of a process's children, in KiB.
+func childrenPss(pid int) ([]int64, error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return nil, err
+	}
+	var all []int64
+	for _, l := range lists {
+		raw, err := os.ReadFile(l)
+		if err != nil {
+			return nil, err
+		}
+		for f := range strings.FieldsSeq(string(raw)) {
+			child, err := strconv.Atoi(f)
+			if err != nil {
+				return nil, err
+			}
+			m, err := smaps(child)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, m["Pss"])
+		}
+	}
+	return all, nil
 }
 
 func monitorOf(dir string) (int, error) {
