@@ -204,7 +204,7 @@ func (b *bed) ownFiles(spec *specs.Spec) error {
 			continue
 		}
 		spec.Mounts[i].Source = filepath.Join(b.dir, name)
-		if err := os.WriteFile(spec.Mounts[i].Source, []byte("127.0.0.1\tlocalhost\n"), 0o644); err != nil { //nolint:gosec // as the container's user reads it
+		if err := os.WriteFile(spec.Mounts[i].Source, []byte("127.0.0.1\tlocalhost\n"), 0o644); err != nil {
 			return err
 		}
 	}

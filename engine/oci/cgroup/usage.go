@@ -24,11 +24,11 @@ func (g *Group) usage(live bool) (berth.Usage, error) {
 	}
 	var u berth.Usage
 	var errs []error
-	take := func(to **int64, n int64, ok bool, err error) {
+	take := func(to **int64, n int64, err error) {
 		switch {
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			errs = append(errs, err)
-		case err == nil && ok:
+		case err == nil:
 			*to = &n
 		}
 	}
@@ -51,18 +51,18 @@ func (g *Group) usage(live bool) (berth.Usage, error) {
 		}
 		if live {
 			n, err := readInt(dir + now)
-			take(&u.Memory, n, true, err)
+			take(&u.Memory, n, err)
 		}
 		n, err := readInt(dir + peak)
-		take(&u.PeakMemory, n, true, err)
+		take(&u.PeakMemory, n, err)
 	}
 	if dir, _ := g.dir(pids); dir != "" {
 		if live {
 			n, err := readInt(dir + "/pids.current")
-			take(&u.PIDs, n, true, err)
+			take(&u.PIDs, n, err)
 		}
 		n, err := readInt(dir + "/pids.peak")
-		take(&u.PeakPIDs, n, true, err)
+		take(&u.PeakPIDs, n, err)
 	}
 	return u, kind("usage of cgroup "+g.path, errors.Join(errs...))
 }
