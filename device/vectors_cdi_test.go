@@ -7,12 +7,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	specs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/berth-project/berth/device/cdi"
+	"github.com/berth-project/berth/device/cdi/hook"
+	"github.com/berth-project/berth/device/cdi/inroot"
 )
 
 // cdiSuites are the suites of device/cdi: CDI specs and the hooks of cmd/berth-cdi-hook.
@@ -160,6 +163,105 @@ var cdiSuites = map[string]suite{
 		in := decode[struct{ Spec *specs.Spec }](t, input)
 		return map[string]any{"ok": cdi.ValidateVersion(in.Spec) == nil}, nil
 	},
+	"hook.application_profile": func(t *testing.T, input json.RawMessage) (any, error) {
+		in := decode[struct{ Mask uint64 }](t, input)
+		return map[string]any{"file": string(hook.ApplicationProfile(in.Mask))}, nil
+	},
+	"hook.cuda_compat.dir": func(t *testing.T, input json.RawMessage) (any, error) {
+		in := decode[struct {
+			Dir    string            `json:"compat_root"`
+			CUDA   string            `json:"host_cuda_version"`
+			Driver string            `json:"host_driver_version"`
+			Files  map[string]string `json:"rootfs_files"`
+		}](t, input)
+		dir := t.TempDir()
+		for _, name := range slices.Sorted(maps.Keys(in.Files)) {
+			target, isLink := strings.CutPrefix(in.Files[name], "symlink=")
+			putFile(t, filepath.Join(dir, name), in.Files[name], target, isLink)
+		}
+		root := openRoot(t, dir)
+		found, _, err := hook.Compat{Dir: in.Dir, HostDriver: in.Driver, HostCUDA: in.CUDA}.Find(root)
+		return map[string]any{"compat_dir": found}, err
+	},
+	"hook.cuda_compat.use": func(t *testing.T, input json.RawMessage) (any, error) {
+		in := decode[struct {
+			Driver     string `json:"compat_driver_version"`
+			HostCUDA   string `json:"host_cuda_version"`
+			HostDriver string `json:"host_driver_version"`
+			CUDA       string `json:"note_cuda_version"`
+			Branches   []int  `json:"note_driver_branches"`
+		}](t, input)
+		n := hook.CompatNote{CUDA: in.CUDA, Branches: in.Branches}
+		return map[string]any{"use_compat": n.UseCompat(in.Driver, in.HostDriver, in.HostCUDA)}, nil
+	},
+	"hook.disable_device_node_modification": func(t *testing.T, input json.RawMessage) (any, error) {
+		in := decode[struct{ Params string }](t, input)
+		contents, modified := hook.WithoutNodeModification([]byte(in.Params))
+		return map[string]any{"contents": string(contents), "modified": modified}, nil
+	},
+	"hook.gpu_minors": func(t *testing.T, input json.RawMessage) (any, error) {
+		in := decode[struct{ Nodes []hook.DeviceNode }](t, input)
+		return map[string]any{"minors": hook.GPUMinors(in.Nodes)}, nil
+	},
+}
+
+// cdiChecks are the suites whose cases say what to look at afterwards.
+var cdiChecks = map[string]check{
+	"hook.create_symlinks": func(t *testing.T, input, expected json.RawMessage) (any, error) {
+		in := decode[struct {
+			Link   struct{ Path, Target string }
+			Rootfs []struct {
+				Path   string
+				Target string `json:"link_target"`
+			}
+		}](t, input)
+		dir := t.TempDir()
+		for _, f := range in.Rootfs {
+			if f.Target != "" {
+				putFile(t, filepath.Join(dir, f.Path), "", f.Target, true)
+			} else if err := os.MkdirAll(filepath.Join(dir, f.Path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := hook.CreateSymlink(openRoot(t, dir), in.Link.Target, in.Link.Path)
+		var after []map[string]any
+		for _, look := range decode[struct{ After []map[string]any }](t, expected).After {
+			name, _ := look["path"].(string)
+			now := map[string]any{"path": name}
+			_, missing := os.Lstat(filepath.Join(dir, name))
+			if to, err := os.Readlink(filepath.Join(dir, name)); err == nil {
+				now["readlink"] = to
+			}
+			if _, asked := look["exists"]; asked {
+				now["exists"] = missing == nil
+			}
+			after = append(after, now)
+		}
+		return map[string]any{"after": after}, err
+	},
+}
+
+func putFile(t *testing.T, file, text, target string, isLink bool) {
+	t.Helper()
+	err := os.MkdirAll(filepath.Dir(file), 0o755)
+	if err == nil && isLink {
+		err = os.Symlink(target, file)
+	} else if err == nil {
+		err = os.WriteFile(file, []byte(text), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openRoot(t *testing.T, dir string) *inroot.Root {
+	t.Helper()
+	root, err := inroot.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root
 }
 
 // cdiDoc is the content of a spec file in a case: a document, text as it is ({"text": …}), or "REMOVE".

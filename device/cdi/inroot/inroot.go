@@ -138,6 +138,23 @@ func (r *Root) Resolve(name string) (string, error) {
 	return "/" + rel, nil
 }
 
+// OwnMount says whether a directory is in the file system mounted at the root itself, not in another that is
+// mounted beneath. False where that cannot be found out.
+func (r *Root) OwnMount(name string) bool {
+	f, err := r.Open(name, unix.O_PATH)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var a, b unix.Statx_t
+	const mask = unix.STATX_MNT_ID
+	err = errors.Join(
+		unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, mask, &a),
+		unix.Statx(int(r.dir.Fd()), "", unix.AT_EMPTY_PATH, mask, &b),
+	)
+	return err == nil && a.Mask&b.Mask&mask != 0 && a.Mnt_id == b.Mnt_id
+}
+
 // Readlink reads a link.
 func (r *Root) Readlink(name string) (string, error) {
 	f, err := r.Open(name, unix.O_PATH|unix.O_NOFOLLOW)

@@ -1,0 +1,291 @@
+package hook
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	cacheFile = "/etc/ld.so.cache"
+	confFile  = "/etc/ld.so.conf"
+	ownConf   = confDir + "/00-berth.conf"
+)
+
+// updateLDCache has the container's dynamic linker find the libraries in each --folder. It writes the linker's
+// cache itself: the container's ldconfig must not be run as root of the host, and the host's would, in C, parse
+// files that the image's maker wrote, needs to be there, and to fit the image's C library.
+func updateLDCache(flags *flag.FlagSet) func(*job) error {
+	var folders list
+	flags.Var(&folders, "folder", "a directory of libraries in the container; may be given again")
+	flags.String("ldconfig-path", "", "taken for NVIDIA's sake; no ldconfig is run")
+	return func(j *job) error {
+		for _, f := range folders {
+			if !path.IsAbs(f) || strings.ContainsAny(f, "\n#") {
+				return fmt.Errorf("--folder %q is not the absolute path of a directory", f)
+			}
+		}
+		if j.isMusl() {
+			return j.extendMuslPath(folders)
+		}
+		return j.extendCache(folders)
+	}
+}
+
+func (j *job) extendCache(folders []string) error {
+	c := &linkerCache{}
+	data, err := j.root.ReadFile(cacheFile, maxCache)
+	whole := err != nil // there is nothing to add to
+	if err == nil {
+		if c, err = parseLinkerCache(data); err != nil {
+			j.warn("%s: %v; it is made anew", cacheFile, err)
+			c, whole = &linkerCache{}, true
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		j.warn("%v; it is made anew", err)
+	}
+	known := map[string]bool{}
+	for _, e := range c.entries {
+		known[path.Dir(e.path)] = true
+	}
+	// As with ldconfig: first the image's CUDA where it was chosen, then what is new, then what was there. A
+	// directory that was known keeps its place, behind.
+	first, last := j.confDirs(path.Join(confDir, "00-compat-*.conf")), []string{}
+	var added []string
+	for _, f := range folders {
+		switch {
+		case slices.Contains(added, f):
+		case known[f] || slices.Contains(systemDirs, f):
+			last = append(last, f)
+		default:
+			first, added = append(first, f), append(added, f)
+		}
+	}
+	if whole {
+		last = append(last, j.confDirs(confFile)...)
+	}
+	seen := map[cacheEntry]bool{}
+	all := &linkerCache{hwcaps: c.hwcaps}
+	add := func(entries []cacheEntry) {
+		for _, e := range entries {
+			if !seen[e] {
+				seen[e] = true
+				all.entries = append(all.entries, e)
+			}
+		}
+	}
+	for _, dir := range first {
+		add(j.scan(dir))
+	}
+	add(c.entries)
+	for _, dir := range last {
+		add(j.scan(dir))
+	}
+	if err := j.keepForLater(added); err != nil {
+		return err
+	}
+	return j.root.WriteFile(cacheFile, all.bytes(), 0o644)
+}
+
+// systemDirs are where glibc looks without being told.
+var systemDirs = []string{
+	"/lib", "/usr/lib", "/lib64", "/usr/lib64",
+	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
+}
+
+// keepForLater has an ldconfig that is run in the container find the new directories too.
+func (j *job) keepForLater(dirs []string) error {
+	if len(dirs) == 0 {
+		return nil
+	}
+	if _, err := j.root.Lstat(confFile); errors.Is(err, fs.ErrNotExist) {
+		if err := j.root.WriteFile(confFile, []byte("include "+confDir+"/*.conf\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	return j.root.WriteFile(ownConf, []byte(strings.Join(dirs, "\n")+"\n"), 0o644)
+}
+
+const (
+	maxConfFiles = 1024
+	maxConfDirs  = 512
+	maxConfSize  = 1 << 20
+)
+
+// confDirs are the directories that a linker configuration, or those that a pattern finds, name in order.
+func (j *job) confDirs(pattern string) []string {
+	c := conf{job: j, read: map[string]bool{}}
+	c.files(pattern)
+	if len(c.dirs) >= maxConfDirs || len(c.read) >= maxConfFiles {
+		j.warn("%s: more than %d directories or %d files; the rest is left out", pattern, maxConfDirs, maxConfFiles)
+	}
+	return c.dirs
+}
+
+// conf reads linker configuration, each file once.
+type conf struct {
+	*job
+	read map[string]bool
+	dirs []string
+}
+
+func (c *conf) files(pattern string) {
+	for _, file := range c.glob(pattern) {
+		if c.read[file] || len(c.read) >= maxConfFiles {
+			continue
+		}
+		c.read[file] = true
+		data, err := c.root.ReadFile(file, maxConfSize)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(data)) {
+			line, _, _ = strings.Cut(line, "#")
+			c.line(path.Dir(file), strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n:,", r) }))
+		}
+	}
+}
+
+func (c *conf) line(from string, fields []string) {
+	switch {
+	case len(fields) == 0 || fields[0] == "hwcap":
+	case fields[0] == "include":
+		for _, p := range fields[1:] {
+			if !path.IsAbs(p) {
+				p = path.Join(from, p)
+			}
+			c.files(p)
+		}
+	default:
+		for _, d := range fields {
+			d, _, _ = strings.Cut(d, "=")
+			if path.IsAbs(d) && !slices.Contains(c.dirs, path.Clean(d)) && len(c.dirs) < maxConfDirs {
+				c.dirs = append(c.dirs, path.Clean(d))
+			}
+		}
+	}
+}
+
+// glob finds the files whose last part fits.
+func (j *job) glob(pattern string) []string {
+	if !strings.ContainsAny(path.Base(pattern), "*?[") {
+		return []string{pattern}
+	}
+	entries, err := j.root.ReadDir(path.Dir(pattern))
+	if err != nil {
+		return nil
+	}
+	var files []string
+	for _, e := range entries {
+		if ok, _ := path.Match(path.Base(pattern), e.Name()); ok {
+			files = append(files, path.Join(path.Dir(pattern), e.Name()))
+		}
+	}
+	return files
+}
+
+// scan finds the libraries of a directory, and gives each the link of its soname that programs look for.
+func (j *job) scan(dir string) []cacheEntry {
+	entries, err := j.root.ReadDir(dir)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			j.warn("%v; it is left out", err)
+		}
+		return nil
+	}
+	byName := map[string]cacheEntry{}
+	newest := map[string]cacheEntry{} // by soname
+	for _, e := range entries {
+		name := e.Name()
+		if !strings.HasPrefix(name, "lib") && !strings.HasPrefix(name, "ld") || !strings.Contains(name, ".so") {
+			continue
+		}
+		lib, err := j.library(path.Join(dir, name))
+		if err != nil {
+			continue
+		}
+		entry := cacheEntry{name: name, path: path.Join(dir, name), flags: lib.flags}
+		so := lib.soname
+		if e.Type()&fs.ModeSymlink != 0 || so == "" || so == name || strings.ContainsAny(so, "/\n") || so == "." || so == ".." {
+			byName[name] = entry
+			continue
+		}
+		if old, ok := newest[so]; !ok || compareLibraries(name, path.Base(old.path)) > 0 {
+			newest[so] = entry
+		}
+	}
+	for _, so := range slices.Sorted(maps.Keys(newest)) {
+		e := newest[so]
+		if j.linkSoname(dir, so, path.Base(e.path)) {
+			e.path = path.Join(dir, so)
+		}
+		e.name = so
+		byName[so] = e
+	}
+	var found []cacheEntry
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		found = append(found, byName[name])
+	}
+	return found
+}
+
+func (j *job) library(name string) (library, error) {
+	f, err := j.root.OpenRegular(name)
+	if err != nil {
+		return library{}, err
+	}
+	defer f.Close()
+	return readLibrary(f)
+}
+
+// linkSoname sees that dir has a link so to file. Without one, which is no error, the cache names the file.
+func (j *job) linkSoname(dir, so, file string) bool {
+	link := path.Join(dir, so)
+	if have, err := j.root.Readlink(link); err == nil && have == file {
+		return true
+	}
+	if st, err := j.root.Lstat(link); err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return false // a file of its own, perhaps mounted there
+	}
+	// Not into a directory of the host that is mounted into the container.
+	if !j.root.OwnMount(dir) {
+		return false
+	}
+	if err := j.root.Symlink(file, link); err != nil {
+		j.warn("%v", err)
+		return false
+	}
+	return true
+}
+
+// isMusl says whether the image has musl for its C library, which knows no cache.
+func (j *job) isMusl() bool {
+	st, err := j.root.Stat("/etc/alpine-release")
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// extendMuslPath puts the folders into the list of directories that musl searches.
+func (j *job) extendMuslPath(folders []string) error {
+	arch := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	file := "/etc/ld-musl-" + arch + ".path"
+	dirs := []string{"/lib", "/usr/local/lib", "/usr/lib"} // what musl searches without the file
+	if data, err := j.root.ReadFile(file, maxConfSize); err == nil {
+		dirs = strings.FieldsFunc(string(data), func(r rune) bool { return r == ':' || r == '\n' })
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, f := range folders {
+		if !slices.Contains(dirs, f) {
+			dirs = append(dirs, f)
+		}
+	}
+	return j.root.WriteFile(file, []byte(strings.Join(dirs, "\n")+"\n"), 0o644)
+}

@@ -1,0 +1,105 @@
+package hook
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/berth-project/berth/device/cdi/inroot"
+)
+
+// job is one run of a hook: the container's root, and where to say what is odd but no error.
+type job struct {
+	root  *inroot.Root
+	state *state
+	log   io.Writer
+}
+
+func (j *job) warn(format string, args ...any) { fmt.Fprintf(j.log, format+"\n", args...) }
+
+// command is a hook: it declares its flags, and returns what is to be done once they are read.
+type command func(flags *flag.FlagSet) func(*job) error
+
+var commands = map[string]command{
+	"create-symlinks":                  createSymlinks,
+	"enable-cuda-compat":               enableCUDACompat,
+	"update-ldcache":                   updateLDCache,
+	"disable-device-node-modification": disableDeviceNodeModification,
+	"update-application-profile":       updateApplicationProfile,
+	"chmod":                            chmod,
+	"apply-cuda-memory-limits":         applyCUDAMemoryLimits,
+}
+
+// Main runs the hook that args (without the program's name) name, for the container whose OCI state comes on
+// stdin. It returns the exit code: 0, 1 if the hook failed, 2 if it was called wrongly.
+func Main(args []string, stdin io.Reader, stderr io.Writer) int {
+	names := strings.Join(slices.Sorted(maps.Keys(commands)), ", ")
+	if len(args) == 0 {
+		fmt.Fprintf(stderr, "berth-cdi-hook: no hook is named; there are %s\n", names)
+		return 2
+	}
+	name := args[0]
+	declare, ok := commands[name]
+	if !ok {
+		fmt.Fprintf(stderr, "berth-cdi-hook: there is no hook %q; there are %s\n", name, names)
+		return 2
+	}
+	say := func(text string) { fmt.Fprintf(stderr, "berth-cdi-hook: %s: %s\n", name, text) }
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	run := declare(flags)
+	if err := flags.Parse(args[1:]); err != nil || flags.NArg() > 0 {
+		if err == nil {
+			err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		}
+		say(err.Error())
+		return 2
+	}
+	if err := inContainer(run, stdin, lines(say)); err != nil {
+		say(err.Error())
+		return 1
+	}
+	return 0
+}
+
+func inContainer(run func(*job) error, stdin io.Reader, log io.Writer) error {
+	st, err := readState(stdin)
+	if err != nil {
+		return err
+	}
+	dir, err := st.rootDir()
+	if err != nil {
+		return err
+	}
+	root, err := inroot.Open(dir)
+	if err != nil {
+		return fmt.Errorf("the container's root: %w", err)
+	}
+	defer root.Close()
+	return run(&job{root: root, state: st, log: log})
+}
+
+// lines gives each write, which is a line, to say.
+type lines func(string)
+
+func (l lines) Write(p []byte) (int, error) {
+	l(strings.TrimSuffix(string(p), "\n"))
+	return len(p), nil
+}
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(v string) error {
+	if v == "" {
+		return errors.New("empty")
+	}
+	*l = append(*l, v)
+	return nil
+}
