@@ -228,12 +228,14 @@ var cdiChecks = map[string]check{
 		for _, look := range decode[struct{ After []map[string]any }](t, expected).After {
 			name, _ := look["path"].(string)
 			now := map[string]any{"path": name}
-			_, missing := os.Lstat(filepath.Join(dir, name))
+			st, missing := os.Lstat(filepath.Join(dir, name))
 			if to, err := os.Readlink(filepath.Join(dir, name)); err == nil {
 				now["readlink"] = to
 			}
-			if _, asked := look["exists"]; asked {
-				now["exists"] = missing == nil
+			for key, is := range map[string]bool{"exists": missing == nil, "absent": missing != nil, "is_dir": missing == nil && st.IsDir()} {
+				if _, asked := look[key]; asked {
+					now[key] = is
+				}
 			}
 			after = append(after, now)
 		}

@@ -157,6 +157,9 @@ func (c *Cache) Resolve(names ...string) (*Edits, []string, error) {
 // Inject edits an OCI spec for the named devices, wholly or, on an error, not at all. The names that are not
 // known are returned beside the error.
 func (c *Cache) Inject(spec *oci.Spec, names ...string) ([]string, error) {
+	if spec == nil {
+		return names, errors.New("inject CDI devices: there is no OCI spec")
+	}
 	edits, unresolved, err := c.Resolve(names...)
 	if err != nil {
 		return unresolved, err
