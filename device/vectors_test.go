@@ -32,18 +32,6 @@ var pending = []string{
 	"amd.env",
 	"amd.tracker.reserve",
 	"amd.visible_devices",
-	"docker.gpus_flag",
-	"docker.run_flags",
-	"moby.capability_match",
-	"moby.cdi_spec_dirs",
-	"moby.first_vendor",
-	"moby.handle_device",
-	"moby.normalize_cdi",
-	"moby.request_ids",
-	"nerdctl.gpus_flag",
-	"podman.gpus_to_cdi",
-	"rm.cuda_visible_devices",
-	"rm.host_gpu_mask",
 }
 
 type vector struct {
