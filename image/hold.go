@@ -77,7 +77,7 @@ func (s *Store) holders() (map[string][]string, error) {
 		if err != nil {
 			continue // released meanwhile
 		}
-		if _, err := os.Lstat(holder); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		if gone(holder) {
 			if err := ignoreMissing(os.Remove(path)); err != nil {
 				return nil, err
 			}
@@ -87,4 +87,33 @@ func (s *Store) holders() (map[string][]string, error) {
 		held["sha256:"+hexID] = append(held["sha256:"+hexID], holder)
 	}
 	return held, nil
+}
+
+func gone(holder string) bool {
+	_, err := os.Lstat(holder)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
+}
+
+// sweepHolds removes the holds of holders that are gone: whoever was killed released none. It takes the store's
+// lock only where there are any.
+func (s *Store) sweepHolds() error {
+	dir := filepath.Join(s.dir, "holds")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		holder, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil || !gone(holder) {
+			continue
+		}
+		lock, err := s.lock(context.Background())
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		_, err = s.holders()
+		return err
+	}
+	return nil
 }

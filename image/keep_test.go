@@ -188,6 +188,17 @@ func TestHold(t *testing.T) {
 		t.Error(err)
 	}
 	equal(t, count(t, s, "holds"), 0)
+	if img = imported(t, s, "img"); os.Mkdir(holder, 0o700) != nil || s.Hold(img.ID, holder) != nil || os.Remove(holder) != nil {
+		t.Fatal("no hold was left behind")
+	}
+	equal(t, count(t, s, "holds"), 1)
+	if _, err := Open(Options{Dir: s.dir}); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, count(t, s, "holds"), 0) // swept by the next process
+	if _, err := s.Remove(t.Context(), "img"); err != nil {
+		t.Error(err)
+	}
 	for name, kind := range map[string]error{img.ID: berth.ErrNotFound, "img": berth.ErrInvalid} {
 		if err := s.Hold(name, t.TempDir()); !errors.Is(err, kind) {
 			t.Errorf("%s: %v", name, err)

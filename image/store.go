@@ -82,7 +82,7 @@ func Open(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("image store %s: %w", s.dir, err)
 	}
 	s.boot = bootID()
-	if err := s.sweep(); err != nil {
+	if err := errors.Join(s.sweep(), s.sweepHolds()); err != nil {
 		return nil, fmt.Errorf("image store %s: %w: %w", s.dir, kindOf(err), err)
 	}
 	return s, nil

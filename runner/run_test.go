@@ -149,7 +149,7 @@ func TestRun(t *testing.T) {
 		{
 			name: "time limit of all steps together, outputs collected",
 			task: berth.Task{
-				Timeout: 300 * time.Millisecond,
+				Timeout: 3 * time.Second,
 				Steps:   []berth.Step{sh(`sleep 0.2`), sh(`echo half > $R/out/a; sleep 20`)},
 				Outputs: []berth.Output{out("a", "/out/a")},
 			},

@@ -285,6 +285,9 @@ func TestNoRecordsStay(t *testing.T) {
 	if err := sb.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if holds, err := os.ReadDir(filepath.Join(e.Dir(), "images", "holds")); err != nil || len(holds) > 0 {
+		t.Errorf("the image is held by %v (%v)", holds, err)
+	}
 	_ = e.Close()
 	waitFor(t, "the end of the idle monitor", 5*time.Second, func() bool { return monitorPid(t, e.Dir()) == 0 })
 	for _, pattern := range []string{"/run/berth/state/", "/dev/shm/berth-state/"} {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
+	"sync"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/wire"
@@ -17,6 +19,9 @@ type Sandbox struct {
 	id   string
 	desc *wire.Sandbox
 	line *lifeline
+
+	mu   sync.Mutex
+	held []string // IDs of the images that this process holds for it
 }
 
 var _ berth.Sandbox = (*Sandbox)(nil)
@@ -64,7 +69,7 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}
-	if err := s.e.images.Hold(spec.Image.ID, s.dir()); err != nil { // as long as the sandbox is there
+	if err := s.hold(spec.Image.ID); err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}
 	var a wire.Answer
@@ -73,6 +78,31 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 	}
 	a.Container.Step = spec
 	return newContainer(s, a.Container), nil
+}
+
+// hold keeps an image as long as the sandbox is there, whether or not this process is.
+func (s *Sandbox) hold(image string) error {
+	if err := s.e.images.Hold(image, s.dir()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.held, image) {
+		s.held = append(s.held, image)
+	}
+	return nil
+}
+
+// release ends the holds that this process made. Those of another are void, and swept when images are looked at.
+func (s *Sandbox) release() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, image := range s.held {
+		errs = append(errs, s.e.images.Release(image, s.dir()))
+	}
+	s.held = nil
+	return errors.Join(errs...)
 }
 
 // Keep has a bound sandbox stay when the process that opened it ends.
@@ -118,8 +148,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if errors.Is(err, berth.ErrNotFound) {
 		err = nil
 	}
-	if err == nil {
-		s.line.close()
+	if err != nil {
+		return err
 	}
-	return err
+	s.line.close()
+	return s.release()
 }
