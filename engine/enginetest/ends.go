@@ -24,6 +24,8 @@ func ends() []Check {
 		check("stop kills after the grace", stopKills),
 		check("stop without grace", stopAtOnce),
 		check("stop ends everything", stopEndsEverything),
+		check("stop while it is waited for", stopWhileWaited),
+		check("the end of the command is the end", endOfCommand),
 		check("stop of an ended container", stopEnded),
 		check("stop signal", stopSignal),
 		check("signal", signal, Inits),
@@ -259,6 +261,75 @@ func stopAtOnce(t *trial) error {
 	return nil
 }
 
+// stopWhileWaited: who waits is told of the end, not of an error.
+func stopWhileWaited(t *trial) error {
+	_, c, err := t.start("exec sleep 1000")
+	if err != nil {
+		return err
+	}
+	type answer struct {
+		berth.Exit
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		e, err := c.Wait(t.ctx)
+		answers <- answer{e, err}
+	}()
+	select { // to have it wait
+	case a := <-answers:
+		return fmt.Errorf("before it was stopped, the wait answered %+v, error %w", a.Exit, orNone(a.err))
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := c.Stop(t.ctx, 0); err != nil {
+		return fmt.Errorf("stop: %w", err)
+	}
+	select {
+	case a := <-answers:
+		if a.err != nil || a.Reason != berth.Stopped || a.Code == 0 {
+			return fmt.Errorf("the wait answered %+v, error %w; want Stopped, a code that is not 0, and no error", a.Exit, orNone(a.err))
+		}
+	case <-time.After(patience):
+		return errors.New("the wait goes on after the container was stopped")
+	}
+	o, err := t.end(c)
+	return errors.Join(err, same("its output", o.Out+o.Err, ""))
+}
+
+// endOfCommand: what a command leaves behind ends with it, also what left its session and holds its output open.
+func endOfCommand(t *trial) error {
+	s, err := t.sandbox(shared)
+	if err != nil {
+		return err
+	}
+	// What an engine leaves running ends by itself, after longer than the check waits.
+	const left = `setsid sh -c 'trap "" TERM HUP; for i in $(seq 250); do echo x >>/vol/alive || exit; sleep 0.1; done' &
+		while ! [ -s /vol/alive ]; do sleep 0.02; done; echo out; echo err >&2; exit 3`
+	var errs []error
+	for _, noInit := range []bool{false, true} {
+		start := time.Now()
+		o, err := t.in(s, "rm -f /vol/alive; "+left, step(func(s *berth.StepSpec) { s.NoInit = noInit }))
+		if err != nil {
+			return err
+		}
+		errs = append(errs, o.exited(3), same("the detail of its end", o.Detail, ""), same("standard output", o.Out, "out\n"), same("standard error", o.Err, "err\n"))
+		if took := time.Since(start); took > patience {
+			errs = append(errs, fmt.Errorf("a command that left a process behind ended after %v, as if that were waited for", took))
+		}
+		errs = append(errs, t.still(s))
+	}
+	return errors.Join(errs...)
+}
+
+// still returns an error if something in a sandbox goes on to write to /vol/alive.
+func (t *trial) still(s berth.Sandbox) error {
+	o, err := t.in(s, `a=$(wc -c </vol/alive); sleep 0.3; b=$(wc -c </vol/alive); [ $a = $b ] && echo still || echo $a $b`)
+	if err != nil {
+		return err
+	}
+	return o.wrote("still\n")
+}
+
 // stopEndsEverything: a process that left the command's session and ignores TERM does not go on.
 func stopEndsEverything(t *trial) error {
 	s, c, err := t.start(`setsid sh -c "trap '' TERM HUP; while :; do echo x >>/vol/alive; sleep 0.02; done" >/dev/null 2>&1 &
@@ -272,11 +343,7 @@ func stopEndsEverything(t *trial) error {
 	if _, err := t.stopped(c, 100*time.Millisecond); err != nil {
 		return err
 	}
-	o, err := t.in(s, `a=$(wc -c </vol/alive); sleep 0.3; b=$(wc -c </vol/alive); [ $a = $b ] && echo still || echo $a $b`)
-	if err != nil {
-		return err
-	}
-	return o.wrote("still\n")
+	return t.still(s)
 }
 
 func stopEnded(t *trial) error {

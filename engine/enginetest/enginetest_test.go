@@ -15,7 +15,7 @@ import (
 var beyond = []string{
 	"logs are bounded",
 	"hostname", "init", "no init",
-	"out of memory", "out of memory in a child", "memory limit of the sandbox", "no swap",
+	"out of memory", "out of memory in a child", "memory limit of the sandbox", "no swap", "too little memory to start",
 	"pids limit", "pids are limited by default",
 	"out of disk", "out of disk in a volume", "size of a volume",
 	"no network",
@@ -114,6 +114,12 @@ func TestFaults(t *testing.T) {
 		{"the volume is another directory", faults{otherVolume: true}, []string{"volume from this host"}},
 		{"nothing is copied up", faults{noCopyUp: true}, []string{"volume copies up"}},
 		{"steps share a root", faults{sharedRoot: true}, []string{"root file system is its own"}},
+		{"a wait fails when the container is stopped", faults{waitFailsOnStop: true}, []string{"stop while it is waited for"}},
+		{"what a command leaves behind runs on", faults{leavesRunning: true}, []string{"the end of the command is the end"}},
+		{"logs of what never started do not end", faults{followOfNoneHangs: true}, []string{"logs of a command that never started"}},
+		{"a stop waits for those who read", faults{stopWaitsForReaders: true}, []string{"logs of a flood"}},
+		{"a closed sandbox starts containers", faults{startsAfterClose: true}, []string{"close during starts"}},
+		{"a start that was given up is forgotten", faults{startForgets: true}, []string{"start with a context that ends"}},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()

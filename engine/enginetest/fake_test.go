@@ -48,6 +48,8 @@ type faults struct {
 	closeKeepsScratch, listForgetsLabels, statusStale, leaksSandbox, oneAtATime               bool
 	envSorted, envLeaks, noWorkdir, argsSplit                                                 bool
 	volumeNotShared, otherVolume, noCopyUp, sharedRoot                                        bool
+	waitFailsOnStop, leavesRunning, followOfNoneHangs, stopWaitsForReaders, startsAfterClose  bool
+	startForgets                                                                              bool
 }
 
 func newFake(t *testing.T, f faults) *enginetest.Env {
@@ -179,6 +181,7 @@ type fakeSandbox struct {
 	dir        string
 	containers map[string]*fakeContainer // guarded by e.mu
 	starting   sync.Mutex
+	closed     bool // guarded by starting
 }
 
 func (s *fakeSandbox) make() error {
@@ -229,9 +232,20 @@ func (s *fakeSandbox) Container(_ context.Context, id string) (berth.Container, 
 	return nil, berth.ErrNotFound
 }
 
-func (s *fakeSandbox) Start(_ context.Context, spec berth.StepSpec) (berth.Container, error) {
+func (s *fakeSandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Container, error) {
 	s.starting.Lock()
 	defer s.starting.Unlock()
+	if s.closed && !s.e.faults.startsAfterClose {
+		return nil, berth.ErrNotFound
+	}
+	if ctx.Err() != nil {
+		if s.e.faults.startForgets {
+			if c, err := s.start(spec); err == nil {
+				<-c.done
+			}
+		}
+		return nil, context.Cause(ctx)
+	}
 	if !s.e.faults.acceptAll {
 		if err := checkStep(spec); err != nil {
 			return nil, err
@@ -291,6 +305,9 @@ func (s *fakeSandbox) kill() {
 }
 
 func (s *fakeSandbox) Close(context.Context) error {
+	s.starting.Lock()
+	defer s.starting.Unlock()
+	s.closed = true
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
 	if _, ok := s.e.sandboxes[s.spec.ID]; !ok && s.e.faults.closeFailsTwice {
@@ -323,6 +340,7 @@ type fakeContainer struct {
 	exit         berth.Exit // once done is closed
 	neverStarted bool
 	waits        int
+	followers    sync.WaitGroup
 
 	mu      sync.Mutex
 	because berth.Reason // why the engine ended it
@@ -387,6 +405,9 @@ func (s *fakeSandbox) start(spec berth.StepSpec) (*fakeContainer, error) {
 	c.cmd = exec.Command("/bin/sh", append(args, command...)...)
 	c.cmd.Env = []string{}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS}
+	if f.leavesRunning {
+		c.cmd.SysProcAttr.Cloneflags, c.cmd.WaitDelay = 0, time.Millisecond
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -488,6 +509,9 @@ func (k *sink) Write(b []byte) (int, error) {
 	k.offset += int64(len(b))
 	if k.copy != nil {
 		_, _ = k.copy.Write(b)
+	}
+	if k.offset > 64<<20 { // a flood is not to fill the test's disk
+		return n, nil
 	}
 	if _, err := k.file.Write(b); err != nil {
 		return 0, err
@@ -627,6 +651,9 @@ func (c *fakeContainer) Wait(ctx context.Context) (berth.Exit, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.because == berth.Stopped && f.waitFailsOnStop {
+		return berth.Exit{}, berth.ErrNotFound
+	}
 	if c.waits++; c.waits > 1 && f.forgetExit {
 		return berth.Exit{Reason: berth.Lost, Code: -1}, nil
 	}
@@ -671,8 +698,18 @@ func (c *fakeContainer) end(why berth.Reason, grace time.Duration) error {
 	return nil
 }
 
-func (c *fakeContainer) Stop(_ context.Context, grace time.Duration) error {
-	return c.end(berth.Stopped, grace)
+func (c *fakeContainer) Stop(ctx context.Context, grace time.Duration) error {
+	err := c.end(berth.Stopped, grace)
+	if c.s.e.faults.stopWaitsForReaders {
+		read := make(chan struct{})
+		go func() { c.followers.Wait(); close(read) }()
+		select {
+		case <-read:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return err
 }
 
 func (c *fakeContainer) Remove(context.Context) error {
@@ -751,10 +788,10 @@ func (c *fakeContainer) cut(b []byte, o berth.LogOptions) []byte {
 
 func (c *fakeContainer) follow(ctx context.Context, path string, o berth.LogOptions) io.ReadCloser {
 	r, w := io.Pipe()
-	go func() {
+	c.followers.Go(func() {
 		sent := int64(-1)
 		for {
-			over := c.ended()
+			over := c.ended() && !(c.neverStarted && c.s.e.faults.followOfNoneHangs)
 			b, err := os.ReadFile(path)
 			if err != nil {
 				w.CloseWithError(err)
@@ -773,7 +810,7 @@ func (c *fakeContainer) follow(ctx context.Context, path string, o berth.LogOpti
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
-	}()
+	})
 	return r
 }
 

@@ -18,6 +18,7 @@ func limits() []Check {
 		check("killed is not out of memory", killedIsNotOutOfMemory, MemoryLimit),
 		check("memory limit of the sandbox", memoryOfSandbox, MemoryLimit),
 		check("no swap", noSwap, MemoryLimit),
+		check("too little memory to start", tooLittleMemory, MemoryLimit),
 		check("cpu limit", cpuLimit, CPULimit, UsageOf),
 		check("pids limit", pidsLimit, PIDsLimit),
 		check("pids are limited by default", pidsDefault, PIDsLimit),
@@ -96,10 +97,16 @@ func noSwap(t *trial) error {
 	return isOutOfMemory(o)
 }
 
+// cpuLimit looks at the limit, too: on a machine that is busy, two loops may not get more than it anyway.
 func cpuLimit(t *trial) error {
-	o, err := t.sh("timeout 2 sh -c 'while :; do :; done' & timeout 2 sh -c 'while :; do :; done' & wait", limited(berth.Limits{CPU: 0.5}))
+	o, err := t.sh(`timeout 2 sh -c 'while :; do :; done' & timeout 2 sh -c 'while :; do :; done' & wait
+		cd /sys/fs/cgroup; if [ -e cpu.max ]; then cat cpu.max; else echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us); fi`, limited(berth.Limits{CPU: 0.5}))
 	if err != nil {
 		return err
+	}
+	var quota, period int64
+	if _, err := fmt.Sscan(o.Out, &quota, &period); err != nil || quota*2 != period {
+		return fmt.Errorf("limited to half a core, its cgroup has a quota and period of %s", quoted(o.Out))
 	}
 	if o.Usage.CPUSeconds == nil {
 		return errors.New("the CPU time is not known")
@@ -185,21 +192,53 @@ func volumeSize(t *trial) error {
 	return isOutOfDisk(o)
 }
 
+// work uses 0.5 s of CPU, however long that takes here, and then has 6 processes at once.
+const work = `while read -r x </proc/$$/stat && set -- $x && [ $((${14}+${15})) -lt 50 ]; do :; done
+	for i in 1 2 3 4 5; do sleep 0.3 & done; wait`
+
 func usage(t *trial) error {
-	o, err := t.sh("dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; timeout 0.4 sh -c 'while :; do :; done'; exit 0")
+	o, err := t.sh("dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; " + work)
 	if err != nil {
 		return err
 	}
 	u := o.Usage
 	switch {
-	case u.CPUSeconds == nil || *u.CPUSeconds < 0.15 || *u.CPUSeconds > 20:
-		return fmt.Errorf("CPU seconds %s of a loop of 0.4 s", show(u.CPUSeconds))
-	case u.PeakMemory == nil || *u.PeakMemory < 35<<20 || *u.PeakMemory > 400<<20:
+	case o.exited(0) != nil:
+		return o.exited(0)
+	case u.CPUSeconds == nil || *u.CPUSeconds < 0.49 || *u.CPUSeconds > 3: // what started the container may count, too
+		return fmt.Errorf("CPU seconds %s of a command that used 0.5", show(u.CPUSeconds))
+	case u.PeakMemory == nil || *u.PeakMemory < 40<<20 || *u.PeakMemory > 120<<20:
 		return fmt.Errorf("peak memory %s of a command that held 40 MiB", show(u.PeakMemory))
+	case u.PeakPIDs != nil && (*u.PeakPIDs < 6 || *u.PeakPIDs > 40):
+		return fmt.Errorf("peak pids %s of a command that had 6 processes", show(u.PeakPIDs))
 	case u.Memory != nil || u.PIDs != nil:
 		return fmt.Errorf("an ended container has memory %s and pids %s now", show(u.Memory), show(u.PIDs))
 	}
 	return nil
+}
+
+// tooLittleMemory: a limit in which nothing can start is an error or an end with a reason, and leaves nothing.
+func tooLittleMemory(t *trial) error {
+	s, err := t.sandbox()
+	if err != nil {
+		return err
+	}
+	c, err := s.Start(t.ctx, t.script("true", limited(berth.Limits{Memory: 8192})))
+	if err != nil {
+		if !errors.Is(err, berth.ErrInvalid) && !errors.Is(err, berth.ErrExhausted) {
+			return fmt.Errorf("start with 8 KiB of memory: error %w is neither ErrInvalid nor ErrExhausted", err)
+		}
+		all, lerr := t.statuses(s.ID())
+		if lerr == nil && len(all) != 1 {
+			lerr = fmt.Errorf("after a start that was refused the list holds %+v", all)
+		}
+		return lerr
+	}
+	o, err := t.end(c)
+	if err == nil && o.OK() {
+		err = fmt.Errorf("with 8 KiB of memory it ended with %s", o)
+	}
+	return err
 }
 
 func show[T any](p *T) string {

@@ -1,12 +1,14 @@
 package enginetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/berth-project/berth"
 )
@@ -24,6 +26,8 @@ func lives() []Check {
 		check("remove", remove),
 		check("remove of a running container", removeRunning),
 		check("close", closeSandbox),
+		check("close during starts", closeDuringStarts),
+		check("start with a context that ends", startEndsWithContext),
 		check("two at once", twoAtOnce),
 		check("many at once", manyAtOnce),
 	}
@@ -319,12 +323,9 @@ func removeRunning(t *trial) error {
 	if err := c.Remove(t.ctx); err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
-	o, err := t.in(s, `a=$(wc -c </vol/alive); sleep 0.3; b=$(wc -c </vol/alive); [ $a = $b ] && echo still || echo $a $b`)
-	if err != nil {
-		return err
-	}
+	still := t.still(s)
 	_, err = s.Container(t.ctx, c.ID())
-	return errors.Join(o.wrote("still\n"), kind("a removed container", err, berth.ErrNotFound))
+	return errors.Join(still, kind("a removed container", err, berth.ErrNotFound))
 }
 
 func closeSandbox(t *trial) error {
@@ -354,6 +355,93 @@ func closeSandbox(t *trial) error {
 		listed = fmt.Errorf("the list still holds %+v", all)
 	}
 	return errors.Join(kind("attach to a closed sandbox", attach, berth.ErrNotFound), kind("a scratch path of a closed sandbox", err, os.ErrNotExist), listed)
+}
+
+// closeDuringStarts: whatever a start had come to, nothing of it is there afterwards.
+func closeDuringStarts(t *trial) error {
+	var errs []error
+	for i := range 5 {
+		s, err := t.sandbox()
+		if err != nil {
+			return err
+		}
+		const n = 3
+		type started struct {
+			berth.Container
+			err error
+		}
+		starts := make(chan started, n)
+		for range n {
+			spec := t.script("exec sleep 1000")
+			go func() {
+				c, err := s.Start(t.ctx, spec)
+				starts <- started{c, err}
+			}()
+		}
+		time.Sleep(time.Duration(i*i) * 3 * time.Millisecond) // each round another moment
+		if err := s.Close(t.ctx); err != nil {
+			errs = append(errs, fmt.Errorf("close: %w", err))
+		}
+		for range n {
+			st := <-starts
+			if st.err != nil {
+				continue // it came too late, or not to its end
+			}
+			// Gone, or ended: but it does not run.
+			ctx, cancel := context.WithTimeoutCause(t.ctx, time.Second, errors.New("a container of a closed sandbox runs"))
+			e, err := st.Wait(ctx)
+			if ctx.Err() != nil {
+				errs = append(errs, context.Cause(ctx))
+			} else if err == nil && e.Reason == berth.Exited { // sleep does not end by itself
+				errs = append(errs, fmt.Errorf("a container of a closed sandbox ended with %s", outcome{Exit: e}))
+			}
+			cancel()
+			errs = append(errs, st.Stop(t.ctx, 0), st.Remove(t.ctx))
+		}
+		errs = append(errs, s.Close(t.ctx))
+		all, err := t.statuses(s.ID())
+		if err == nil && len(all) > 0 {
+			err = fmt.Errorf("after the close the list holds %+v", all)
+		}
+		errs = append(errs, err)
+		_, err = t.env.Engine.Attach(t.ctx, s.ID())
+		errs = append(errs, kind("attach to a closed sandbox", err, berth.ErrNotFound))
+	}
+	return errors.Join(errs...)
+}
+
+// startEndsWithContext: a start whose context ends did happen or did not; asked again, it happens once.
+func startEndsWithContext(t *trial) error {
+	s, err := t.sandbox(shared)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	runs := ""
+	for i := range 5 {
+		spec := t.script(fmt.Sprintf("echo %d >>/vol/runs", i))
+		runs += fmt.Sprintln(i)
+		ctx, cancel := context.WithTimeout(t.ctx, time.Duration(i*i)*2*time.Millisecond)
+		c, err := s.Start(ctx, spec)
+		cancel()
+		if err != nil {
+			if c, err = s.Start(t.ctx, spec); err != nil {
+				return fmt.Errorf("start again: %w", err)
+			}
+		} else if i == 0 {
+			errs = append(errs, errors.New("a start whose context had ended answers no error"))
+		}
+		o, err := t.end(c)
+		if err != nil {
+			return err
+		}
+		errs = append(errs, o.wrote(""))
+	}
+	o, err := t.in(s, "cat /vol/runs")
+	if err != nil {
+		return err
+	}
+	return errors.Join(append(errs, o.wrote(runs))...)
 }
 
 // twoAtOnce runs two containers that wait for each other.

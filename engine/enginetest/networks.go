@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -29,7 +30,13 @@ func network(mode berth.NetworkMode) setup {
 }
 
 func noNetwork(t *trial) error {
+	port, stop, err := greeter(t.ctx, "127.0.0.1")
+	if err != nil {
+		return err
+	}
+	defer stop()
 	return scripts{
+		{"a service of the host", "nc 127.0.0.1 " + port + " 2>/dev/null || echo none", "none\n", nil},
 		{"interfaces", "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", "lo\n", nil},
 		{"routes", "ip route", "", nil},
 		{"named none", "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", "lo\n", network(berth.NetworkNone)},
@@ -56,7 +63,40 @@ func hostNetwork(t *trial) error {
 	if err != nil {
 		return err
 	}
-	return scripts{{"its namespace", "readlink /proc/self/ns/net", own + "\n", network(berth.NetworkHost)}}.check(t)
+	port, stop, err := greeter(t.ctx, "127.0.0.1")
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return scripts{
+		{"its namespace", "readlink /proc/self/ns/net", own + "\n", network(berth.NetworkHost)},
+		{"a service of the host", "nc 127.0.0.1 " + port, greeting, network(berth.NetworkHost)},
+	}.check(t)
+}
+
+// greeting is what a greeter says.
+const greeting = "from the host\n"
+
+// greeter is a server of this host that says its greeting to all who come.
+func greeter(ctx context.Context, host string) (port string, stop func(), err error) {
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return "", nil, err
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, greeting)
+			_ = c.Close()
+		}
+	})
+	_, port, err = net.SplitHostPort(listener.Addr().String())
+	return port, func() { _ = listener.Close(); wg.Wait() }, err
 }
 
 func bridgeNetwork(t *trial) error {
@@ -64,32 +104,17 @@ func bridgeNetwork(t *trial) error {
 	if err != nil {
 		return err
 	}
-	var lc net.ListenConfig
-	listener, err := lc.Listen(t.ctx, "tcp", net.JoinHostPort(host, "0"))
+	port, stop, err := greeter(t.ctx, host)
 	if err != nil {
 		return err
 	}
-	defer listener.Close()
-	go func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, "from the host\n")
-			_ = c.Close()
-		}
-	}()
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		return err
-	}
+	defer stop()
 	o, err := t.sh(`ip route | grep -q '^default via' && echo route; [ "$(ip -o addr | grep -vc ' lo ')" -ge 1 ] && echo address; grep -q ^nameserver /etc/resolv.conf && echo resolver
 		nc `+host+" "+port, network(berth.NetworkBridge))
 	if err != nil {
 		return err
 	}
-	return o.wrote("route\naddress\nresolver\nfrom the host\n")
+	return o.wrote("route\naddress\nresolver\n" + greeting)
 }
 
 // hostAddress is an address of this host that a container reaches as it does others: not loopback's.

@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ func streams() []Check {
 		check("logs since a time", logsSince),
 		check("logs are bounded", logsBounded),
 		check("logs outlive the container", logsOutlive),
+		check("logs of a command that never started", logsOfNone),
+		check("logs of a flood", func(t *trial) error { return logsOfFlood(t, false) }),
+		check("logs of a flood that are held", func(t *trial) error { return logsOfFlood(t, true) }),
 		check("standard input is empty", stdinEmpty),
 		check("standard input is fed", stdinFed),
 		check("standard streams in files", streamFiles),
@@ -293,6 +297,77 @@ func logsOutlive(t *trial) error {
 	errs := []error{err, same("stdout in LogDir", string(out), "out\n")}
 	out, err = os.ReadFile(filepath.Join(dir, "stderr"))
 	return errors.Join(append(errs, err, same("stderr in LogDir", string(out), "err\n"))...)
+}
+
+// logsOfNone: they end, also for who follows them.
+func logsOfNone(t *trial) error {
+	s, err := t.sandbox()
+	if err != nil {
+		return err
+	}
+	spec := t.script("")
+	spec.Command = []string{"/no/such/command"}
+	c, err := s.Start(t.ctx, spec)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(t.ctx, patience, errors.New("logs of a command that never started do not end"))
+	defer cancel()
+	var errs []error
+	for _, stderr := range []bool{false, true} {
+		r, err := c.(berth.LogReader).Logs(ctx, berth.LogOptions{Follow: true, Stderr: stderr})
+		if err != nil {
+			return fmt.Errorf("logs: %w", err)
+		}
+		b, err := io.ReadAll(r)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if !stderr { // there, an engine's init may say why
+			errs = append(errs, same("what it wrote", string(b), ""))
+		}
+		errs = append(errs, err, r.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// logsOfFlood: a follower that does not read keeps nobody from stopping a container that writes without end.
+func logsOfFlood(t *trial, hold bool) error {
+	_, c, err := t.start("yes & yes >&2; wait", step(func(s *berth.StepSpec) { s.LogLimit = 256 << 10 }))
+	if err != nil {
+		return err
+	}
+	r, err := c.(berth.LogReader).Logs(t.ctx, berth.LogOptions{Follow: true, Hold: hold})
+	if err != nil {
+		return fmt.Errorf("logs: %w", err)
+	}
+	defer r.Close()
+	if _, err := io.ReadFull(r, make([]byte, 2)); err != nil {
+		return fmt.Errorf("a byte of the flood: %w", err)
+	}
+	start := time.Now()
+	if err := c.Stop(t.ctx, 0); err != nil {
+		return fmt.Errorf("stop: %w", err)
+	}
+	e, err := c.Wait(t.ctx)
+	if err != nil {
+		return fmt.Errorf("wait: %w", err)
+	}
+	if took := time.Since(start); took > patience {
+		return fmt.Errorf("with a follower that does not read, the stop took %v", took)
+	}
+	if e.Reason != berth.Stopped {
+		return fmt.Errorf("stopped, it ended with %s", outcome{Exit: e})
+	}
+	tail, err := t.logs(c, berth.LogOptions{Tail: 5})
+	if err != nil {
+		return err
+	}
+	// The last line may be cut off: the write was.
+	if lines := strings.Split(strings.TrimSuffix(tail, "\n"), "\n"); len(lines) != 5 || lines[0] != "y" || lines[3] != "y" {
+		return fmt.Errorf("the end of the flood reads %s", quoted(tail))
+	}
+	return nil
 }
 
 func stdinEmpty(t *trial) error {
