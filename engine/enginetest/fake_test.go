@@ -791,7 +791,7 @@ func (c *fakeContainer) follow(ctx context.Context, path string, o berth.LogOpti
 	c.followers.Go(func() {
 		sent := int64(-1)
 		for {
-			over := c.ended() && !(c.neverStarted && c.s.e.faults.followOfNoneHangs)
+			over := c.ended() && (!c.neverStarted || !c.s.e.faults.followOfNoneHangs)
 			b, err := os.ReadFile(path)
 			if err != nil {
 				w.CloseWithError(err)

@@ -134,26 +134,35 @@ func (c *client) dial(ctx context.Context) (*wire.Conn, error) {
 				return conn, nil
 			}
 			_ = conn.Close()
-			if !broken(err) {
+			if !broken(err) && ctx.Err() == nil {
 				return nil, err
 			}
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if err := c.spawn(ctx); err != nil {
-			return nil, fmt.Errorf("monitor: %w", err)
+		switch serr := c.spawn(ctx); {
+		case errors.Is(serr, errKilledAtStart): // no fault of its own: the next one may live
+			err = serr
+		case serr != nil:
+			return nil, fmt.Errorf("monitor: %w", serr)
 		}
 		time.Sleep(time.Duration(i) * 5 * time.Millisecond) // one that ends still holds the lock
 	}
 	return nil, fmt.Errorf("monitor: %w: it does not answer: %w", berth.ErrUnavailable, err)
 }
 
+// greetMax is how long a monitor that is there may take to say so.
+const greetMax = 10 * time.Second
+
 func (c *client) greet(ctx context.Context, conn *wire.Conn) error {
 	var a wire.Answer
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	within, cancel := context.WithTimeout(ctx, greetMax)
 	defer cancel()
-	if _, err := ask(ctx, conn, &wire.Request{Op: wire.OpHello}, &a); err != nil {
+	if _, err := ask(within, conn, &wire.Request{Op: wire.OpHello}, &a); err != nil {
+		if within.Err() != nil && ctx.Err() == nil {
+			return fmt.Errorf("monitor: %w: it has not answered for %s: the machine is too busy, or the process was stopped (SIGCONT lets it go on)", berth.ErrUnavailable, greetMax)
+		}
 		return err
 	}
 	if a.Version != wire.Version {
@@ -188,6 +197,9 @@ func connect(dir string) (*net.UnixConn, error) {
 // logMax bounds the monitor's own log, in bytes, at the start of a monitor.
 const logMax = 1 << 20
 
+// errKilledAtStart says that somebody killed the monitor before it could be connected to.
+var errKilledAtStart = errors.New("the monitor was killed")
+
 // spawn starts a monitor and waits until it can be connected to. That another one runs already is no error.
 func (c *client) spawn(ctx context.Context) error {
 	path := filepath.Join(monitor.SocketDir(c.dir), "monitor.log")
@@ -214,7 +226,11 @@ func (c *client) spawn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { go func() { _ = cmd.Wait() }() }() // only reaps: the monitor outlives us
+	ended := make(chan struct{})
+	go func() { // only reaps: the monitor outlives us
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
 	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	said, err := io.ReadAll(r)
@@ -227,7 +243,12 @@ func (c *client) spawn(ctx context.Context) error {
 	case text == readyWord, text == runningWord:
 		return nil
 	case text == "":
-		return fmt.Errorf("%w: it ended as it started; see %s", berth.ErrUnavailable, path)
+		err := fmt.Errorf("%w: it ended as it started; see %s", berth.ErrUnavailable, path)
+		<-ended // it has closed what it had open, so it ends
+		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == unix.SIGKILL {
+			return fmt.Errorf("%w: %w", errKilledAtStart, err)
+		}
+		return err
 	default:
 		kind, rest, _ := strings.Cut(text, "\x00")
 		return (&wire.Error{Kind: kind, Text: rest}).Err()
