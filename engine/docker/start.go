@@ -148,15 +148,24 @@ func (la *launch) run(ctx context.Context) error {
 	return la.start(ctx)
 }
 
-// create makes the container. One of that name is there where a process died before it was started.
+// create makes the container. One of that name is there where a process died before it was started; where a start
+// was given up, the daemon may be making it still: its name is taken then, though there is nothing to remove yet.
 func (la *launch) create(ctx context.Context, opts client.ContainerCreateOptions) error {
 	ctx, cancel := la.s.e.call(ctx)
 	defer cancel()
 	res, err := la.s.e.api.ContainerCreate(ctx, opts)
-	if is(err, berth.ErrConflict) {
-		_, err = la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		if err == nil || is(err, berth.ErrNotFound) {
-			res, err = la.s.e.api.ContainerCreate(ctx, opts)
+	for is(err, berth.ErrConflict) {
+		if _, rerr := la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); rerr != nil && !is(rerr, berth.ErrNotFound) && !is(rerr, berth.ErrConflict) {
+			err = rerr
+			break
+		}
+		if res, err = la.s.e.api.ContainerCreate(ctx, opts); !is(err, berth.ErrConflict) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return wrap(ctx, "create", err)
+		case <-time.After(reconnect):
 		}
 	}
 	if err != nil {
