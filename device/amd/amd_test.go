@@ -198,3 +198,15 @@ func FuzzParseVisible(f *testing.F) {
 		}
 	})
 }
+
+// Beside another vendor's GPU, whose nodes lie in the same directory, each vendor finds its own.
+func TestTwoVendors(t *testing.T) {
+	devices, err := NewDriver(host(t, "../intel/testdata/amd-and-intel")).Devices(t.Context())
+	want := []device.Device{{
+		Vendor: "amd", UUID: "GPU-0000000123456789", PCI: "0000:03:00.0", Minor: 129,
+		Model: "Radeon PRO W7900", Memory: 48 << 30, Arch: "gfx1100",
+	}}
+	if diff := cmp.Diff(want, devices); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}
