@@ -44,8 +44,9 @@ type Resources struct {
 // Step is one container of a task.
 type Step struct {
 	Image       string            `json:"image"`
-	Entrypoint  []string          `json:"entrypoint"` // nil is the image's
-	Command     []string          `json:"command"`    // nil is the image's
+	Fallbacks   []string          `json:"fallbacks,omitempty"` // images that do instead, in their order, where Image cannot be had
+	Entrypoint  []string          `json:"entrypoint"`          // nil is the image's
+	Command     []string          `json:"command"`             // nil is the image's
 	Env         []string          `json:"env,omitempty"`
 	WorkingDir  string            `json:"workdir,omitempty"`
 	Stdin       string            `json:"stdin,omitempty"`  // container path

@@ -141,6 +141,12 @@ func (r Ref) String() string {
 // Name is the reference without tag and digest.
 func (r Ref) Name() string { return r.Registry + "/" + r.Repository }
 
+// Loopback reports whether a reference names a registry of this host.
+func Loopback(ref string) bool {
+	r, err := ParseRef(ref)
+	return err == nil && r.loopback()
+}
+
 // loopback reports whether the registry is on this machine, so that http is safe.
 func (r Ref) loopback() bool { return isLoopback(r.Registry) }
 

@@ -134,14 +134,14 @@ func (d *drive) prepare() (*Opening, error) {
 	for _, s := range d.rec.Task.Steps {
 		same := func(im Imaged) bool { return im.Ref == s.Image && im.Platform == s.Platform }
 		if !slices.ContainsFunc(o.Images, same) {
-			o.Images = append(o.Images, Imaged{Ref: s.Image, Platform: s.Platform})
+			o.Images = append(o.Images, Imaged{Ref: s.Image, Platform: s.Platform, Fallbacks: s.Fallbacks})
 		}
 	}
 	calls := []func(context.Context) error{}
 	for i := range o.Images {
 		calls = append(calls, func(ctx context.Context) (err error) {
 			im := &o.Images[i]
-			im.Image, err = d.image(ctx, im.Ref, im.Platform)
+			im.Image, err = d.firstImage(ctx, im)
 			return err
 		})
 	}
@@ -157,6 +157,41 @@ func (d *drive) prepare() (*Opening, error) {
 	}
 	d.at("prepared")
 	return o, nil
+}
+
+// firstImage finds or pulls an image or, where that cannot be had, the first that can of those that do instead.
+func (d *drive) firstImage(ctx context.Context, im *Imaged) (berth.Image, error) {
+	got, err := d.image(ctx, im.Ref, im.Platform)
+	if err == nil || len(im.Fallbacks) == 0 || ctx.Err() != nil {
+		return got, err
+	}
+	all := []error{err}
+	for _, ref := range im.Fallbacks {
+		got, err := d.image(ctx, ref, im.Platform)
+		if err == nil {
+			return got, nil
+		}
+		if all = append(all, err); ctx.Err() != nil {
+			break
+		}
+	}
+	var text []string
+	for _, err := range all {
+		text = append(text, err.Error())
+	}
+	return got, fmt.Errorf("none of the images can be had: %s%.0w", strings.Join(text, "; "), kindOnly(all[len(all)-1]))
+}
+
+// kindOnly is the kind of an error, for one that says more.
+func kindOnly(err error) error {
+	for _, k := range []error{
+		berth.ErrInvalid, berth.ErrNotFound, berth.ErrConflict, berth.ErrDenied, berth.ErrExhausted, berth.ErrUnavailable, berth.ErrUnsupported,
+	} {
+		if errors.Is(err, k) {
+			return k
+		}
+	}
+	return err
 }
 
 // image finds or pulls one image. Several run at once.

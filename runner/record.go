@@ -48,9 +48,11 @@ type (
 	}
 	// Imaged is what an image was resolved to.
 	Imaged struct {
-		Ref      string      `json:"ref"` // as the step names it
-		Platform string      `json:"platform,omitempty"`
-		Image    berth.Image `json:"image"`
+		Ref      string `json:"ref"` // as the step names it
+		Platform string `json:"platform,omitempty"`
+		// Fallbacks are tried in their order where Ref cannot be had.
+		Fallbacks []string    `json:"fallbacks,omitempty"`
+		Image     berth.Image `json:"image"`
 	}
 	// Opening is the data of KindOpening.
 	Opening struct {

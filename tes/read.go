@@ -222,7 +222,7 @@ func (r *reader) network(n *document.Node, path string, net *berth.Network) {
 			var p berth.Port
 			if r.expect(n, path, document.String) {
 				var ok bool
-				if p, ok = parsePort(n.Text); !ok {
+				if p, ok = ParsePort(n.Text); !ok {
 					r.fault(n, path, nil, "%q is no port: write [[ADDRESS:]HOST:]CONTAINER[/tcp|/udp]", n.Text)
 				}
 			}
@@ -231,7 +231,8 @@ func (r *reader) network(n *document.Node, path string, net *berth.Network) {
 	})
 }
 
-func parsePort(s string) (p berth.Port, ok bool) {
+// ParsePort reads [[ADDRESS:]HOST:]CONTAINER[/tcp|/udp].
+func ParsePort(s string) (p berth.Port, ok bool) {
 	rest, protocol, _ := strings.Cut(s, "/")
 	if protocol != "" && protocol != "tcp" && protocol != "udp" {
 		return p, false

@@ -44,6 +44,14 @@ func TestMain(m *testing.M) {
 
 func daemon(t testing.TB) *dockertest.Daemon {
 	t.Helper()
+	d, err := sharedDaemon()
+	if err != nil {
+		t.Fatal("needs a Docker daemon:", err)
+	}
+	return d
+}
+
+func sharedDaemon() (*dockertest.Daemon, error) {
 	shared.once.Do(func() {
 		dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
 		if err != nil {
@@ -55,10 +63,7 @@ func daemon(t testing.TB) *dockertest.Daemon {
 			shared.err = importImage(context.Background(), shared.daemon)
 		}
 	})
-	if shared.err != nil {
-		t.Fatal("needs a Docker daemon:", shared.err)
-	}
-	return shared.daemon
+	return shared.daemon, shared.err
 }
 
 // importImage gives the daemon the test image.

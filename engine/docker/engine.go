@@ -44,6 +44,8 @@ type Config struct {
 	CallMax time.Duration
 	// StreamsMax is how long the output may take to end after the container has; 0 is 5 min.
 	StreamsMax time.Duration
+	// Stall is how long a pull may tell of nothing; 0 is 2 min.
+	Stall time.Duration
 	// Keeper is the command that runs KeeperMain, for bound sandboxes and for those with LabelResume; nil is this
 	// program. It must run the same version of berth.
 	Keeper []string
@@ -60,6 +62,7 @@ const (
 	defaultStreams  = 5 * time.Minute
 	defaultWatchdog = 2 * time.Minute
 	defaultCall     = 2 * time.Minute
+	defaultStall    = 2 * time.Minute
 )
 
 // Engine runs containers on a daemon. It may be used concurrently.
@@ -102,6 +105,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	if cfg.Idle <= 0 {
 		cfg.Idle = keeperIdle
+	}
+	if cfg.Stall <= 0 {
+		cfg.Stall = defaultStall
 	}
 	if cfg.StreamsMax <= 0 {
 		cfg.StreamsMax = defaultStreams

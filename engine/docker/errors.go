@@ -28,7 +28,9 @@ var words = []struct {
 	{"is not a separate kernel parameter", berth.ErrInvalid},
 	{"sysctl", berth.ErrInvalid},
 	{"decoding seccomp profile failed", berth.ErrInvalid},
-	{"pull access denied", berth.ErrDenied},
+	{"toomanyrequests", berth.ErrUnavailable},
+	{"verification failed for digest", berth.ErrInvalid},
+	{"layer verification failed", berth.ErrInvalid},
 	{"unauthorized", berth.ErrDenied},
 	{"manifest unknown", berth.ErrNotFound},
 	{"no matching manifest", berth.ErrNotFound},
@@ -45,6 +47,8 @@ func kindOf(err error) error {
 		}
 	}
 	switch {
+	case strings.Contains(err.Error(), "pull access denied"): // which comes as "not found"
+		return berth.ErrDenied
 	case errdefs.IsNotFound(err):
 		return berth.ErrNotFound
 	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err):

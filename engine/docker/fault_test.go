@@ -241,7 +241,7 @@ func newCutter(t *testing.T, to string) *cutter {
 			if err != nil {
 				return
 			}
-			b, err := net.Dial("unix", strings.TrimPrefix(to, "unix://")) //nolint:noctx // a test's
+			b, err := net.Dial("unix", strings.TrimPrefix(to, "unix://"))
 			if err != nil {
 				_ = a.Close()
 				continue

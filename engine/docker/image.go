@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/image"
@@ -74,6 +75,9 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 			return berth.Image{}, err
 		}
 	}
+	if req.Insecure && !image.Loopback(named.String()) {
+		return berth.Image{}, fmt.Errorf("pull %s: insecure registries: %w: the daemon decides; name %s in insecure-registries of its configuration", named, berth.ErrUnsupported, reference.Domain(named))
+	}
 	err = e.pulls.do(ctx, e.ctx, named.String()+" "+want.String(), req.Progress, func(ctx context.Context, tell func(berth.Progress)) error {
 		return e.pull(ctx, named, want, req.Platform != "", tell)
 	})
@@ -125,12 +129,19 @@ func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, ch
 	}
 	opts.RegistryAuth = auth
 	tell(berth.Progress{Phase: "resolve"})
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(e.cfg.Stall, func() {
+		cancel(fmt.Errorf("%w: the daemon has told of no progress for %v", berth.ErrUnavailable, e.cfg.Stall))
+	})
+	defer stalled.Stop()
 	res, err := e.api.ImagePull(ctx, named.String(), opts)
 	if err != nil {
 		return wrap(ctx, "daemon", err)
 	}
 	defer func() { _ = res.Close() }()
 	for m, err := range res.JSONMessages(ctx) {
+		stalled.Reset(e.cfg.Stall)
 		if err != nil {
 			return wrap(ctx, "daemon", err)
 		}

@@ -9,12 +9,15 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 )
 
 // hostInfo is what the engine must know of the daemon to start containers there.
 type hostInfo struct {
+	podman   bool // it is Podman's service
+	log      container.LogConfig
 	cgroups  bool // this process can make and read the cgroups of its containers
 	mend     bool // its log driver local leaves out newlines: see mender
 	live     bool // it restarts without ending its containers
@@ -43,19 +46,31 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		return nil, wrap(ctx, "docker version", err)
 	}
 	h = &hostInfo{
-		mend:     apiBefore(v.APIVersion, 42),
+		podman:   slices.ContainsFunc(v.Components, func(c system.ComponentVersion) bool { return c.Name == "Podman Engine" }),
+		log:      logConfig(info.Info.Plugins.Log),
 		live:     info.Info.LiveRestoreEnabled,
 		runtimes: slices.Sorted(maps.Keys(info.Info.Runtimes)),
 		quota:    mayLimit(info.Info),
 		runtime:  components(v),
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
 	}
+	h.live = h.live || h.podman // its containers are no children of its service
+	h.mend = !h.podman && apiBefore(v.APIVersion, 42)
 	// With the systemd driver parents are slices, which are systemd's to make.
 	h.cgroups = os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !slices.Contains(info.Info.SecurityOptions, "name=rootless")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.host = h
 	return h, nil
+}
+
+// logConfig is how the daemon is to keep what a container writes, bounded: by the driver local, or what it has in that
+// one's place.
+func logConfig(drivers []string) container.LogConfig {
+	if !slices.Contains(drivers, "local") && slices.Contains(drivers, "k8s-file") {
+		return container.LogConfig{Type: "k8s-file", Config: map[string]string{"max-size": "128m"}}
+	}
+	return container.LogConfig{Type: "local", Config: map[string]string{"max-size": "32m", "max-file": "4"}}
 }
 
 // liveRestore reports whether the daemon lets its containers run while it is away.

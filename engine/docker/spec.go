@@ -24,8 +24,10 @@ import (
 
 const (
 	defaultPIDs = 4096
-	memoryMin   = 6 << 20 // the daemon's own; less is raised
 )
+
+// MinMemory is the least memory limit that daemons take, in bytes. Less is raised to it.
+const MinMemory = 6 << 20
 
 var ulimitNames = []string{"core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
 
@@ -152,7 +154,7 @@ func (s *Sandbox) limits(step berth.Limits) berth.Limits {
 // plan is what the daemon is asked for.
 func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec, hash, name string) (client.ContainerCreateOptions, error) {
 	hc := &container.HostConfig{
-		LogConfig:      container.LogConfig{Type: "local", Config: map[string]string{"max-size": "32m", "max-file": "4"}},
+		LogConfig:      host.log,
 		NetworkMode:    container.NetworkMode(s.spec.Network.Mode),
 		CapAdd:         step.CapAdd,
 		CapDrop:        step.CapDrop,
@@ -180,6 +182,9 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		return client.ContainerCreateOptions{}, err
 	}
 	cfg := s.config(step, hash)
+	if host.podman { // which takes this for a check that it is to make
+		cfg.Healthcheck = nil
+	}
 	if err := s.planPorts(cfg, hc); err != nil {
 		return client.ContainerCreateOptions{}, err
 	}
@@ -237,9 +242,9 @@ func (s *Sandbox) planLimits(hc *container.HostConfig, host *hostInfo, step *ber
 	l := s.limits(step.Limits)
 	hc.NanoCPUs = int64(l.CPU * 1e9)
 	hc.Memory = l.Memory
-	if hc.Memory > 0 && hc.Memory < memoryMin {
-		s.e.cfg.Logger.Warn("memory limit raised to the daemon's minimum", "sandbox", s.spec.ID, "step", step.ID, "asked", hc.Memory, "minimum", memoryMin)
-		hc.Memory = memoryMin
+	if hc.Memory > 0 && hc.Memory < MinMemory {
+		s.e.cfg.Logger.Warn("memory limit raised to the daemon's minimum", "sandbox", s.spec.ID, "step", step.ID, "asked", hc.Memory, "minimum", MinMemory)
+		hc.Memory = MinMemory
 	}
 	hc.MemorySwap = hc.Memory
 	hc.PidsLimit = &l.PIDs

@@ -169,6 +169,9 @@ func (la *launch) create(ctx context.Context, opts client.ContainerCreateOptions
 		}
 	}
 	if err != nil {
+		if why := hint(err.Error()); why != "" {
+			err = fmt.Errorf("%w; %s", err, why)
+		}
 		return wrap(ctx, "create", err)
 	}
 	la.made = true

@@ -40,7 +40,9 @@ type globalOptions struct {
 	config  string
 	engine  string
 	daemon  string
-	debug   bool
+	// hideFigures: what the machine has is not told in messages.
+	hideFigures bool
+	debug       bool
 }
 
 // Main runs berth with the arguments, streams and environment of this process, and returns its exit code.
@@ -163,6 +165,7 @@ outputs that are yours, and nothing left behind.`,
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
 	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
 	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock (default $DOCKER_HOST, else the Docker context's)")
+	flags.BoolVar(&a.global.hideFigures, "hide-figures", false, "do not tell in messages how much this machine has")
 	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
 	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images and this host:"})
 	group := func(id string, commands ...*cobra.Command) {
@@ -253,8 +256,6 @@ var hints = map[string]string{
 	"--rm":         "berth always removes its containers; leave it out",
 	"--gpus":       "GPUs are for a later version of berth",
 	"--privileged": "berth has no such mode; see --cap-add and --device",
-	"--publish":    "ports are not published; see --network host",
-	"-p":           "ports are not published; see --network host",
 	"-v":           "write --mount HOST:CONTAINER, or --volume CONTAINER for scratch",
 	"-m":           "write --memory",
 	"-h":           "write --hostname",

@@ -28,7 +28,9 @@ type runOptions struct {
 	stopSignal                                     string
 	noInit                                         bool
 	network                                        string
-	addHost                                        []string
+	fallbacks                                      []string
+	addHost, publish                               []string
+	overCapacity                                   string
 	hostname, user                                 string
 	groups                                         []string
 	readOnly                                       bool
@@ -91,6 +93,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	}
 	flags.StringVarP(&o.file, "file", "f", "", "read the task from this `TASK` document; - is standard input")
 
+	list(&o.fallbacks, "fallback-image", "", "IMAGE", "image that does instead, where IMAGE cannot be had (repeat)")
 	list(&o.env, "env", "e", "K=V", "set a variable; K alone takes the host's (repeat)")
 	list(&o.envFile, "env-file", "", "FILE", "set the variables in a file, one K=V a line (repeat)")
 	flags.StringVarP(&o.workdir, "workdir", "w", "", "working `DIR` in the container (default the image's)")
@@ -113,13 +116,16 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.Var(sizeValue{&o.shmSize}, "shm-size", "size of /dev/shm (default 64MiB)")
 	list(&o.tmpfs, "tmpfs", "", "DST[:SIZE]", "mount a directory in memory (repeat)")
 	list(&o.ulimits, "ulimit", "", "NAME=SOFT[:HARD]", "limit a resource of each process, as in nofile=1024 (repeat)")
+	o.overCapacity = overDeny
+	flags.Var(choiceValue{&o.overCapacity, []string{overDeny, overTry}}, "over-capacity", "what to do with a task that asks for more CPUs or memory than there are")
 	flags.Var(durationValue{&o.timeout}, "timeout", "end the task after this time, as in 90s or 1h30m")
 	o.grace = -1
 	flags.Var(durationValue{&o.grace}, "grace", "time between the stop signal and KILL (default 10s)")
 	flags.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the task to end (default the image's, else TERM)")
 	flags.BoolVar(&o.noInit, "no-init", false, "run the command itself as process 1")
 
-	flags.Var(choiceValue{&o.network, []string{"none", "host", "bridge"}}, "network", "network of the task (default none)")
+	flags.StringVar(&o.network, "network", "", "network of the task: `none|host|bridge`, or one of the daemon's own with --engine docker (default none)")
+	list(&o.publish, "publish", "p", "[HOST:]PORT", "let the host's port lead to the task's, with --engine docker (repeat)")
 	list(&o.addHost, "add-host", "", "NAME:ADDRESS", "add a line to /etc/hosts (repeat)")
 	flags.StringVar(&o.hostname, "hostname", "", "host `NAME` in the container")
 	flags.StringVar(&o.user, "user", "", "run as this `UID[:GID]` or name (default the image's)")
@@ -175,7 +181,7 @@ func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
 	}
 	task.ID = berth.NewID()
 	if o.detach {
-		return a.runDetached(ctx, task)
+		return a.runDetached(ctx, o, task)
 	}
 	return a.runForeground(ctx, o, task)
 }

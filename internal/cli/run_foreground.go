@@ -90,6 +90,9 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	}
 	defer h.close()
 	a.assign(&task)
+	if err := a.fit(ctx, h, o, &task); err != nil {
+		return berth.Result{}, nil, err
+	}
 	a.revive(ctx, h)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -227,13 +230,16 @@ func (f *foreground) feed(ctx context.Context, c berth.Container) {
 }
 
 // runDetached submits a task and prints its ID.
-func (a *app) runDetached(ctx context.Context, task berth.Task) error {
+func (a *app) runDetached(ctx context.Context, o *runOptions, task berth.Task) error {
 	h, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer h.close()
 	a.assign(&task)
+	if err := a.fit(ctx, h, o, &task); err != nil {
+		return err
+	}
 	a.revive(ctx, h)
 	id, err := h.runner.Submit(ctx, task)
 	if err != nil {

@@ -32,6 +32,10 @@ func (a *app) taskOf(o *runOptions, args []string) (task berth.Task, warnings []
 		return task, nil, err
 	}
 	task.CallerDir = a.dir
+	network, err := a.ownNetwork(o)
+	if err != nil {
+		return task, nil, err
+	}
 	for _, apply := range []func(*runOptions, *berth.Task) error{a.applyTask, a.applyFiles, a.applySteps, a.applyStreams} {
 		if err := apply(o, &task); err != nil {
 			return task, nil, err
@@ -40,7 +44,36 @@ func (a *app) taskOf(o *runOptions, args []string) (task berth.Task, warnings []
 	if err := tes.Check(task); err != nil {
 		return task, nil, inFlags(err)
 	}
+	if network != "" && (task.Network.Mode == "" || o.changed("network")) {
+		task.Network.Mode = berth.NetworkMode(network)
+	}
+	for _, text := range o.publish {
+		p, ok := tes.ParsePort(text)
+		if !ok {
+			return task, nil, invalid("run: --publish: %q is no port: write [[ADDRESS:]HOST:]CONTAINER[/tcp|/udp]", text)
+		}
+		task.Network.Ports = append(task.Network.Ports, p)
+	}
+	if len(task.Network.Ports) > 0 && a.global.engine == engineOCI {
+		return task, nil, unsupported("run: --publish: the engine oci publishes no ports; see --network host, and --engine docker")
+	}
 	return task, warnings, nil
+}
+
+// ownNetwork takes the name of one of the daemon's own networks out of the flags, which documents and other engines do
+// not know.
+func (a *app) ownNetwork(o *runOptions) (string, error) {
+	var known string
+	err := choiceValue{&known, []string{"none", "host", "bridge"}}.Set(o.network)
+	if o.network == "" || err == nil {
+		return "", nil
+	}
+	if a.global.engine == engineOCI {
+		return "", invalid("run: %s", valueError("--network", o.network, err))
+	}
+	name := o.network
+	o.network = ""
+	return name, nil
 }
 
 // maxDocument bounds a task document, in bytes.
@@ -278,6 +311,7 @@ func (a *app) applySteps(o *runOptions, t *berth.Task) error {
 				s.Entrypoint = []string{o.entrypoint}
 			}
 		}
+		s.Fallbacks = append(s.Fallbacks, o.fallbacks...)
 		s.OpenStdin = s.OpenStdin || o.interactive
 		s.TTY = s.TTY || o.tty
 		replace(o, "shm-size", &s.ShmSize, o.shmSize)

@@ -34,6 +34,7 @@ type Options struct {
 type Daemon struct {
 	opts   Options
 	bridge string
+	podman []string // its arguments, where it is Podman's service
 	cmd    *exec.Cmd
 	log    *os.File
 	done   chan struct{}
@@ -118,6 +119,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.cmd.Start(); err != nil {
 		return fmt.Errorf("dockerd (Debian's docker.io): %w", err)
 	}
+	return d.await(ctx)
+}
+
+// await waits until the daemon answers.
+func (d *Daemon) await(ctx context.Context) error {
 	done := make(chan struct{})
 	d.done = done
 	go func() { // ends with the process
@@ -127,7 +133,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	for end := time.Now().Add(startMax); time.Now().Before(end); time.Sleep(poll) {
 		select {
 		case <-done:
-			return fmt.Errorf("dockerd ended: %w\n%s", d.state, d.Log())
+			return fmt.Errorf("it ended: %w\n%s", d.state, d.Log())
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		default:
@@ -136,7 +142,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("dockerd did not answer within %v\n%s", startMax, d.Log())
+	return fmt.Errorf("it did not answer within %v\n%s", startMax, d.Log())
 }
 
 // answers asks the daemon whether it is there.
@@ -196,6 +202,9 @@ func (d *Daemon) Close() error {
 	err := d.Stop()
 	if d.bridge != "" {
 		err = errors.Join(err, ip(context.Background(), "link", "del", d.bridge))
+	}
+	if d.podman != nil {
+		err = errors.Join(err, d.endPodman())
 	}
 	return errors.Join(err, d.remove())
 }

@@ -1,0 +1,33 @@
+package docker
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestSharedPath(t *testing.T) {
+	for msg, want := range map[string]string{
+		"no such image": "",
+		`invalid mount config for type "bind": bind source path does not exist: /host_mnt/tmp/work`: "/tmp/work",
+		`invalid mount config for type "bind": bind source path does not exist: /tmp/work`:          "/tmp/work",
+		"bind source path does not exist: /host_mnted/work":                                         "/host_mnted/work",
+	} {
+		if got := sharedPath(msg); got != want {
+			t.Errorf("sharedPath(%q) = %q, want %q", msg, got, want)
+		}
+	}
+}
+
+func TestHint(t *testing.T) {
+	dir := t.TempDir()
+	if got := hint(noSource + filepath.Join(dir, "gone")); got != "" {
+		t.Errorf("of a path that is not there: %q", got)
+	}
+	got := hint("invalid mount config: " + noSource + "/host_mnt" + dir)
+	for _, want := range []string{"Docker cannot access `" + dir + "`", "File Sharing", "status code 400"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q does not say %q", got, want)
+		}
+	}
+}

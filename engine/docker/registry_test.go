@@ -1,0 +1,118 @@
+package docker_test
+
+import (
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// TestBadRegistries: registries that stall, lie about a digest, are too busy, or let nobody in.
+func TestBadRegistries(t *testing.T) {
+	t.Parallel()
+	good := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	done := make(chan struct{})
+	for _, row := range []struct {
+		name string
+		bad  func(w http.ResponseWriter, r *http.Request) bool // whether it has answered
+		kind error
+		says string
+	}{
+		{"stalls", func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+				return false
+			}
+			w.Header().Set("Content-Length", "1000000")
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+			select {
+			case <-done:
+			case <-r.Context().Done():
+			}
+			return true
+		}, berth.ErrUnavailable, "no progress"},
+		{"lies", func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+				return false
+			}
+			_, _ = io.WriteString(w, "something else")
+			return true
+		}, berth.ErrInvalid, "verification failed"},
+		{"is busy", func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"come back later"}]}`)
+			return true
+		}, berth.ErrUnavailable, "come back later"},
+		{"lets nobody in", func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"DENIED","message":"not you"}]}`)
+			return true
+		}, berth.ErrDenied, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			e, _ := newEngine(t, docker.Config{Stall: 3 * time.Second})
+			var harm atomic.Bool
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if !harm.Load() || r.URL.Path == "/v2/" || !row.bad(w, r) {
+					good.ServeHTTP(w, r)
+				}
+			}))
+			defer server.Close()
+			defer server.CloseClientConnections()
+			repo := strings.TrimPrefix(server.URL, "http://") + "/bad/image"
+			push(t, repo, randomImage(t))
+			harm.Store(true)
+			_, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo})
+			if !errors.Is(err, row.kind) || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), repo) {
+				t.Errorf("%v; want %v, and %q", err, row.kind, row.says)
+			}
+		})
+	}
+	close(done)
+}
+
+func randomImage(t *testing.T) v1.Image {
+	t.Helper()
+	img, err := random.Image(1<<20, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg = cfg.DeepCopy()
+	cfg.OS, cfg.Architecture = "linux", runtime.GOARCH
+	if img, err = mutate.ConfigFile(img, cfg); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func push(t *testing.T, repo string, img v1.Image) {
+	t.Helper()
+	ref, err := name.ParseReference(repo+":latest", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img, remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
