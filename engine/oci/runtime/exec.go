@@ -29,7 +29,7 @@ func (p *process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess,
 		opts.ConsoleSocket = sock
 	}
 	if err := p.call(func() error { return p.client.Exec(ctx, p.id, *e.Process, opts) }); err != nil {
-		p.rt.reapOrphans()
+		p.onceFailed.Do(func() { close(p.execFailed) })
 		text := lastError(logPath)
 		if text == "" {
 			text = err.Error()

@@ -11,29 +11,30 @@ import (
 )
 
 // orphanTime is how long a dead child must stay before nobody else is taken to wait for it: who waits for a
-// container's process does so at once. One that lives is looked at again, orphanTries times.
+// container's process does so at once. It is also how often orphans are looked for at first, orphanMax later.
 const (
-	orphanTime  = 50 * time.Millisecond
-	orphanTries = 20
+	orphanTime = 50 * time.Millisecond
+	orphanMax  = time.Second
 )
 
-// reapOrphans waits for what a failed exec of the runtime left in the container's pid namespace: a process of
+// reapOrphans waits for what failed execs of the runtime left in the container's pid namespace: a process of
 // the runtime (of crun) that died before it became the command, and is now ours. Until it is waited for, the
-// container cannot end.
-func (r *Runtime) reapOrphans() {
+// container cannot end; it may live for a while on a slow machine, so they are looked for until the container has
+// ended.
+func (r *Runtime) reapOrphans(ended <-chan struct{}) {
 	dead := map[int]bool{} // a while ago
-	for range orphanTries {
-		found := r.orphans()
-		if len(found) == 0 {
-			return
-		}
-		for _, pid := range found {
+	for wait := orphanTime; ; wait = min(2*wait, orphanMax) {
+		for _, pid := range r.orphans() {
 			if dead[pid] {
 				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			}
 			dead[pid], _ = r.isOrphan(pid)
 		}
-		time.Sleep(orphanTime)
+		select {
+		case <-ended:
+			return
+		case <-time.After(wait):
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -89,7 +90,7 @@ func (r *Runtime) client(dir string) *runc.Runc {
 
 // Start creates and starts the container.
 func (r *Runtime) Start(ctx context.Context, b *bundle.Bundle) (_ bundle.Process, err error) {
-	p := &process{rt: r, client: r.client(b.Dir), id: containerID(b), dir: b.Dir, init: b.Init, spec: b.Spec}
+	p := &process{rt: r, client: r.client(b.Dir), id: containerID(b), dir: b.Dir, init: b.Init, spec: b.Spec, execFailed: make(chan struct{})}
 	if b.Cgroup != nil && !r.cfg.NoCgroup {
 		p.cgroup = b.Cgroup.Path()
 	}
@@ -202,6 +203,9 @@ type process struct {
 	root    *os.File
 	mounted bool
 	cgroup  string // its path below the hierarchies; "" is none
+
+	onceFailed sync.Once
+	execFailed chan struct{} // closed when an exec has failed
 }
 
 var _ bundle.Process = (*process)(nil)
@@ -381,7 +385,18 @@ func (p *process) Console() *os.File { return p.console }
 func (p *process) RootFS() *os.File  { return p.root }
 
 func (p *process) Wait() (bundle.Status, error) {
+	ended := make(chan struct{})
+	var reaper sync.WaitGroup
+	reaper.Go(func() {
+		select {
+		case <-p.execFailed:
+			p.rt.reapOrphans(ended)
+		case <-ended:
+		}
+	})
 	st, err := waitPidfd(p.pidfd)
+	close(ended)
+	reaper.Wait()
 	if err != nil || !p.init {
 		return st, err
 	}
