@@ -17,13 +17,23 @@ import (
 
 // TestSuite runs the suite that every engine must pass.
 func TestSuite(t *testing.T) {
+	var skips map[string]string
+	if v := os.Getenv(skipsVar); v != "" {
+		if err := json.Unmarshal([]byte(v), &skips); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, rt := range []string{"direct", "runc", "crun"} {
-		t.Run(rt, func(t *testing.T) { enginetest.Run(t, suiteEnv(t, rt), nil) })
+		t.Run(rt, func(t *testing.T) { enginetest.Run(t, suiteEnv(t, rt), skips) })
 	}
 }
 
-// lacksVar is the variable by which a test that runs the suite in other surroundings says what they lack.
-const lacksVar = "BERTH_TEST_LACKS"
+// By these variables a test that runs the suite in other surroundings says what they lack, and which checks
+// cannot be there.
+const (
+	lacksVar = "BERTH_TEST_LACKS"
+	skipsVar = "BERTH_TEST_SKIPS"
+)
 
 func suiteEnv(t *testing.T, rt string) *enginetest.Env {
 	t.Helper()

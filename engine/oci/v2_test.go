@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"maps"
+	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,28 +19,56 @@ import (
 const core = "/^(end_by_signal|stop_ends_everything|terminal|out_of_memory|out_of_memory_in_a_child|pids_limit|" +
 	"pids_are_limited_by_default|usage_while_it_runs|exec|exec_that_ends_otherwise|own_namespaces|devices|read-only_paths|cgroup)$"
 
-// TestOnV2 runs the suite, but for what only moves bytes, where cgroups are of v2 alone.
+// onV2Core names what OCI runtimes run of core in the machine: what the kind of cgroups has a part in.
+// TestCgroupOfContainer looks at limits and devices with each of them.
+const onV2Core = "/^(stop_ends_everything|out_of_memory|pids_limit|usage_while_it_runs|exec_that_ends_otherwise|cgroup)$"
+
+// TestOnV2 runs the suite where cgroups are of v2 alone: direct, as root, all of it but what only moves bytes; as an
+// ordinary user the core; OCI runtimes less, as all of it would take many minutes under emulation.
 func TestOnV2(t *testing.T) {
-	inMachine(t, machine(t, vmtest.Build(t, ".")), []string{
-		"oci.test", "-test.v", "-test.run=^TestSuite$/^direct$", "-test.skip=^TestSuite$/^direct$/^(output_at_full_speed|logs_are_bounded)$",
-	})
+	inMachine(t, machine(t, runtime.GOARCH),
+		[]string{"oci.test", "-test.v", "-test.run=^TestSuite$/^direct$", "-test.skip=^TestSuite$/^direct$/^(output_at_full_speed|logs_are_bounded)$"},
+		[]string{"oci.test", "-test.v", "-test.run=^TestSuite$/^(runc|crun)$" + onV2Core},
+		[]string{"oci.test", "-test.v", "-test.run=^(TestCgroupOfContainer|TestSuiteRootless)$"},
+	)
+}
+
+// TestOnARM64 runs on the other architecture, direct: as root, what most depends on it, which is a part of the core.
+// With BERTH_TEST_ARM64=core it runs all of that, as root and as an ordinary user, which takes minutes.
+func TestOnARM64(t *testing.T) {
+	commands := [][]string{
+		{"oci.test", "-test.v", "-test.run=^TestSuite$/^direct$/^(end_by_signal|terminal|out_of_memory|pids_limit|exec|own_namespaces|cgroup)$"},
+		{"oci.test", "-test.v", "-test.run=^TestCgroupOfContainer$/^direct$"},
+	}
+	if os.Getenv("BERTH_TEST_ARM64") == "core" {
+		commands = [][]string{
+			{"oci.test", "-test.v", "-test.run=^(TestSuite|TestCgroupOfContainer)$/^direct$" + core},
+			{"oci.test", "-test.v", "-test.run=^TestSuiteRootless$"},
+		}
+	}
+	inMachine(t, machine(t, "arm64"), commands...)
 }
 
 // machine is a virtual machine that has what containers need, and this package's tests as oci.test. Its
-// containers lie on a disk, and it has an address that containers reach it by.
-func machine(t *testing.T, binary string) vmtest.Config {
+// containers lie on a disk, and it has an address that containers reach it by. Of this host's architecture it has
+// OCI runtimes too.
+func machine(t *testing.T, arch string) vmtest.Config {
 	t.Helper()
 	cfg := vmtest.Config{
-		Files:   map[string]string{"/bin/oci.test": binary},
+		Arch:    arch,
+		Files:   map[string]string{"/bin/oci.test": vmtest.BuildFor(t, arch, ".")},
 		Env:     []string{"TMPDIR=/mnt"},
 		Disk:    1 << 30,
 		Modules: append(vmtest.DefaultModules(), "virtio_pci", "virtio_blk", "ext4"),
-		Timeout: 10 * time.Minute,
+		Timeout: 15 * time.Minute,
 		Commands: [][]string{
 			{"sh", "-c", `mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt && chmod 1777 /mnt &&
 				echo nameserver 198.51.100.2 >/etc/resolv.conf && ip addr add 198.51.100.1/24 dev dummy0 && ip link set dummy0 up &&
 				ip route add default via 198.51.100.2`},
 		},
+	}
+	if arch != runtime.GOARCH {
+		return cfg
 	}
 	for _, name := range []string{"runc", "crun", "mkfs.ext4"} {
 		maps.Copy(cfg.Files, vmtest.Program(t, name))

@@ -151,11 +151,18 @@ func (m *Monitor) open(ctx context.Context) error {
 	if m.cgroups, err = cgroup.Find(ctx, cgroup.Options{Adopt: true, CountDisks: true}); err != nil {
 		return err
 	}
+	// Whoever starts the next one may have been given a cgroup meanwhile.
+	if limits := (cgroup.Limits{CPU: 1, Memory: 1 << 30, PIDs: 1}); m.cgroups.Version() == cgroup.V2 && m.cgroups.Keeps(limits) != nil {
+		m.cfg.Idle = min(m.cfg.Idle, limitlessIdle)
+	}
 	m.pool = m.cgroups.NewPool(m.cfg.Instance, parkedGroups)
 	m.nets = network.New(network.Options{Log: m.log})
 	m.start = newStarters(m.cfg.Dir, m.cgroups)
 	return nil
 }
+
+// limitlessIdle is how long a monitor stays idle that cannot keep limits, on a host where it might.
+const limitlessIdle = 200 * time.Millisecond
 
 // killTime is how long processes that were killed may take to be gone.
 const killTime = 10 * time.Second

@@ -61,7 +61,8 @@ func (r *Runtime) orphans() (pids []int) {
 func (r *Runtime) isOrphan(pid int) (dead, orphan bool) {
 	const nameMax = 15 // bytes of a process's name
 	name := filepath.Base(r.cfg.Command)
-	name = name[:min(len(name), nameMax)]
+	inMemory := "memfd:" + name
+	name, inMemory = name[:min(len(name), nameMax)], inMemory[:min(len(inMemory), nameMax)]
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
 		return false, false
@@ -71,7 +72,8 @@ func (r *Runtime) isOrphan(pid int) (dead, orphan bool) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		switch value = strings.TrimSpace(value); key {
 		case "Name":
-			named = value == name
+			// crun executes a copy of itself in memory where it cannot protect its own file otherwise.
+			named = value == name || strings.HasPrefix(value, inMemory)
 		case "State":
 			dead = strings.HasPrefix(value, "Z")
 		case "NSpid":
