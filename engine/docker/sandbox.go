@@ -318,7 +318,27 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("close %s: %w", s.spec.ID, err)
 	}
+	if err := s.removeLate(ctx, mine); err != nil {
+		return err
+	}
 	s.e.unbind(s.spec.ID)
+	return nil
+}
+
+// removeLate removes containers that were made while the sandbox was closed. A start that comes later finds no record.
+func (s *Sandbox) removeLate(ctx context.Context, mine client.Filters) error {
+	ctx, cancel := s.e.call(ctx)
+	defer cancel()
+	res, err := s.e.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: mine})
+	if err != nil {
+		return wrap(ctx, "close "+s.spec.ID, err)
+	}
+	for _, c := range res.Items {
+		_, err := s.e.api.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		if err != nil && !is(err, berth.ErrNotFound, berth.ErrConflict) { // or who starts it removes it
+			return wrap(ctx, "close "+s.spec.ID, err)
+		}
+	}
 	return nil
 }
 

@@ -250,6 +250,9 @@ func (la *launch) start(ctx context.Context) error {
 	defer cancel()
 	_, err := la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
 	if err == nil {
+		if !exists(filepath.Join(la.s.e.sandboxDir(la.s.spec.ID), sandboxFile)) {
+			return fmt.Errorf("sandbox %s: %w: it was closed meanwhile", la.s.spec.ID, berth.ErrNotFound)
+		}
 		return nil
 	}
 	code := startCode(err.Error())

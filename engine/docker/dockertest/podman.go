@@ -47,7 +47,7 @@ func StartPodman(ctx context.Context, dir string) (*Daemon, error) {
 	d.log = log
 	d.podman = d.podmanArgs()
 	d.cmd = exec.Command("podman", append(d.podman, "system", "service", "--time", "0", d.Host())...) //nolint:noctx // it lives until Stop
-	d.cmd.Env, d.cmd.Dir = d.podmanEnv(), dir // conmon leaves a file where it runs
+	d.cmd.Env, d.cmd.Dir = d.podmanEnv(), dir                                                         // conmon leaves a file where it runs
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.cmd.Start(); err != nil {
