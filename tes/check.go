@@ -212,8 +212,15 @@ func (c *check) once(at, p string, seen map[string]string) {
 }
 
 func (c *check) outputs(outputs []berth.Output) {
+	files := map[string]int{} // by URL
 	for i, out := range outputs {
 		at := fmt.Sprintf("outputs[%d]", i)
+		if out.Type != berth.Directory && !IsPattern(out.Path) && out.URL != "" {
+			if first, ok := files[out.URL]; ok {
+				c.fault(at+".url", "%q is where outputs[%d] goes too, which would be lost", out.URL, first)
+			}
+			files[out.URL] = i
+		}
 		c.containerPath(at+".path", out.Path, false)
 		if out.URL == "" {
 			c.fault(at+".url", "an output has a url: where it is to be put")

@@ -272,6 +272,10 @@ func (r *reader) size(to *int64) field {
 
 func (r *reader) duration(to *time.Duration) field {
 	return func(n *document.Node, path string) {
+		if n.Kind == document.Number {
+			r.fault(n, path, nil, "it is a number, and must be a duration with its unit: write %q", n.Text+"s")
+			return
+		}
 		if !r.expect(n, path, document.String) {
 			return
 		}

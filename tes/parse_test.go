@@ -276,7 +276,7 @@ func TestParseRefuses(t *testing.T) {
 		{"t.yaml", executors + "resources: {pids: 1.5}\n", "t.yaml:2:19: resources.pids: 1.5 is not a whole number, or out of range"},
 		{"t.yaml", executors + "resources: {gpus: 1}\n", "t.yaml:2:19: resources.gpus: the key is reserved: this version of berth lends no GPUs"},
 		{"t.yaml", executors + "resources: {backend_parameters: {X: y}, backend_parameters_strict: true}\n", "t.yaml:2:33: resources.backend_parameters.X: berth knows no such parameter, and backend_parameters_strict is set"},
-		{"t.yaml", executors + "timeout: 90\n", `t.yaml:2:10: timeout: it is a number, and must be a string: write "90", in quotes`},
+		{"t.yaml", executors + "timeout: 90\n", `t.yaml:2:10: timeout: it is a number, and must be a duration with its unit: write "90s"`},
 		{"t.yaml", executors + "timeout: '90'\n", `t.yaml:2:10: timeout: duration "90": invalid: there is no unit after "90"; a duration is written as in 90s, 1h30m or 2d`},
 		{"t.yaml", executors + "network: brigde\n", `t.yaml:2:10: network: "brigde" is not one of none, bridge, host (did you mean "bridge"?)`},
 		{"t.yaml", executors + "network: {hosts: [db]}\n", `t.yaml:2:19: network.hosts[0]: "db" is no host: write NAME:ADDRESS`},
@@ -383,7 +383,7 @@ t.yaml:5:20: executors[1].command[1]: it is a number, and must be a string: writ
 t.yaml:6:23: executors[2].workdir: "rel" is not an absolute path
 t.yaml:6:34: executors[2].user: "a b" is no user: write USER or USER:GROUP, by name or number
 t.yaml:7:24: resources.cpu_cores: it is a string, and must be a number
-t.yaml:8:10: timeout: it is a number, and must be a string: write "5", in quotes
+t.yaml:8:10: timeout: it is a number, and must be a duration with its unit: write "5s"
 t.yaml:9:15: volumes[1].path: /v is also the path of volumes[0]
 t.yaml:9:19: volumes[2].path: "rel" is not an absolute path`
 	if err == nil || err.Error() != want || !errors.Is(err, berth.ErrInvalid) {

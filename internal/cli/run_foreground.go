@@ -60,8 +60,8 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 // forUser tells of an error without an ID that nobody was told, and by the flags that were given.
 func forUser(err error, id string) error {
 	text := err.Error()
-	for _, what := range []string{"task ", "submit "} {
-		text = strings.ReplaceAll(text, what+id+": ", "")
+	for _, what := range [][2]string{{" to task ", ": "}, {"task ", ""}, {"submit ", ""}} {
+		text = strings.ReplaceAll(text, what[0]+id+": ", what[1])
 	}
 	text = asFlags(text)
 	if text == err.Error() {
@@ -102,6 +102,7 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	defer f.phase.end()
 	ctx, stop := twice(ctx, f.endNow)
 	defer stop()
+	defer f.tellOfGrace(ctx)()
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		f.sizes = sizes
 		res, err = h.runner.Run(ctx, task, f.hooks(&task))
@@ -112,6 +113,34 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 		res.Detail = "nobody reads its output any more"
 	}
 	return res, f.lost, err
+}
+
+// graceWord is how long a task may take to end before one is told that it can be ended at once.
+const graceWord = time.Second
+
+// tellOfGrace says, of a task that does not end soon after an interrupt, what a second one does.
+func (f *foreground) tellOfGrace(ctx context.Context) (done func()) {
+	ended := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+		}
+		if f.o.quiet || !errors.Is(context.Cause(ctx), berth.ErrCanceled) {
+			return
+		}
+		select {
+		case <-ended:
+		case <-time.After(graceWord):
+			f.a.say("ending the task; interrupt again to kill it at once")
+		}
+	})
+	return func() {
+		close(ended)
+		wg.Wait()
+	}
 }
 
 // endNow is what a second interrupt does.
@@ -254,6 +283,17 @@ func (a *app) runDetached(ctx context.Context, o *runOptions, task berth.Task) e
 	return a.awaitStart(ctx, h, id)
 }
 
+// neverRan is the exit code of a detached run whose command never ran; nil where it did, however it ended.
+func neverRan(res berth.Result) error {
+	switch {
+	case res.Reason == berth.NeverStarted:
+		return exitError(res.ExitCode)
+	case res.State == berth.SystemError && res.Started == nil:
+		return exitError(exitOwn)
+	}
+	return nil
+}
+
 // awaitStart waits for a moment until a detached task runs, so that who asks for it next finds it running. A
 // task that waits for room or for its image is not waited for; one that has ended as it should not is told of.
 func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
@@ -270,7 +310,7 @@ func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
 			if last := verdict(*rec.Result); last != "" {
 				a.say("%s", oneLine(errors.New(asFlags(last))))
 			}
-			return nil
+			return neverRan(*rec.Result)
 		case rec.State != berth.Queued && rec.State != berth.Initializing, rec.Admitted == nil && len(rec.Log) > 0:
 			return nil
 		}

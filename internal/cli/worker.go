@@ -84,8 +84,8 @@ func (a *app) startWorker(dir string, task ...string) error {
 }
 
 // revive has a worker look after tasks that have lost their driver: it was killed, or the machine went down.
-// Whatever goes wrong is not what the user asked about. It returns those of them that ran in the foreground,
-// which end by that.
+// Whatever goes wrong is not what the user asked about. It returns those of them that end by that: they
+// ran in the foreground, or their monitor was killed.
 func (a *app) revive(ctx context.Context, h *host) (ends []string) {
 	if h.tasks == nil {
 		return nil
@@ -104,7 +104,7 @@ func (a *app) revive(ctx context.Context, h *host) (ends []string) {
 			a.logger().Warn("look after tasks without a driver", "task", r.ID, "err", err)
 			return ends
 		}
-		if !r.Detached {
+		if !r.Detached || r.State == berth.Running {
 			ends = append(ends, r.ID)
 		}
 	}

@@ -199,8 +199,11 @@ func (c *container) pump(stream string, r *os.File) {
 // watch waits for the end, records it, and cleans up.
 func (c *container) watch() {
 	status, err := c.proc.Wait()
+	c.mu.Lock()
+	cause, detail := c.cause, c.detail // what is asked for from now on comes too late to be why it ended
+	c.mu.Unlock()
 	c.killGroup() // what shares our pid namespace, or was moved out of the container's, ends too
-	exit := c.judge(status, err)
+	exit := c.judge(status, err, cause, detail)
 	if note := c.drain(); note != "" {
 		exit.Detail = strings.TrimPrefix(exit.Detail+"; "+note, "; ")
 	}
@@ -228,10 +231,7 @@ func (c *container) drain() string {
 }
 
 // judge says why the container ended, from what is known and nothing else.
-func (c *container) judge(st bundle.Status, waitErr error) berth.Exit {
-	c.mu.Lock()
-	cause, detail := c.cause, c.detail
-	c.mu.Unlock()
+func (c *container) judge(st bundle.Status, waitErr error, cause berth.Reason, detail string) berth.Exit {
 	e := berth.Exit{Reason: berth.Exited, Code: st.Code, Started: c.begun, Ended: time.Now(), Runtime: c.runtime, Detail: detail}
 	if st.Signal != 0 {
 		e.Reason, e.Signal, e.Code = berth.Signaled, int(st.Signal), 128+int(st.Signal)
@@ -313,7 +313,7 @@ func (c *container) finish(exit berth.Exit) {
 	}
 	c.mu.Unlock()
 	close(c.ended)
-	if c.sb.rec.Spec.Labels[LabelResume] == "1" && !c.sb.rec.Spec.Bound {
+	if c.sb.rec.Spec.Labels[LabelResume] == "1" && !c.sb.isBound() {
 		c.sb.m.worker(c.sb.id)
 	}
 	c.release()

@@ -238,12 +238,12 @@ func (sb *sandbox) mountFiles() error {
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, filesOptions); err != nil {
 		return fmt.Errorf("files of the container: %w", err)
 	}
-	sb.filed = true
 	for name, content := range sb.files() {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
-			return err
+			return errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 		}
 	}
+	sb.filed = true
 	return nil
 }
 
@@ -353,10 +353,20 @@ func (sb *sandbox) pending() bool {
 	return sb.rec.Spec.Bound || sb.area != nil && sb.area.Enforcement() == berth.DiskLoop
 }
 
+// isBound reports whether the sandbox ends with its client.
+func (sb *sandbox) isBound() bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.rec.Spec.Bound
+}
+
 // keep has a bound sandbox outlive its client.
 func (sb *sandbox) keep() error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.closing {
+		return fmt.Errorf("keep sandbox %s: %w: it is being closed", sb.id, berth.ErrConflict)
+	}
 	sb.rec.Spec.Bound = false
 	return sb.save()
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/rootfs"
+	"github.com/berth-project/berth/scratch"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,8 +36,9 @@ type skeletons struct {
 	dir      string
 	rootless bool
 
-	mu sync.Mutex
-	m  map[string]skeleton // by the layers of the image, joined
+	mu   sync.Mutex
+	m    map[string]skeleton // by the layers of the image, joined
+	next int                 // name of the next directory
 }
 
 // skeleton is what is known of an image.
@@ -84,11 +86,18 @@ func (s *skeletons) look(image []string) (skeleton, error) {
 		return skeleton{}, err
 	}
 	etc, err := plainEtc(root)
-	return skeleton{dir: dir, etc: etc}, err
+	if err != nil {
+		if dir != "" {
+			err = errors.Join(err, scratch.Remove(dir))
+		}
+		return skeleton{}, err
+	}
+	return skeleton{dir: dir, etc: etc}, nil
 }
 
 func (s *skeletons) make(root *os.File) (string, error) {
-	dir := filepath.Join(s.dir, fmt.Sprint(len(s.m)))
+	dir := filepath.Join(s.dir, fmt.Sprint(s.next))
+	s.next++
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -96,7 +105,7 @@ func (s *skeletons) make(root *os.File) (string, error) {
 	for _, p := range mountPoints {
 		ok, err := makePoint(root, dir, p)
 		if err != nil {
-			return "", err
+			return "", errors.Join(err, scratch.Remove(dir))
 		}
 		made = made || ok
 	}

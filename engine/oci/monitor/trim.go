@@ -1,8 +1,10 @@
 package monitor
 
 import (
+	"debug/elf"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +33,7 @@ func (m *Monitor) trimIfQuiet(last *time.Time) {
 // the page cache.
 func dropProgram() {
 	exe, err := os.Readlink("/proc/self/exe")
-	if err != nil {
+	if err != nil || relocated() {
 		return
 	}
 	maps, err := os.ReadFile("/proc/self/maps")
@@ -45,6 +47,20 @@ func dropProgram() {
 		}
 	}
 }
+
+// relocated reports whether the program was changed when it was loaded: then parts of it that can only be read hold
+// addresses that its file does not have.
+func relocated() bool {
+	f, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return true
+	}
+	defer func() { _ = f.Close() }()
+	return f.Type != elf.ET_EXEC || slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == gnuRelro })
+}
+
+// gnuRelro is PT_GNU_RELRO.
+const gnuRelro = 0x6474e552
 
 // readOnlyPart reads a line of /proc/PID/maps (proc_pid_maps(5)), and reports whether it is of a private mapping
 // of the file that nobody can have written to.
