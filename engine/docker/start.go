@@ -245,8 +245,14 @@ func (la *launch) openInput(ctx context.Context, p string) (io.ReadCloser, error
 }
 
 // start starts the container. A command that cannot be started is no error: the daemon keeps why.
+//
+// From here on the command may run, so the daemon's answer is waited for whatever becomes of ctx: to give the call up
+// and start again would run the command twice.
 func (la *launch) start(ctx context.Context) error {
-	cctx, cancel := la.s.e.call(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	cctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
 	defer cancel()
 	_, err := la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
 	if err == nil {

@@ -96,7 +96,7 @@ func commandCannotBeRun(t *trial) error {
 
 func exitTimes(t *trial) error {
 	before := time.Now()
-	o, err := t.sh("sleep 0.2")
+	o, err := t.sh("sleep 1")
 	if err != nil {
 		return err
 	}
@@ -105,8 +105,8 @@ func exitTimes(t *trial) error {
 	switch took := o.Ended.Sub(o.Started); {
 	case o.Started.Before(before.Add(-drift)) || o.Ended.After(after.Add(drift)):
 		return fmt.Errorf("started %v, ended %v; want both between %v and %v", o.Started, o.Ended, before, after)
-	case took < 150*time.Millisecond:
-		return fmt.Errorf("a command of 0.2 s ran for %v", took)
+	case took < 500*time.Millisecond: // a busy daemon notices late that the command was started
+		return fmt.Errorf("a command of 1 s ran for %v", took)
 	case o.Runtime == "":
 		return errors.New("the exit does not say what started the container")
 	}
