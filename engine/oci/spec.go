@@ -329,8 +329,12 @@ func mount(m berth.Mount) (specs.Mount, error) {
 		}
 		om.Type, om.Source, om.Options = "bind", m.Source, append([]string{"rbind", "rprivate"}, m.Options...)
 		if m.ReadOnly {
-			// With all that is mounted below. An old runtime passes over what it does not know; to it goes the first.
-			om.Options = append(om.Options, "ro", "rro")
+			om.Options = append(om.Options, "ro")
+			// With all that is mounted below, which is nothing for a file: there crun 1.8 looks for a directory. An old
+			// runtime passes over what it does not know.
+			if st, err := os.Stat(m.Source); err != nil || st.IsDir() {
+				om.Options = append(om.Options, "rro")
+			}
 		}
 	case berth.MountTmpfs:
 		om.Type, om.Source, om.Options = "tmpfs", "tmpfs", append([]string{"nosuid", "nodev", "mode=1777"}, m.Options...)
