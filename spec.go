@@ -1,6 +1,7 @@
 package berth
 
 import (
+	"encoding/json"
 	"io"
 	"os"
 	"time"
@@ -150,14 +151,30 @@ type Ulimit struct {
 	Hard int64  `json:"hard"`
 }
 
-// Grant is one lent device. Engines use what they can of it: all, or an error.
+// Grant is one lent device, a slice of one, or a share of one. Engines use what they can of it: all, or an error.
 type Grant struct {
-	CDI          string   `json:"cdi,omitempty"` // qualified CDI name
-	Vendor       string   `json:"vendor"`        // "nvidia", "amd", "intel"
-	UUID         string   `json:"uuid"`
-	Nodes        []Device `json:"nodes,omitempty"`
-	GIDs         []uint32 `json:"gids,omitempty"`
+	CDI    string `json:"cdi,omitempty"` // qualified CDI name
+	Vendor string `json:"vendor"`        // "nvidia", "amd", "intel"
+	UUID   string `json:"uuid"`
+	Index  int    `json:"index"`            // among the host's devices of the vendor, for people
+	Memory int64  `json:"memory,omitempty"` // bytes of the device's memory, of a share; 0 is all of it
+	// Nodes are the device nodes that a container with this grant holds, with their numbers at the time of
+	// lending. Those that all devices of a vendor need are in each of its grants.
+	Nodes        []Node   `json:"nodes,omitempty"`
+	GIDs         []uint32 `json:"gids,omitempty"` // groups that a user other than root needs to open the nodes
 	Capabilities []string `json:"capabilities,omitempty"`
+	// Edits are what brings the device into a container, as CDI's containerEdits: complete with hooks, mounts
+	// and environment. What all devices of a vendor need is in the first grant of that vendor alone; what
+	// depends on the whole set of grants (BERTH_GPUS, the vendors' masks) is in the last grant.
+	Edits json.RawMessage `json:"edits,omitempty"`
+}
+
+// Node is a device node with its type and numbers on this host.
+type Node struct {
+	Device
+	Type  string `json:"type"` // "c" or "b"
+	Major uint32 `json:"major"`
+	Minor uint32 `json:"minor"`
 }
 
 // Stdio are the streams of an Exec. A nil stream is empty or discarded.
