@@ -30,7 +30,9 @@ need() {
 		die "This system has no apt-get. Missing, by Debian's names: ${missing[*]}
 Install them with your system's package manager and start again."
 	say "Installing with apt: ${missing[*]}"
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null || say "apt-get update had errors; trying to go on"
+	# Another apt may be at work, as on a machine that has just started: wait for it.
+	local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600) failed=0
+	as_root "${apt[@]}" update >/dev/null || say "apt-get update had errors; trying to go on"
 	# Services must not start by being installed: tests start their own.
 	local policy=""
 	if [ ! -e /usr/sbin/policy-rc.d ]; then
@@ -38,8 +40,9 @@ Install them with your system's package manager and start again."
 		printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
 		as_root chmod 755 /usr/sbin/policy-rc.d
 	fi
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+	as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >&2 || failed=$?
 	[ -z "$policy" ] || as_root rm -f /usr/sbin/policy-rc.d
+	[ $failed = 0 ] || die "apt-get could not install: ${missing[*]}"
 }
 
 # need_go: finds Go of at least the version that go.mod names.
