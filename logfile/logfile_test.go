@@ -177,6 +177,37 @@ func TestHoldingFollowerLosesNothing(t *testing.T) {
 	}
 }
 
+// TestEase: once the container has ended, a follower that does not read holds nobody up, and yet loses nothing.
+func TestEase(t *testing.T) {
+	dir := t.TempDir()
+	const limit = 64 << 10
+	w, err := logfile.Create(dir, "stdout", logfile.Options{Limit: limit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := w.Follow(true, 0)
+	defer f.Close()
+	r, pw := pipe(t)
+	done := pump(t, w, r)
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	go func() { _, _ = pw.Write(want); _ = pw.Close() }()
+	for end := int64(0); end < limit; end, _, _ = w.State() {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("nothing holds the log: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	w.Ease()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got, rd := readAll(t, dir, logfile.From{}); got != string(want) {
+		t.Errorf("%d bytes of %d are there (skipped %d)", len(got), len(want), rd.Skipped())
+	}
+}
+
 func TestFullDiskDoesNotBlockTheContainer(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {

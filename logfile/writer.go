@@ -41,6 +41,7 @@ type Writer struct {
 	dropped int64
 	done    bool
 	cut     bool
+	eased   bool
 	from    *os.File // what Pump reads
 	err     error
 	subs    map[*Follower]struct{}
@@ -296,11 +297,12 @@ func (w *Writer) advance(n int64) {
 	end := w.end
 	drop := int64(0)
 	if over := end - w.dropped - w.opts.Limit; w.opts.Limit > 0 && over >= max(w.opts.Limit/8, 4096) {
-		drop = (w.dropped + over) &^ 4095
+		drop = min(w.dropped+over, w.held(end)) &^ 4095
 	}
+	dropped := w.dropped
 	w.mu.Unlock()
 	w.stamp(end)
-	if drop > 0 {
+	if drop > dropped {
 		w.dropHead(drop)
 	}
 	w.mu.Lock()
@@ -469,6 +471,25 @@ func (f *Follower) Close() {
 	f.w.changed.Broadcast()
 }
 
+// held is where what a holding follower has not read begins; end where there is none.
+func (w *Writer) held(end int64) int64 {
+	for f := range w.subs {
+		if f.hold {
+			end = min(end, f.ack)
+		}
+	}
+	return end
+}
+
+// Ease has Pump wait for no follower any more: the container has ended, so that what is left to come is bounded.
+// Followers that hold the log lose nothing of it; the log may pass its limit by as much.
+func (w *Writer) Ease() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.eased = true
+	w.changed.Broadcast()
+}
+
 // waitForReaders blocks while a holding follower is so far behind that going on would drop what it has
 // not read.
 func (w *Writer) waitForReaders() {
@@ -482,14 +503,7 @@ func (w *Writer) waitForReaders() {
 	}
 }
 
-func (w *Writer) heldUp() bool {
-	for f := range w.subs {
-		if f.hold && w.end-f.ack >= w.opts.Limit {
-			return true
-		}
-	}
-	return false
-}
+func (w *Writer) heldUp() bool { return !w.eased && w.end-w.held(w.end) >= w.opts.Limit }
 
 // teePipe doubles what is in a pipe.
 type teePipe struct {

@@ -167,6 +167,14 @@ func (o *output) set(conn io.ReadCloser, r io.Reader) {
 	o.conn, o.r = conn, r
 }
 
+// ease has who holds a log keep nobody from taking in the rest of an ended container's output.
+func (o *output) ease() {
+	o.out.w.Ease()
+	if o.err != nil {
+		o.err.w.Ease()
+	}
+}
+
 // hangUp ends the reading.
 func (o *output) hangUp() { o.set(nil, nil) }
 

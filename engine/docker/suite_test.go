@@ -14,13 +14,12 @@ import (
 
 // skips are the checks of what Docker does otherwise.
 var skips = map[string]string{
-	"end by signal":                 "the daemon reports 128+n for a signal and for an exit with that code alike; see README.md",
-	"exec that ends otherwise":      "the daemon reports 128+n for a signal and for an exit with that code alike; TestExecEnds has the rest",
-	"init":                          "the daemon's init is a program that its containers can read",
-	"no file of the host":           "the daemon binds its init into containers, from the host; TestNoHostFiles has the rest",
-	"too little memory to start":    "a limit below the daemon's minimum of 6 MiB is raised to it, and the log says so",
-	"logs of a flood that are held": "what the daemon holds of a flood comes first, and waits for who holds the log",
-	"devices":                       "the daemon's device rules let every container open /dev/console (5:1), and its API takes none of them away",
+	"end by signal":              "the daemon reports 128+n for a signal and for an exit with that code alike; see README.md",
+	"exec that ends otherwise":   "the daemon reports 128+n for a signal and for an exit with that code alike; TestExecEnds has the rest",
+	"init":                       "the daemon's init is a program that its containers can read",
+	"no file of the host":        "the daemon binds its init into containers, from the host; TestNoHostFiles has the rest",
+	"too little memory to start": "a limit below the daemon's minimum of 6 MiB is raised to it, and the log says so",
+	"devices":                    "the daemon's device rules let every container open /dev/console (5:1), and its API takes none of them away",
 }
 
 // TestSuite runs the suite that every engine must pass.

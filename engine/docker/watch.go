@@ -79,6 +79,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	} else {
 		past <- history{}
 	}
+	out.ease()
 	close(over)
 	stop()
 	guards.Wait()
