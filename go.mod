@@ -3,6 +3,7 @@ module github.com/berth-project/berth
 go 1.26.6
 
 require (
+	github.com/NVIDIA/go-nvml v0.13.4-0
 	github.com/containerd/errdefs v1.0.0
 	github.com/containerd/go-runc v1.2.1
 	github.com/distribution/reference v0.6.0

@@ -1,0 +1,113 @@
+package nvml
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
+)
+
+// File is the file of a recorded host that holds its Facts, in JSON.
+const File = "nvml.json"
+
+// Facts are what the library says of a host.
+type Facts struct {
+	Driver string `json:"driver"`
+	CUDA   string `json:"cuda"` // the newest that the driver can run
+	GPUs   []GPU  `json:"gpus"`
+}
+
+// GPU is what the library says of one GPU. What it does not say is zero.
+type GPU struct {
+	UUID   string `json:"uuid"`
+	Memory int64  `json:"memory,omitempty"` // bytes
+	Arch   string `json:"arch,omitempty"`   // compute capability
+	Brand  string `json:"brand,omitempty"`  // in the words of NVIDIA_REQUIRE_CUDA
+	MIG    bool   `json:"mig,omitempty"`    // MIG mode is on, whether there are slices or not
+	Slices []MIG  `json:"slices,omitempty"`
+	Links  []Link `json:"nvlinks,omitempty"`
+
+	Busy *int  `json:"busy_percent,omitempty"` // of the time since the driver looked last; nil if unknown
+	Used int64 `json:"memory_used,omitempty"`  // bytes
+}
+
+// MIG is one MIG slice.
+type MIG struct {
+	UUID    string `json:"uuid"`
+	Profile string `json:"profile,omitempty"`
+	Memory  int64  `json:"memory,omitempty"` // bytes
+	GI      int    `json:"gi"`
+	CI      int    `json:"ci"`
+}
+
+// Link is a number of NVLinks to the same place.
+type Link struct {
+	To    string `json:"to"` // PCI address of a GPU, or "switch"
+	Count int    `json:"count"`
+}
+
+// Switch is where NVLinks lead that end at a switch: all GPUs with such links reach each other.
+const Switch = "switch"
+
+// Read returns the facts of a recorded host; nil if it has none.
+func Read(h *device.Host) (*Facts, error) {
+	data, err := h.ReadFile(File)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // recorded where the library did not answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", File, berth.ErrUnavailable, err)
+	}
+	return parse(data)
+}
+
+func parse(data []byte) (*Facts, error) {
+	f := &Facts{}
+	if err := json.Unmarshal(data, f); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", File, berth.ErrInvalid, err)
+	}
+	return f, nil
+}
+
+// GPU returns what is known of the GPU with a UUID; nil if there is no such GPU.
+func (f *Facts) GPU(uuid string) *GPU {
+	if f == nil {
+		return nil
+	}
+	for i := range f.GPUs {
+		if f.GPUs[i].UUID == uuid {
+			return &f.GPUs[i]
+		}
+	}
+	return nil
+}
+
+// Add adds the facts to devices. What the driver's files say and the library does not stays; slices are taken
+// to be the same by the numbers of their instances.
+func (f *Facts) Add(devices []device.Device) []device.Device {
+	all := make([]device.Device, len(devices))
+	for i, d := range devices {
+		all[i] = d
+		gpu := f.GPU(d.UUID)
+		if gpu == nil {
+			continue
+		}
+		d.Memory, d.Arch, d.Brand = gpu.Memory, gpu.Arch, gpu.Brand
+		if f.CUDA != "" {
+			d.CUDA = f.CUDA
+		}
+		d.Slices = append([]device.Slice(nil), d.Slices...)
+		for j, s := range d.Slices {
+			for _, m := range gpu.Slices {
+				if m.GI == s.GI && m.CI == s.CI {
+					d.Slices[j].UUID, d.Slices[j].Profile, d.Slices[j].Memory = m.UUID, m.Profile, m.Memory
+				}
+			}
+		}
+		all[i] = d
+	}
+	return all
+}
