@@ -325,7 +325,7 @@ func (m *Monitor) endWhenIdle(ctx context.Context, end func()) {
 			return
 		case <-tick.C:
 		}
-		m.trimIfQuiet(&trimmed)
+		m.trim(&trimmed)
 		if m.idle() {
 			end()
 			return

@@ -15,17 +15,43 @@ import (
 // trimAfter is how long the monitor has been left alone when it gives back memory.
 const trimAfter = time.Second
 
-// trimIfQuiet gives memory back, once in each quiet time: *last is the quiet time of the last call.
-func (m *Monitor) trimIfQuiet(last *time.Time) {
+// trimAbove is how much of this process may be in memory, bytes, before it gives some back while it is busy. The
+// goal is 12 MiB.
+const trimAbove = 10 << 20
+
+// trim gives memory back: once in each quiet time, of which *last is the last one's begin, and while the monitor is
+// busy whenever it has grown. It is called about once a second, and what is needed again costs far below a millisecond.
+func (m *Monitor) trim(last *time.Time) {
 	m.mu.Lock()
 	quiet := m.quietFrom
 	m.mu.Unlock()
-	if quiet.Equal(*last) || time.Since(quiet) < trimAfter {
+	switch {
+	case quiet.Equal(*last):
+		return
+	case time.Since(quiet) >= trimAfter:
+		*last = quiet
+	case resident() <= trimAbove:
 		return
 	}
-	*last = quiet
 	debug.FreeOSMemory()
 	dropProgram()
+}
+
+// resident is how much of this process is in memory, bytes; 0 if that cannot be read.
+func resident() int64 {
+	raw, err := os.ReadFile("/proc/self/statm") // proc_pid_statm(5): pages; the second is the resident set
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(raw))
+	if len(f) < 2 {
+		return 0
+	}
+	n, err := strconv.ParseInt(f[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n * int64(os.Getpagesize())
 }
 
 // dropProgram takes the program's own code and constants out of this process's memory. Most of what was ever

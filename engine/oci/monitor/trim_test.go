@@ -2,9 +2,11 @@ package monitor
 
 import (
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestReadOnlyPart(t *testing.T) {
@@ -36,6 +38,35 @@ func TestDropProgram(t *testing.T) {
 	// A position-independent program keeps all of its pages, and lives.
 	if after := fileMemory(t); after >= before && !relocated() {
 		t.Errorf("%d KiB of the program were in memory, and %d KiB afterwards", before, after)
+	}
+}
+
+func TestTrim(t *testing.T) {
+	if relocated() {
+		t.Skip("a position-independent program keeps its pages")
+	}
+	page := int64(os.Getpagesize())
+	ballast := make([]byte, trimAbove)
+	for i := int64(0); i < int64(len(ballast)); i += page {
+		ballast[i] = 1
+	}
+	runtime.KeepAlive(ballast)
+	ballast = nil
+	before := resident()
+	if before <= trimAbove {
+		t.Fatalf("%d bytes are resident, with %d of them just written", before, trimAbove)
+	}
+	m, last := &Monitor{quietFrom: time.Now()}, time.Time{}
+	m.trim(&last)
+	if after := resident(); after > before-trimAbove/2 {
+		t.Errorf("busy: %d bytes were resident, and %d afterwards", before, after)
+	}
+	if !last.IsZero() {
+		t.Error("busy: the quiet time counts as trimmed")
+	}
+	m.quietFrom = time.Now().Add(-trimAfter)
+	if m.trim(&last); !last.Equal(m.quietFrom) {
+		t.Error("quiet: not trimmed")
 	}
 }
 
