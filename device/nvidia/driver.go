@@ -53,6 +53,17 @@ func (d *Driver) majors() (Majors, error) {
 	return ParseMajors(string(text))
 }
 
+// CheckLibraries looks whether the libraries of the loaded driver are installed, without which no container can
+// use its GPUs: an upgrade takes them away from a driver that goes on running. ErrUnavailable if they are not.
+func (d *Driver) CheckLibraries() error {
+	version, err := d.Version()
+	if err != nil || version == "" {
+		return err
+	}
+	_, err = findLibraries(d.host, version, nil)
+	return err
+}
+
 // Devices returns the GPUs that the driver has, in the order of their PCI addresses, which is that of NVML, with
 // their MIG slices. Of a GPU of MIG slices the whole is not usable. The driver's files tell neither memory nor
 // compute capability, so these are unknown.

@@ -167,7 +167,7 @@ outputs that are yours, and nothing left behind.`,
 	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock (default $DOCKER_HOST, else the Docker context's)")
 	flags.BoolVar(&a.global.hideFigures, "hide-figures", false, "do not tell in messages how much this machine has")
 	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
-	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images and this host:"})
+	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images, GPUs and this host:"})
 	group := func(id string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.GroupID = id
@@ -175,7 +175,7 @@ outputs that are yours, and nothing left behind.`,
 		}
 	}
 	group("tasks", a.runCommand(), a.psCommand(), a.logsCommand(), a.waitCommand(), a.execCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand())
-	group("host", a.imageCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
+	group("host", a.imageCommand(), a.gpuCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
 	root.AddCommand(a.workerCommand(), a.docsCommand())
 	root.SetHelpCommand(a.helpCommand())
 	root.InitDefaultHelpCmd()

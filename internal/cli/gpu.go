@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/amd"
+	"github.com/berth-project/berth/device/intel"
+	"github.com/berth-project/berth/device/nvidia"
+	"github.com/berth-project/berth/device/nvidia/nvml"
+)
+
+func (a *app) gpuCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "gpu",
+		Short: "Find GPUs, and tell who has them and how tasks get them",
+		Args:  noArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.gpuLsCommand(), a.gpuNVMLCommand())
+	return cmd
+}
+
+// gpus are the GPUs of a host, of all vendors.
+type gpus struct {
+	*device.Host
+	facts   *nvml.Facts // nil where nobody could be asked
+	devices []device.Device
+	// unusable says which are there and cannot be used; nil if all can.
+	unusable error
+}
+
+// rootFlag adds --root.
+func rootFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "root", "/", "root `DIR` of the host to look at: another root file system, or what berth gpu record wrote")
+}
+
+// openHost opens the host below a root directory.
+func (a *app) openHost(root string) (*device.Host, error) {
+	if root != "/" {
+		root = a.abs(root)
+	}
+	return device.OpenHost(root)
+}
+
+// asker asks NVIDIA's management library, in a process that runs gpuNVMLCommand.
+func asker(h *device.Host) nvml.Asker {
+	return nvml.Asker{Host: h, Command: []string{self, "gpu", "nvml"}}
+}
+
+// vendors find the devices of a host, those of each vendor. more adds to NVIDIA's what its library says.
+func vendors(h *device.Host, more func(context.Context, []device.Device) ([]device.Device, error)) []device.Vendor {
+	n := nvidia.NewDriver(h)
+	n.More = more
+	return []device.Vendor{n, amd.NewDriver(h), intel.NewDriver(h)}
+}
+
+// findGPUs finds the GPUs of a host. That some cannot be used is no error of its own.
+func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
+	g := gpus{Host: h}
+	more := func(ctx context.Context, devices []device.Device) ([]device.Device, error) {
+		var err error
+		if g.facts, err = asker(h).Facts(ctx); err != nil || g.facts == nil {
+			return devices, err
+		}
+		return g.facts.Add(devices), nil
+	}
+	var errs []error
+	for _, v := range vendors(h, more) {
+		devices, err := v.Devices(ctx)
+		if ctx.Err() != nil {
+			return g, context.Cause(ctx)
+		}
+		g.devices = append(g.devices, devices...)
+		errs = append(errs, err)
+	}
+	if slices.ContainsFunc(g.devices, func(d device.Device) bool { return d.Vendor == nvidia.Vendor }) {
+		errs = append(errs, nvidia.NewDriver(h).CheckLibraries())
+	}
+	g.unusable = errors.Join(errs...)
+	return g, nil
+}
+
+// sayUnusable tells of each GPU that cannot be used, on a line of its own.
+func (a *app) sayUnusable(err error) {
+	if err == nil {
+		return
+	}
+	for line := range strings.Lines(err.Error()) {
+		a.say("%s", strings.TrimSpace(line))
+	}
+}
+
+// gpuNVMLCommand answers for the process that asks NVIDIA's management library.
+func (a *app) gpuNVMLCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "nvml",
+		Hidden: true,
+		Args:   noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			h, err := device.OpenHost("/")
+			if err != nil {
+				return err
+			}
+			return nvml.Main(h, a.out)
+		},
+	}
+}

@@ -1,0 +1,208 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/amd"
+	"github.com/berth-project/berth/ledger"
+)
+
+type gpuLsOptions struct {
+	root   string
+	watch  bool
+	format string
+}
+
+func (a *app) gpuLsCommand() *cobra.Command {
+	o := &gpuLsOptions{}
+	cmd := &cobra.Command{
+		Use:   "ls [flags]",
+		Short: "List the GPUs of this host, and who has them",
+		Long: `List the GPUs of this host and, of those that are divided, their slices: where they are, what they are, how busy they
+are, and who has them: a task of berth, a process that has opened the GPU, or nobody. Index is the place in the
+vendor's own order; the minor number is that of the node in /dev, which need not be the index. GPUs that are there
+and cannot be used are told on standard error, with what to do.
+
+What NVIDIA's driver files do not tell (memory, use, the UUIDs of MIG slices) comes from its management library, which
+only a berth that was built with cgo can ask.
+
+With --format json, it is a list with an object for each GPU. With --watch, the list is printed again at each change,
+until berth is interrupted; as JSON, each list is one line.`,
+		Example: `  berth gpu ls
+  berth gpu ls --format json | jq '.[] | select(.held_by == []) | .uuid'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.gpuLs(cmd.Context(), o) },
+	}
+	cmd.Flags().BoolVar(&o.watch, "watch", false, "go on, with the list at each change")
+	rootFlag(cmd, &o.root)
+	formatFlag(cmd, &o.format)
+	return cmd
+}
+
+// gpuLine is what ls tells of a GPU.
+type gpuLine struct {
+	device.Device
+	Use    device.Use  `json:"use"`
+	HeldBy []gpuHolder `json:"held_by"`
+}
+
+// gpuHolder is who has a GPU, or a slice or share of it.
+type gpuHolder struct {
+	UUID string `json:"uuid"` // of the GPU or slice
+	Task string `json:"task,omitempty"`
+}
+
+func (a *app) gpuLs(ctx context.Context, o *gpuLsOptions) error {
+	ctx, stop := notify(ctx)
+	defer stop()
+	h, err := a.openHost(o.root)
+	if err != nil {
+		return err
+	}
+	var last []byte
+	for {
+		lines, unusable, err := a.gpuLines(ctx, h)
+		if err != nil {
+			return err
+		}
+		var out bytes.Buffer
+		if err := printGPUs(&out, lines, o); err != nil {
+			return err
+		}
+		if !bytes.Equal(out.Bytes(), last) {
+			last = out.Bytes()
+			a.sayUnusable(unusable)
+			if _, err := a.out.Write(last); err != nil {
+				return err
+			}
+		}
+		if !o.watch {
+			return nil
+		}
+		if sleep(ctx, 2*time.Second) != nil {
+			return nil // whoever watches ends it so
+		}
+	}
+}
+
+// gpuLines finds the GPUs of a host and who has them.
+func (a *app) gpuLines(ctx context.Context, h *device.Host) ([]gpuLine, error, error) { //nolint:revive // the first error is what is told of the GPUs
+	g, err := findGPUs(ctx, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	taken := map[string]ledger.Taken{}
+	if h.Root() == "/" {
+		l, err := ledger.New(ledger.Config{})
+		if err != nil {
+			return nil, nil, err
+		}
+		s, err := l.Snapshot(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		taken = s.Devices
+	}
+	lines := []gpuLine{}
+	for _, d := range g.devices {
+		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}}
+		for _, u := range device.Units([]device.Device{d}) {
+			for _, task := range taken[u.UUID()].Tasks {
+				line.HeldBy = append(line.HeldBy, gpuHolder{UUID: u.UUID(), Task: task})
+			}
+		}
+		lines = append(lines, line)
+	}
+	return lines, g.unusable, nil
+}
+
+// use says how busy a GPU is, where that can be read.
+func (g gpus) use(d device.Device) device.Use {
+	if d.Vendor == amd.Vendor {
+		return amd.NewDriver(g.Host).Use(d)
+	}
+	gpu := g.facts.GPU(d.UUID)
+	if gpu == nil {
+		return device.Use{}
+	}
+	return device.Use{Busy: gpu.Busy, Memory: &gpu.Used}
+}
+
+func printGPUs(out *bytes.Buffer, lines []gpuLine, o *gpuLsOptions) error {
+	if o.format == "json" {
+		enc := jsonEncoder(out)
+		if !o.watch {
+			enc.SetIndent("", "  ")
+		}
+		return enc.Encode(lines)
+	}
+	if len(lines) == 0 {
+		_, err := fmt.Fprintln(out, "This host has no GPUs that could be lent.")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "GPU\tUUID\tPCI\tMINOR\tMODEL\tMEMORY\tDRIVER\tCUDA\tNUMA\tBUSY\tHELD BY")
+	for _, l := range lines {
+		row := []string{
+			fmt.Sprintf("%s %d", l.Vendor, l.Index), l.UUID, dash(l.PCI), known(l.Minor), dash(l.Model), memoryOf(l.Memory), dash(l.Driver),
+			dash(l.CUDA), known(l.NUMA), busy(l.Use), l.heldBy(l.UUID),
+		}
+		_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
+		for _, s := range l.Slices {
+			row := []string{fmt.Sprintf("%s %d:%d", l.Vendor, l.Index, s.Index), s.UUID, "", "", s.Profile, memoryOf(s.Memory), "", "", "", "", l.heldBy(s.UUID)}
+			_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
+		}
+	}
+	return w.Flush()
+}
+
+// heldBy says who has the GPU or the slice with a UUID. A GPU that is divided is held by nobody: its slices are.
+func (l gpuLine) heldBy(uuid string) string {
+	var who []string
+	for _, h := range l.HeldBy {
+		if h.UUID == uuid {
+			who = append(who, "task "+h.Task)
+		}
+	}
+	if who == nil && uuid == l.UUID && len(l.Slices) > 0 {
+		return "(divided)"
+	}
+	slices.Sort(who)
+	return dash(strings.Join(slices.Compact(who), ", "))
+}
+
+// known is a number, or a dash where it is -1.
+func known(n int) string {
+	if n < 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
+}
+
+func memoryOf(n int64) string {
+	if n == 0 {
+		return "-"
+	}
+	return bytesOf(n)
+}
+
+func busy(u device.Use) string {
+	var says []string
+	if u.Busy != nil {
+		says = append(says, fmt.Sprintf("%d%%", *u.Busy))
+	}
+	if u.Memory != nil {
+		says = append(says, bytesOf(*u.Memory))
+	}
+	return dash(strings.Join(says, ", "))
+}
