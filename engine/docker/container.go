@@ -106,11 +106,14 @@ func (c *Container) Resize(ctx context.Context, rows, cols uint16) error {
 
 // Archive reads a file or directory out of the container's root.
 func (c *Container) Archive(ctx context.Context, p string) (io.ReadCloser, error) {
-	res, err := c.life.e.api.CopyFromContainer(ctx, c.life.docker(), client.CopyFromContainerOptions{SourcePath: p})
-	if err != nil {
-		return nil, wrap(ctx, p+" in the container", err)
-	}
-	return res.Content, nil
+	return c.life.copyOut(ctx, p)
+}
+
+func (l *life) copyOut(ctx context.Context, p string) (io.ReadCloser, error) {
+	return l.e.stream(ctx, p+" in the container", l.e.cfg.Stall, func(ctx context.Context) (io.ReadCloser, error) {
+		res, err := l.e.api.CopyFromContainer(ctx, l.docker(), client.CopyFromContainerOptions{SourcePath: p})
+		return res.Content, err
+	})
 }
 
 // linksMax bounds how many symbolic links lead to a file.
@@ -119,20 +122,20 @@ const linksMax = 40
 // openFile reads a file of the container, which need not run.
 func (l *life) openFile(ctx context.Context, p string) (io.ReadCloser, error) {
 	for range linksMax {
-		res, err := l.e.api.CopyFromContainer(ctx, l.docker(), client.CopyFromContainerOptions{SourcePath: p})
+		content, err := l.copyOut(ctx, p)
 		if err != nil {
-			return nil, wrap(ctx, p+" in the container", err)
+			return nil, err
 		}
-		t := tar.NewReader(res.Content)
+		t := tar.NewReader(content)
 		h, err := t.Next()
 		switch {
 		case err != nil:
-			_ = res.Content.Close()
+			_ = content.Close()
 			return nil, wrap(ctx, p+" in the container", err)
 		case h.Typeflag == tar.TypeReg:
-			return readCloser{t, res.Content}, nil
+			return readCloser{t, content}, nil
 		}
-		_ = res.Content.Close()
+		_ = content.Close()
 		if h.Typeflag != tar.TypeSymlink {
 			return nil, fmt.Errorf("%s in the container: %w: it is no file", p, berth.ErrInvalid)
 		}

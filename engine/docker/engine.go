@@ -40,11 +40,12 @@ type Config struct {
 	// Watchdog is how often a running container is looked at, and how long a look may take; 0 is 2 min.
 	// After 5 failures in a row its end is Lost.
 	Watchdog time.Duration
-	// CallMax is how long one call of the API may take; 0 is 2 min.
+	// CallMax is how long one call of the API may take, or to begin its answer where that is a stream; 0 is 2 min.
 	CallMax time.Duration
 	// StreamsMax is how long the output may take to end after the container has; 0 is 5 min.
 	StreamsMax time.Duration
-	// Stall is how long a pull may tell of nothing; 0 is 2 min.
+	// Stall is how long a pull may tell of nothing, a load neither take nor tell anything, and a file that is read
+	// out of a container bring nothing; 0 is 2 min.
 	Stall time.Duration
 	// Keeper is the command that runs KeeperMain, for bound sandboxes and for those with LabelResume; nil is this
 	// program. It must run the same version of berth.
@@ -181,11 +182,6 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.keeper.close()
 	return e.api.Close()
-}
-
-// call bounds one call of the API.
-func (e *Engine) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, e.cfg.CallMax, fmt.Errorf("the daemon did not answer within %v: %w", e.cfg.CallMax, berth.ErrUnavailable))
 }
 
 // filter selects what this owner has.

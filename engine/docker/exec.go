@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/moby/client"
@@ -43,14 +45,19 @@ type execution struct {
 	id    string
 	spec  berth.ExecSpec
 	stdio berth.Stdio
+	late  atomic.Bool // the daemon left the streams open, long after the container's end
 }
 
 func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	api := x.c.life.e.api
-	res, err := api.ExecAttach(ctx, x.id, client.ExecAttachOptions{TTY: x.spec.TTY})
+	cctx, cancel := x.c.life.e.call(ctx) // of the handshake; the connection is not tied to it
+	res, err := api.ExecAttach(cctx, x.id, client.ExecAttachOptions{TTY: x.spec.TTY})
 	if err != nil {
-		return berth.Exit{}, wrap(ctx, "exec in "+x.c.life.String(), err)
+		err = wrap(cctx, "exec in "+x.c.life.String(), err)
+		cancel()
+		return berth.Exit{}, err
 	}
+	cancel()
 	defer res.Close()
 	stop := context.AfterFunc(ctx, res.Close)
 	defer stop()
@@ -62,6 +69,7 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	}
 	done := make(chan struct{})
 	defer close(done)
+	go x.endWithContainer(done, res.Close)
 	if x.spec.TTY && x.stdio.Resize != nil {
 		go x.resize(ctx, done)
 	}
@@ -74,10 +82,28 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	if ctx.Err() != nil {
 		return berth.Exit{}, context.Cause(ctx)
 	}
+	if err != nil && x.late.Load() {
+		err = x.c.life.streamsLate()
+	}
 	if err != nil {
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w", x.c.life, err)
 	}
 	return x.exit(ctx, refused)
+}
+
+// endWithContainer ends the streams of an exec that a daemon leaves open after the container's end.
+func (x *execution) endWithContainer(done <-chan struct{}, end func()) {
+	select {
+	case <-done:
+		return
+	case <-x.c.life.ended:
+	}
+	select {
+	case <-done:
+	case <-time.After(x.c.life.e.cfg.StreamsMax):
+		x.late.Store(true)
+		end()
+	}
 }
 
 func writer(w io.Writer) io.Writer {
@@ -124,7 +150,9 @@ func (x *execution) resize(ctx context.Context, done <-chan struct{}) {
 			if !ok {
 				return
 			}
-			_, _ = x.c.life.e.api.ExecResize(ctx, x.id, client.ExecResizeOptions{Height: uint(s.Rows), Width: uint(s.Cols)})
+			cctx, cancel := x.c.life.e.call(ctx)
+			_, _ = x.c.life.e.api.ExecResize(cctx, x.id, client.ExecResizeOptions{Height: uint(s.Rows), Width: uint(s.Cols)})
+			cancel()
 		}
 	}
 }

@@ -242,13 +242,20 @@ func (im *Images) load(ctx context.Context, what string, r io.Reader, opts image
 // loadArchive answers the names of what the daemon has loaded, or the IDs of what has none. The daemon's stream is
 // read to its end: what went wrong may come last.
 func (e *Engine) loadArchive(ctx context.Context, r io.Reader) ([]string, error) {
-	res, err := e.api.ImageLoad(ctx, r, client.ImageLoadWithQuiet(true))
+	// Neither taking the archive nor telling of it may stand still: a deadline of the whole would depend on its size.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(e.cfg.Stall, func() {
+		cancel(fmt.Errorf("%w: the daemon has neither taken nor told anything for %v", berth.ErrUnavailable, e.cfg.Stall))
+	})
+	defer stalled.Stop()
+	res, err := e.api.ImageLoad(ctx, moving{r, func() { stalled.Reset(e.cfg.Stall) }}, client.ImageLoadWithQuiet(false))
 	if err != nil {
 		return nil, wrap(ctx, "daemon", err)
 	}
 	defer func() { _ = res.Close() }()
 	var refs []string
-	for dec := json.NewDecoder(res); ; {
+	for dec := json.NewDecoder(moving{res, func() { stalled.Reset(e.cfg.Stall) }}); ; {
 		var m struct {
 			Stream string `json:"stream"`
 			Error  string `json:"error"`
@@ -256,6 +263,8 @@ func (e *Engine) loadArchive(ctx context.Context, r io.Reader) ([]string, error)
 		switch err := dec.Decode(&m); {
 		case errors.Is(err, io.EOF):
 			return refs, nil
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("daemon: %w", context.Cause(ctx))
 		case err != nil:
 			return nil, fmt.Errorf("daemon: %w: its answer makes no sense: %w", berth.ErrUnavailable, err)
 		case m.Error != "":
@@ -274,6 +283,20 @@ func (e *Engine) loadArchive(ctx context.Context, r io.Reader) ([]string, error)
 			}
 		}
 	}
+}
+
+// moving calls moved with each read that brings something.
+type moving struct {
+	io.Reader
+	moved func()
+}
+
+func (m moving) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if n > 0 {
+		m.moved()
+	}
+	return n, err
 }
 
 // wholeRef is a reference with all that goes without saying.

@@ -53,6 +53,7 @@ type keeperConfig struct {
 	Owner    string        `json:"owner"`
 	Watchdog time.Duration `json:"watchdog"`
 	CallMax  time.Duration `json:"call_max"`
+	Streams  time.Duration `json:"streams_max"`
 	Worker   []string      `json:"worker,omitempty"`
 	Idle     time.Duration `json:"idle"`
 }
@@ -138,7 +139,7 @@ func runKeeper(ctx context.Context, dir string, cfg keeperConfig, log *slog.Logg
 		}
 		return err
 	}
-	e, err := New(Config{Host: cfg.Host, Dir: dir, Owner: cfg.Owner, Watchdog: cfg.Watchdog, CallMax: cfg.CallMax, Logger: log})
+	e, err := New(Config{Host: cfg.Host, Dir: dir, Owner: cfg.Owner, Watchdog: cfg.Watchdog, CallMax: cfg.CallMax, StreamsMax: cfg.Streams, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -699,7 +700,7 @@ func (e *Engine) keeperCommand() (*exec.Cmd, error) {
 		argv = []string{"/proc/self/exe"}
 	}
 	raw, err := json.Marshal(keeperConfig{
-		Host: e.api.DaemonHost(), Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
+		Host: e.api.DaemonHost(), Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Streams: e.cfg.StreamsMax, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
 	})
 	if err != nil {
 		return nil, err

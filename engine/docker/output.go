@@ -254,9 +254,11 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	if err != nil {
 		return err
 	}
-	res, err := o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
+	res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
+		return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
+	})
 	if err != nil {
-		return wrap(ctx, "logs of "+o.l.String(), err)
+		return err
 	}
 	b := &backlog{Reader: res, out: &mender{w: &skipper{w: o.out, left: o.out.n}, off: !host.mend}}
 	if o.err != nil {
@@ -308,6 +310,8 @@ func settle(r io.Reader) error {
 
 // attach connects to the container's streams. Before it is started, so that no byte is lost.
 func (l *life) attach(ctx context.Context, o *output, in bool) error {
+	ctx, cancel := l.e.call(ctx) // of the handshake; the connection is not tied to it
+	defer cancel()
 	res, err := l.e.api.ContainerAttach(ctx, l.docker(), client.ContainerAttachOptions{Stream: true, Stdin: in, Stdout: true, Stderr: true})
 	if err != nil {
 		return wrap(ctx, "attach to "+l.String(), err)

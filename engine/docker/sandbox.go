@@ -277,27 +277,23 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 
 // Close ends what runs and removes everything of the sandbox.
 func (s *Sandbox) Close(ctx context.Context) error {
-	cctx, cancel := s.e.call(ctx)
-	defer cancel()
 	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
+	cctx, cancel := s.e.call(ctx)
 	res, err := s.e.api.ContainerList(cctx, client.ContainerListOptions{All: true, Filters: mine})
 	if err != nil {
-		return wrap(cctx, "close "+s.spec.ID, err)
+		err = wrap(cctx, "close "+s.spec.ID, err)
+		cancel()
+		return err
 	}
+	cancel()
 	for _, c := range res.Items {
 		if err := s.e.life(s.spec.ID, c.Labels[LabelStep]).remove(ctx, c.ID); err != nil {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
 	s.e.forget(s.spec.ID)
-	vols, err := s.e.api.VolumeList(cctx, client.VolumeListOptions{Filters: mine})
-	if err != nil {
-		return wrap(cctx, "close "+s.spec.ID, err)
-	}
-	for _, v := range vols.Items {
-		if _, err := s.e.api.VolumeRemove(cctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && !is(err, berth.ErrNotFound) {
-			return wrap(cctx, "close "+s.spec.ID, err)
-		}
+	if err := s.removeVolumes(ctx, mine); err != nil {
+		return err
 	}
 	dir := s.e.sandboxDir(s.spec.ID)
 	if s.area != nil {
@@ -322,6 +318,21 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		return err
 	}
 	s.e.unbind(s.spec.ID)
+	return nil
+}
+
+func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error {
+	ctx, cancel := s.e.call(ctx)
+	defer cancel()
+	vols, err := s.e.api.VolumeList(ctx, client.VolumeListOptions{Filters: mine})
+	if err != nil {
+		return wrap(ctx, "close "+s.spec.ID, err)
+	}
+	for _, v := range vols.Items {
+		if _, err := s.e.api.VolumeRemove(ctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && !is(err, berth.ErrNotFound) {
+			return wrap(ctx, "close "+s.spec.ID, err)
+		}
+	}
 	return nil
 }
 
