@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
 )
 
 // MIGCaps are the minor numbers of the nodes that grant access to MIG slices, by the names of
@@ -47,6 +48,15 @@ func (m MIGCaps) Node(name string) (string, error) {
 }
 
 func capNode(minor uint32) string { return fmt.Sprintf("/dev/nvidia-caps/nvidia-cap%d", minor) }
+
+// SliceNode returns the path of the node that users of one slice open, and of no other: its compute instance's.
+func SliceNode(h *device.Host, d device.Device, s device.Slice) (string, error) {
+	text, err := h.ReadFile("/proc/driver/nvidia-caps/mig-minors")
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", berth.ErrUnavailable, err)
+	}
+	return ParseMIGCaps(string(text)).Node(fmt.Sprintf("gpu%d/gi%d/ci%d/access", d.Minor, s.GI, s.CI))
+}
 
 // CapFile returns the path of the file in /proc that stands for an access.
 func CapFile(name string) string {

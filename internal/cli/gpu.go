@@ -86,14 +86,14 @@ func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
 	return g, nil
 }
 
-// sayUnusable tells of each GPU that cannot be used, on a line of its own.
-func (a *app) sayUnusable(err error) {
-	if err == nil {
-		return
+// notes says of each GPU that cannot be used why, in one line.
+func (g gpus) notes() (notes []string) {
+	if g.unusable != nil {
+		for line := range strings.Lines(g.unusable.Error()) {
+			notes = append(notes, strings.TrimSpace(line))
+		}
 	}
-	for line := range strings.Lines(err.Error()) {
-		a.say("%s", strings.TrimSpace(line))
-	}
+	return notes
 }
 
 // gpuNVMLCommand answers for the process that asks NVIDIA's management library.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/amd"
+	"github.com/berth-project/berth/device/nvidia"
 	"github.com/berth-project/berth/ledger"
 )
 
@@ -56,10 +58,11 @@ type gpuLine struct {
 	HeldBy []gpuHolder `json:"held_by"`
 }
 
-// gpuHolder is who has a GPU, or a slice or share of it.
+// gpuHolder is who has a GPU, or a slice or share of it: a task, or a process that is no task's.
 type gpuHolder struct {
-	UUID string `json:"uuid"` // of the GPU or slice
-	Task string `json:"task,omitempty"`
+	UUID    string          `json:"uuid"` // of the GPU or slice
+	Task    string          `json:"task,omitempty"`
+	Process *device.Process `json:"process,omitempty"`
 }
 
 func (a *app) gpuLs(ctx context.Context, o *gpuLsOptions) error {
@@ -71,7 +74,7 @@ func (a *app) gpuLs(ctx context.Context, o *gpuLsOptions) error {
 	}
 	var last []byte
 	for {
-		lines, unusable, err := a.gpuLines(ctx, h)
+		lines, notes, err := a.gpuLines(ctx, h)
 		if err != nil {
 			return err
 		}
@@ -81,7 +84,9 @@ func (a *app) gpuLs(ctx context.Context, o *gpuLsOptions) error {
 		}
 		if !bytes.Equal(out.Bytes(), last) {
 			last = out.Bytes()
-			a.sayUnusable(unusable)
+			for _, note := range notes {
+				a.say("%s", note)
+			}
 			if _, err := a.out.Write(last); err != nil {
 				return err
 			}
@@ -95,35 +100,85 @@ func (a *app) gpuLs(ctx context.Context, o *gpuLsOptions) error {
 	}
 }
 
-// gpuLines finds the GPUs of a host and who has them.
-func (a *app) gpuLines(ctx context.Context, h *device.Host) ([]gpuLine, error, error) { //nolint:revive // the first error is what is told of the GPUs
+// gpuLines finds the GPUs of a host and who has them. The notes say what could not be found.
+func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, notes []string, err error) {
 	g, err := findGPUs(ctx, h)
 	if err != nil {
 		return nil, nil, err
 	}
-	taken := map[string]ledger.Taken{}
-	if h.Root() == "/" {
-		l, err := ledger.New(ledger.Config{})
-		if err != nil {
-			return nil, nil, err
-		}
-		s, err := l.Snapshot(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		taken = s.Devices
+	notes = g.notes()
+	held, hidden, err := a.gpuHolders(ctx, g)
+	if err != nil {
+		return nil, nil, err
 	}
-	lines := []gpuLine{}
+	if hidden > 0 {
+		notes = append(notes, fmt.Sprintf("whether %d processes of other users have a GPU open cannot be seen; run berth as root", hidden))
+	}
+	lines = []gpuLine{}
 	for _, d := range g.devices {
 		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}}
 		for _, u := range device.Units([]device.Device{d}) {
-			for _, task := range taken[u.UUID()].Tasks {
-				line.HeldBy = append(line.HeldBy, gpuHolder{UUID: u.UUID(), Task: task})
-			}
+			line.HeldBy = append(line.HeldBy, held[u.UUID()]...)
 		}
 		lines = append(lines, line)
 	}
-	return lines, g.unusable, nil
+	return lines, notes, nil
+}
+
+// gpuHolders finds who has which GPU or slice, by its UUID: the tasks to which it is lent or, of one that is not
+// lent, the processes that have it open; hidden counts the processes that this one may not look at. Nobody has those
+// of a recorded host.
+func (a *app) gpuHolders(ctx context.Context, g gpus) (held map[string][]gpuHolder, hidden int, err error) {
+	held = map[string][]gpuHolder{}
+	if g.Recorded() {
+		return held, 0, nil
+	}
+	l, err := ledger.New(ledger.Config{})
+	if err != nil {
+		return nil, 0, err
+	}
+	s, err := l.Snapshot(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	for uuid, t := range s.Devices {
+		for _, task := range t.Tasks {
+			held[uuid] = append(held[uuid], gpuHolder{UUID: uuid, Task: task})
+		}
+	}
+	numbers := map[device.Number]string{}
+	for _, u := range device.Units(g.devices) {
+		if n, ok := g.number(u); ok && held[u.UUID()] == nil {
+			numbers[n] = u.UUID()
+		}
+	}
+	open, err := device.FindOpeners(ctx, slices.Collect(maps.Keys(numbers)))
+	if err != nil {
+		return nil, 0, err
+	}
+	for n, processes := range open.Of {
+		uuid := numbers[n]
+		for _, p := range processes {
+			held[uuid] = append(held[uuid], gpuHolder{UUID: uuid, Process: &p})
+		}
+	}
+	return held, open.Hidden, nil
+}
+
+// number is that of the node that only users of a GPU or slice open.
+func (g gpus) number(u device.Unit) (device.Number, bool) {
+	path := fmt.Sprintf("/dev/dri/renderD%d", u.Device.Minor)
+	if u.Device.Vendor == nvidia.Vendor {
+		path = fmt.Sprintf("/dev/nvidia%d", u.Device.Minor)
+	}
+	if u.Slice != nil {
+		var err error
+		if path, err = nvidia.SliceNode(g.Host, u.Device, *u.Slice); err != nil {
+			return device.Number{}, false
+		}
+	}
+	n, err := g.Node(path)
+	return n.Number(), err == nil
 }
 
 // use says how busy a GPU is, where that can be read.
@@ -170,7 +225,11 @@ func printGPUs(out *bytes.Buffer, lines []gpuLine, o *gpuLsOptions) error {
 func (l gpuLine) heldBy(uuid string) string {
 	var who []string
 	for _, h := range l.HeldBy {
-		if h.UUID == uuid {
+		switch {
+		case h.UUID != uuid:
+		case h.Process != nil:
+			who = append(who, h.Process.String())
+		default:
 			who = append(who, "task "+h.Task)
 		}
 	}

@@ -2,13 +2,18 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-project/berth/device/devicetest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -96,5 +101,31 @@ func TestGPULsBadInput(t *testing.T) {
 		if code != c.code || out != "" || !strings.Contains(errs, c.says) || strings.Count(errs, "\n") != 1 {
 			t.Errorf("%q: exit code %d, %q, %q", c.args, code, out, errs)
 		}
+	}
+}
+
+// A process that is no task's has a GPU as soon as its node is open, and a task as soon as it is lent.
+func TestGPULsHolders(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 2})
+	f, err := os.OpenFile(h.Path(h.NVIDIA[1].Node.Path), os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	code, out, errs := berthOf(t, "", "gpu", "ls", "--root", h.Root, "--format", "json")
+	if code != 0 {
+		t.Fatal(errs)
+	}
+	var lines []gpuLine
+	if err := json.Unmarshal([]byte(out), &lines); err != nil || len(lines) != 2 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	mine := func(h gpuHolder) bool { return h.Process != nil && h.Process.PID == os.Getpid() }
+	if slices.ContainsFunc(lines[0].HeldBy, mine) || !slices.ContainsFunc(lines[1].HeldBy, mine) {
+		t.Error(out)
+	}
+	_, out, _ = berthOf(t, "", "gpu", "ls", "--root", h.Root)
+	if !strings.Contains(out, fmt.Sprintf("(process %d)", os.Getpid())) {
+		t.Error(out)
 	}
 }
