@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -24,7 +25,7 @@ import (
 
 // joinLayers returns the layers of an image, lowest first, with those that had to be made. The store's lock
 // is held.
-func (s *Store) joinLayers(work *workDir, layers []layerRef) ([]layerRef, error) {
+func (s *Store) joinLayers(ctx context.Context, work *workDir, layers []layerRef) ([]layerRef, error) {
 	var joined []layerRef
 	var below []string // the directories of the layers so far, topmost first
 	chain := sha256.New()
@@ -41,7 +42,7 @@ func (s *Store) joinLayers(work *workDir, layers []layerRef) ([]layerRef, error)
 		j := &joiner{store: s, layer: s.layerRoot(l.Key), below: s.view(below)}
 		below = slices.Insert(below, 0, j.layer)
 		j.with = s.view(below)
-		key, err := j.join(work, rec, hex.EncodeToString(chain.Sum(nil)))
+		key, err := j.join(ctx, work, rec, hex.EncodeToString(chain.Sum(nil)))
 		if err != nil {
 			return nil, fmt.Errorf("layer sha256:%s: %w", l.Key, err)
 		}
@@ -63,8 +64,8 @@ type joiner struct {
 }
 
 // join makes the layer where one is needed, and returns its key, or "".
-func (j *joiner) join(work *workDir, rec layerRecord, chain string) (string, error) {
-	dirs, err := j.lostAttributes(rec.Implied)
+func (j *joiner) join(ctx context.Context, work *workDir, rec layerRecord, chain string) (string, error) {
+	dirs, err := j.lostAttributes(ctx, rec.Implied)
 	if err != nil || len(dirs) == 0 && len(rec.Links) == 0 {
 		return "", err
 	}
@@ -79,6 +80,9 @@ func (j *joiner) join(work *workDir, rec layerRecord, chain string) (string, err
 		return "", err
 	}
 	for _, l := range rec.Links {
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
 		if err := j.link(l); err != nil {
 			return "", err
 		}
@@ -88,7 +92,7 @@ func (j *joiner) join(work *workDir, rec layerRecord, chain string) (string, err
 			return "", err
 		}
 	}
-	if err := j.attributes(dirs); err != nil {
+	if err := j.attributes(ctx, dirs); err != nil {
 		return "", err
 	}
 	made := layerRecord{DiffID: "sha256:" + key}
@@ -102,9 +106,12 @@ func (j *joiner) join(work *workDir, rec layerRecord, chain string) (string, err
 }
 
 // lostAttributes are the implied directories that are in a lower layer with an owner or mode of their own.
-func (j *joiner) lostAttributes(implied []string) ([]string, error) {
+func (j *joiner) lostAttributes(ctx context.Context, implied []string) ([]string, error) {
 	var lost []string
 	for _, d := range implied {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		m, err := j.below.find(d, false)
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
@@ -136,7 +143,7 @@ func (j *joiner) dirs(dir string) error {
 
 // attributes gives every directory what it has in the merged view: that of the lower layers for those that
 // lost theirs.
-func (j *joiner) attributes(lost []string) error {
+func (j *joiner) attributes(ctx context.Context, lost []string) error {
 	var dirs []string
 	err := filepath.WalkDir(j.root, func(p string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
@@ -148,9 +155,16 @@ func (j *joiner) attributes(lost []string) error {
 		return err
 	}
 	slices.Reverse(dirs) // what lies in a directory before it
+	wasLost := map[string]bool{}
+	for _, d := range lost {
+		wasLost[d] = true
+	}
 	for _, d := range dirs {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		from := j.with
-		if slices.Contains(lost, d) {
+		if wasLost[d] {
 			from = j.below
 		}
 		m, err := from.find(d, false)

@@ -113,6 +113,10 @@ func (v view) isOpaque(p string) bool {
 	return err == nil && n == 1 && b[0] == 'y'
 }
 
+// findSteps bounds the names that are looked up on the way of one path: links that lead up and down again make
+// thousands of each.
+const findSteps = 4096
+
 // find resolves a path from the root. The last part is resolved too where follow says so.
 func (v view) find(name string, follow bool) (merged, error) {
 	root, err := v.root()
@@ -120,7 +124,7 @@ func (v view) find(name string, follow bool) (merged, error) {
 		return merged{}, err
 	}
 	at, rest := []merged{root}, name // at is the way from the root to where the search stands
-	for links := 0; rest != ""; {
+	for links, steps := 0, 0; rest != ""; {
 		var base string
 		base, rest, _ = strings.Cut(rest, "/")
 		switch base {
@@ -133,6 +137,9 @@ func (v view) find(name string, follow bool) (merged, error) {
 		dir := &at[len(at)-1]
 		if !dir.isDir() {
 			return merged{}, unix.ENOTDIR
+		}
+		if steps++; steps > findSteps {
+			return merged{}, unix.ELOOP
 		}
 		m, err := v.child(dir, base)
 		if err != nil {

@@ -224,7 +224,7 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 	for i, key := range keys {
 		layers[i] = layerRef{Key: key, Digest: digestString(r.layers[i]), Size: r.layers[i].Size}
 	}
-	if layers, err = s.joinLayers(work, layers); err != nil {
+	if layers, err = s.joinLayers(ctx, work, layers); err != nil {
 		return berth.Image{}, err
 	}
 	if err := s.linkLayers(layers); err != nil {

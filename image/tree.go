@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,12 @@ import (
 const (
 	treeFDs   = 64 // descriptors kept open
 	linkDepth = 40 // symbolic links followed in one path, as the kernel has it
+	aliasMost = 4096
+
+	// stepsMost bounds the directories that are entered on the way to one, and with stepsEach those of a whole
+	// archive: each path that is opened adds as many. Links that lead up and down again cost thousands a path.
+	stepsMost = 1 << 18
+	stepsEach = 64
 )
 
 // node is an open directory (O_PATH) and its path from the root, free of symbolic links.
@@ -30,10 +37,11 @@ type tree struct {
 	name    string            // of the root, for messages
 	fds     map[string]int    // by path without symbolic links
 	aliases map[string]string // paths through symbolic links, and where they lead
+	steps   int               // that may still be taken
 }
 
 func newTree(root *os.File) *tree {
-	return &tree{root: int(root.Fd()), name: root.Name(), fds: map[string]int{}, aliases: map[string]string{}}
+	return &tree{root: int(root.Fd()), name: root.Name(), fds: map[string]int{}, aliases: map[string]string{}, steps: stepsMost}
 }
 
 func (t *tree) close() { t.flush(-1) }
@@ -51,7 +59,8 @@ func (t *tree) flush(keep int) {
 
 // open opens a directory, given from the root. For each part of the path that is not there missing is called
 // to make it; nil makes that an error. The descriptor is the tree's and is good until the next call.
-func (t *tree) open(dir string, missing func(at node, base string) error) (node, error) {
+func (t *tree) open(ctx context.Context, dir string, missing func(at node, base string) error) (node, error) {
+	t.steps = min(t.steps+stepsEach, stepsMost)
 	if dir == "" {
 		return node{t.root, ""}, nil
 	}
@@ -59,11 +68,14 @@ func (t *tree) open(dir string, missing func(at node, base string) error) (node,
 		return node{fd, dir}, nil
 	}
 	if real, ok := t.aliases[dir]; ok {
-		return t.open(real, missing)
+		return t.open(ctx, real, missing)
 	}
 	at, rest := t.nearest(dir)
-	at, err := t.walk(at, rest, missing)
+	at, err := t.walk(ctx, at, rest, missing)
 	if err == nil && at.path != dir {
+		if len(t.aliases) >= aliasMost {
+			clear(t.aliases)
+		}
 		t.aliases[dir] = at.path
 	}
 	return at, err
@@ -80,7 +92,7 @@ func (t *tree) nearest(dir string) (node, string) {
 }
 
 // walk goes from at along rest.
-func (t *tree) walk(at node, rest string, missing func(at node, base string) error) (node, error) {
+func (t *tree) walk(ctx context.Context, at node, rest string, missing func(at node, base string) error) (node, error) {
 	for links := 0; rest != ""; {
 		var base string
 		base, rest, _ = strings.Cut(rest, "/")
@@ -88,12 +100,15 @@ func (t *tree) walk(at node, rest string, missing func(at node, base string) err
 		case "", ".":
 			continue
 		case "..":
-			up, err := t.walk(node{t.root, ""}, strings.TrimPrefix(path.Dir("/"+at.path), "/"), nil)
+			up, err := t.up(ctx, at)
 			if err != nil {
 				return node{}, err
 			}
 			at = up
 			continue
+		}
+		if err := t.spend(ctx); err != nil {
+			return node{}, err
 		}
 		next, link, err := t.step(at, base)
 		if errors.Is(err, unix.ENOENT) && missing != nil {
@@ -117,6 +132,27 @@ func (t *tree) walk(at node, rest string, missing func(at node, base string) err
 		rest = link + "/" + rest
 	}
 	return at, nil
+}
+
+// up is the directory above at; the root is above itself.
+func (t *tree) up(ctx context.Context, at node) (node, error) {
+	dir := strings.TrimPrefix(path.Dir("/"+at.path), "/")
+	if fd, ok := t.fds[dir]; ok {
+		return node{fd, dir}, nil
+	}
+	near, rest := t.nearest(dir)
+	return t.walk(ctx, near, rest, nil)
+}
+
+// spend counts a step. ErrInvalid if there were too many.
+func (t *tree) spend(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if t.steps--; t.steps < 0 {
+		return errArchive("the links on its way lead through too many directories: more than %d", stepsMost)
+	}
+	return nil
 }
 
 // step opens base in at, or returns what the symbolic link of that name says.

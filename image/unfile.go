@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +21,7 @@ import (
 const xattrRecord = "SCHILY.xattr."
 
 // file makes a regular file with its content.
-func (u *unpacker) file(at node, base string, hdr *tar.Header, data io.Reader) error {
+func (u *unpacker) file(ctx context.Context, at node, base string, hdr *tar.Header, data io.Reader) error {
 	mode, fd := modeOf(hdr), -1
 	err := u.make(at, base, "create", func() (err error) {
 		fd, err = unix.Openat(at.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&0o777)
@@ -32,9 +33,9 @@ func (u *unpacker) file(at node, base string, hdr *tar.Header, data io.Reader) e
 	defer unix.Close(fd)
 	u.bytes += hdr.Size
 	if isSparse(hdr) {
-		err = u.copySparse(fd, data, hdr.Size)
+		err = u.copySparse(ctx, fd, data, hdr.Size)
 	} else {
-		err = u.copy(fd, data)
+		err = u.copy(ctx, fd, data)
 	}
 	if err != nil {
 		return err
@@ -55,8 +56,11 @@ func (u *unpacker) file(at node, base string, hdr *tar.Header, data io.Reader) e
 	return sysErr("set the time", unix.UtimesNanoAt(at.fd, base, times[:], unix.AT_SYMLINK_NOFOLLOW))
 }
 
-func (u *unpacker) copy(fd int, data io.Reader) error {
+func (u *unpacker) copy(ctx context.Context, fd int, data io.Reader) error {
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		n, err := data.Read(u.buf)
 		if werr := writeAll(fd, u.buf[:n]); werr != nil {
 			return werr
@@ -97,12 +101,19 @@ func isSparse(hdr *tar.Header) bool {
 }
 
 // copySparse writes what is not zero. The size is set first, so that one that cannot be is refused at once.
-func (u *unpacker) copySparse(fd int, data io.Reader, size int64) error {
+func (u *unpacker) copySparse(ctx context.Context, fd int, data io.Reader, size int64) error {
+	if size > sparseMax-u.sparse {
+		return errArchive("it is a sparse file of %s, and those of one layer may have %s in all", berth.SizeInWords(size), berth.SizeInWords(sparseMax))
+	}
+	u.sparse += size
 	if err := unix.Ftruncate(fd, size); err != nil {
 		return sysErr("set the size", err)
 	}
 	zero := make([]byte, len(u.buf))
 	for off := int64(0); ; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		n, err := io.ReadFull(data, u.buf)
 		if n > 0 && !bytes.Equal(u.buf[:n], zero[:n]) {
 			if _, err := unix.Seek(fd, off, io.SeekStart); err != nil {
@@ -153,7 +164,7 @@ func setXattrs(fd int, hdr *tar.Header) error {
 }
 
 // link makes a hard link. Where the file lies in a lower layer, the link is noted for later.
-func (u *unpacker) link(at node, base string, hdr *tar.Header) error {
+func (u *unpacker) link(ctx context.Context, at node, base string, hdr *tar.Header) error {
 	name := path.Join(at.path, base)
 	target, err := entryPath(hdr.Linkname)
 	if err != nil || target == "" {
@@ -166,7 +177,7 @@ func (u *unpacker) link(at node, base string, hdr *tar.Header) error {
 	defer unix.Close(own) // at itself may be closed when the target's directory is opened
 	at.fd = own
 	dir, file := path.Split(target)
-	from, err := u.tree.open(strings.TrimSuffix(dir, "/"), nil)
+	from, err := u.tree.open(ctx, strings.TrimSuffix(dir, "/"), nil)
 	if errors.Is(err, unix.ENOENT) {
 		return u.deferLink(at, base, target)
 	}
@@ -269,7 +280,7 @@ func (u *unpacker) setOpaque(fd int) error {
 }
 
 // finish gives the directories their modes and times, which writing into them would have changed.
-func (u *unpacker) finish() (layerRecord, error) {
+func (u *unpacker) finish(ctx context.Context) (layerRecord, error) {
 	rec := layerRecord{Opaque: u.opaqueRoot, Entries: u.entries, Bytes: u.bytes}
 	if u.removed {
 		var err error
@@ -283,7 +294,7 @@ func (u *unpacker) finish() (layerRecord, error) {
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(paths))) // what lies in a directory comes before it
 	for _, p := range paths {
-		if err := u.finishDir(p, u.dirs[p]); err != nil {
+		if err := u.finishDir(ctx, p, u.dirs[p]); err != nil {
 			return layerRecord{}, fmt.Errorf("directory %.200q: %w", p, err)
 		}
 		if u.dirs[p].implied {
@@ -292,7 +303,7 @@ func (u *unpacker) finish() (layerRecord, error) {
 	}
 	sort.Strings(rec.Implied)
 	for _, l := range u.links {
-		if still, err := u.isFree(l.Name); err != nil {
+		if still, err := u.isFree(ctx, l.Name); err != nil {
 			return layerRecord{}, err
 		} else if still {
 			rec.Links = append(rec.Links, l)
@@ -302,8 +313,8 @@ func (u *unpacker) finish() (layerRecord, error) {
 }
 
 // finishDir sets mode and time of one directory. By the descriptor: a path could lead elsewhere.
-func (u *unpacker) finishDir(real string, m *dirMeta) error {
-	fd, err := u.openDir(real)
+func (u *unpacker) finishDir(ctx context.Context, real string, m *dirMeta) error {
+	fd, err := u.openDir(ctx, real)
 	if err != nil {
 		return err
 	}
@@ -316,9 +327,9 @@ func (u *unpacker) finishDir(real string, m *dirMeta) error {
 }
 
 // openDir opens a directory of this layer for reading.
-func (u *unpacker) openDir(real string) (int, error) {
+func (u *unpacker) openDir(ctx context.Context, real string) (int, error) {
 	dir, base := path.Split(real)
-	at, err := u.tree.open(strings.TrimSuffix(dir, "/"), nil)
+	at, err := u.tree.open(ctx, strings.TrimSuffix(dir, "/"), nil)
 	if err != nil {
 		return -1, err
 	}
@@ -331,9 +342,9 @@ func (u *unpacker) openDir(real string) (int, error) {
 
 // isFree reports whether a path is still free, in a directory of this layer: nothing that came later took
 // its place, or its directory's.
-func (u *unpacker) isFree(real string) (bool, error) {
+func (u *unpacker) isFree(ctx context.Context, real string) (bool, error) {
 	dir, base := path.Split(real)
-	at, err := u.tree.open(strings.TrimSuffix(dir, "/"), nil)
+	at, err := u.tree.open(ctx, strings.TrimSuffix(dir, "/"), nil)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, berth.ErrInvalid) {
 		return false, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -28,6 +29,10 @@ const (
 	// to files that it does not hold. It is enough for some million of them.
 	keptMax = 256 << 20
 	keptOne = 128 // bytes of one, beside its names
+
+	// sparseMax bounds the size of the sparse files of one layer: a few bytes of an archive make any size, and the
+	// holes, which take no disk, take time to read.
+	sparseMax = 256 << 30
 )
 
 // untar unpacks one layer's archive beneath root, an empty directory that nobody else writes to, in the form
@@ -49,11 +54,11 @@ func untar(ctx context.Context, r io.Reader, root *os.File, rootless bool) (laye
 		if err := ctx.Err(); err != nil {
 			return layerRecord{}, context.Cause(ctx)
 		}
-		if err := u.entry(hdr, tr); err != nil {
+		if err := u.entry(ctx, hdr, tr); err != nil {
 			return layerRecord{}, fmt.Errorf("archive entry %.200q: %w", hdr.Name, err)
 		}
 	}
-	return u.finish()
+	return u.finish(ctx)
 }
 
 // unpacker is the state of one untar.
@@ -71,6 +76,7 @@ type unpacker struct {
 	kept       int64               // bytes in memory, about
 	entries    int64               // made so far
 	bytes      int64               // of the regular files among them
+	sparse     int64               // bytes of the sparse files among them, holes included
 	removed    bool                // something was, so that entries and bytes are too many
 }
 
@@ -107,7 +113,7 @@ func badArchive(err error) error {
 }
 
 // entry unpacks one entry.
-func (u *unpacker) entry(hdr *tar.Header, data io.Reader) error {
+func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, data io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -130,7 +136,7 @@ func (u *unpacker) entry(hdr *tar.Header, data io.Reader) error {
 			return errArchive("%q is a whiteout and cannot hold anything", c)
 		}
 	}
-	dir, err := u.parent(strings.TrimSuffix(parent, "/"))
+	dir, err := u.parent(ctx, strings.TrimSuffix(parent, "/"))
 	if err != nil {
 		return err
 	}
@@ -141,11 +147,11 @@ func (u *unpacker) entry(hdr *tar.Header, data io.Reader) error {
 	case tar.TypeDir:
 		return u.dir(dir, base, hdr)
 	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeCont: //nolint:staticcheck // old archives have TypeRegA
-		return u.file(dir, base, hdr, data)
+		return u.file(ctx, dir, base, hdr, data)
 	case tar.TypeSymlink:
 		return u.symlink(dir, base, hdr)
 	case tar.TypeLink:
-		return u.link(dir, base, hdr)
+		return u.link(ctx, dir, base, hdr)
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return u.node(dir, base, hdr)
 	}
@@ -192,8 +198,8 @@ func (u *unpacker) rootEntry(hdr *tar.Header) error {
 }
 
 // parent opens the directory of an entry and makes what is missing of it.
-func (u *unpacker) parent(dir string) (node, error) {
-	return u.tree.open(dir, func(at node, base string) error {
+func (u *unpacker) parent(ctx context.Context, dir string) (node, error) {
+	return u.tree.open(ctx, dir, func(at node, base string) error {
 		opaque, err := u.mkdir(at, base)
 		if err != nil {
 			return err
@@ -371,15 +377,35 @@ func (u *unpacker) remove(at node, base string) error {
 
 // removeTree removes a directory of this layer and forgets what was known of it.
 func (u *unpacker) removeTree(real string) error {
+	dirs, err := u.dirsBelow(real)
+	if err != nil {
+		return err
+	}
 	if err := u.tree.removeTree(real); err != nil {
 		return err
 	}
-	for p := range u.dirs {
-		if p == real || strings.HasPrefix(p, real+"/") {
-			delete(u.dirs, p)
-		}
+	delete(u.dirs, real)
+	for _, p := range dirs {
+		delete(u.dirs, p)
 	}
 	return nil
+}
+
+// dirsBelow lists the directories below one of this layer. It looks at the disk: to look through all that are
+// known, once for each that is removed, takes for ever where both are many.
+func (u *unpacker) dirsBelow(real string) (dirs []string, err error) {
+	root, err := os.OpenRoot(u.tree.name)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	err = fs.WalkDir(root.FS(), real, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, p)
+		}
+		return err
+	})
+	return dirs, err
 }
 
 // modeOf is the permissions of an entry with set-uid, set-gid and sticky.
