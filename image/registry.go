@@ -71,8 +71,15 @@ func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry,
 		s.log.Warn("no credentials for the registry; going on without", "registry", ref.Registry, "error", err)
 		auth, r.login = authn.Anonymous, err
 	}
-	inner := s.transport(insecure, ref.loopback())
-	r.others = &http.Client{Transport: s.transport(false, false)}
+	// The login finds out whether the registry speaks https; its transport sets the scheme that serves.
+	r.base = "https://" + reg.RegistryStr() + "/v2/" + ref.Repository
+	base, err := url.Parse(r.base)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", berth.ErrInvalid, err)
+	}
+	at := newPlace(ref.Registry, base)
+	inner := s.transport(at, insecure, ref.loopback())
+	r.others = &http.Client{Transport: s.transport(at, false, false)}
 	err = s.try(ctx, func(ctx context.Context) error {
 		t, err := transport.NewWithContext(ctx, reg, auth, inner, []string{repo.Scope(transport.PullScope)})
 		if err != nil {
@@ -84,29 +91,31 @@ func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry,
 	if err != nil {
 		return nil, r.kind(err)
 	}
-	// The login has found out whether the registry speaks https; its transport sets the scheme that serves.
-	r.base = "https://" + reg.RegistryStr() + "/v2/" + ref.Repository
 	return r, nil
 }
 
 // transport is the transport below the login: no http but where it is safe or asked for.
-func (s *Store) transport(insecure, loopback bool) http.RoundTripper {
-	inner := s.opts.Transport
+func (s *Store) transport(at *place, insecure, loopback bool) http.RoundTripper {
+	inner, far := s.opts.Transport, s.away
 	if t, ok := inner.(*http.Transport); ok && insecure {
 		t = t.Clone()
 		if t.TLSClientConfig == nil {
 			t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
 		t.TLSClientConfig.InsecureSkipVerify = true // the user asks for it by name
-		inner = t
+		inner, far = t, newAway(t)
 	}
-	return guard{transport.NewUserAgent(inner, userAgent), insecure, loopback}
+	// As the outermost, the user agent is in what goes to other places too.
+	return transport.NewUserAgent(guard{at, inner, far, insecure, loopback}, userAgent)
 }
 
 // guard lets no request go out unencrypted, redirected and token requests neither, except from a registry on
-// this machine to this machine: no other registry has a say in what is asked for here.
+// this machine to this machine: no other registry has a say in what is asked for here. Nor has a registry of
+// the world a say in what is asked for at private addresses.
 type guard struct {
+	place    *place
 	inner    http.RoundTripper
+	away     *away
 	insecure bool
 	loopback bool // the registry is on this machine
 }
@@ -116,7 +125,7 @@ func (g guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !g.insecure && (!g.loopback || !isLoopback(req.URL.Host)) {
 		return nil, fmt.Errorf("%w: %s is asked for over http, which is not allowed beyond this machine", berth.ErrDenied, req.URL.Host)
 	}
-	return g.inner.RoundTrip(req)
+	return g.send(req)
 }
 
 func (r *registry) url(kind, what string) string { return r.base + "/" + kind + "/" + what }

@@ -51,6 +51,7 @@ type Store struct {
 	log   *slog.Logger
 	now   func() time.Time
 	boot  string
+	away  *away
 	slots chan struct{} // layers that may be unpacked at once
 
 	running sync.WaitGroup // flights
@@ -122,6 +123,7 @@ func (s *Store) setDefaults() {
 	if s.opts.Backoff <= 0 {
 		s.opts.Backoff = 250 * time.Millisecond
 	}
+	s.away = newAway(s.opts.Transport)
 	s.slots = make(chan struct{}, s.opts.Parallel)
 }
 
@@ -184,6 +186,7 @@ func (s *Store) Close() error {
 	if t, ok := s.opts.Transport.(*http.Transport); ok {
 		t.CloseIdleConnections()
 	}
+	s.away.close()
 	return nil
 }
 
