@@ -43,7 +43,13 @@ func (j *job) chmod(path string, mode uint32) error {
 	}
 	defer f.Close()
 	st, err := f.Stat()
+	if err == nil {
+		err = j.root.CheckWrite(f)
+	}
 	switch {
+	case errors.Is(err, unix.EXDEV):
+		j.warn("%v; its mode is left as it is", err)
+		return nil
 	case err != nil:
 		return err
 	case st.Mode()&fs.ModeSymlink != 0:

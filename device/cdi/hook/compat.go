@@ -59,7 +59,7 @@ func (c Compat) Find(root *inroot.Root) (dir, why string, err error) {
 	if c.HostDriver == "" && c.HostCUDA == "" {
 		return "", "", nil
 	}
-	entries, err := root.ReadDir(c.Dir)
+	entries, err := root.ReadSome(c.Dir, maxEntries)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", "", nil
 	} else if err != nil {

@@ -114,47 +114,98 @@ func (j *job) keepForLater(dirs []string) error {
 	return j.root.WriteFile(ownConf, []byte(strings.Join(dirs, "\n")+"\n"), 0o644)
 }
 
+// What bounds the time and memory that an image's configuration and directories can take.
 const (
-	maxConfFiles = 1024
-	maxConfDirs  = 512
-	maxConfSize  = 1 << 20
+	maxConfFiles    = 1024
+	maxConfDirs     = 512
+	maxConfSize     = 1 << 20 // bytes of a file
+	maxConfBytes    = 8 << 20 // and of all
+	maxConfPatterns = 4096    // that are included
+	maxConfDepth    = 16      // of files that include others
+	maxEntries      = 1 << 16 // of a directory
+	maxAllEntries   = 1 << 18 // and of all
 )
+
+// list lists a directory, unless the image has more of them than anybody needs.
+func (j *job) list(dir string) ([]fs.DirEntry, error) {
+	left := min(maxEntries, maxAllEntries-j.entries)
+	entries, err := j.root.ReadSome(dir, left)
+	if len(entries) == 0 && left == 0 {
+		return nil, fmt.Errorf("the directories have more than %d entries in all", maxAllEntries)
+	}
+	j.entries += len(entries)
+	return entries, err
+}
 
 // confDirs are the directories that a linker configuration, or those that a pattern finds, name in order.
 func (j *job) confDirs(pattern string) []string {
-	c := conf{job: j, read: map[string]bool{}}
-	c.files(pattern)
-	if len(c.dirs) >= maxConfDirs || len(c.read) >= maxConfFiles {
-		j.warn("%s: more than %d directories or %d files; the rest is left out", pattern, maxConfDirs, maxConfFiles)
+	c := conf{job: j, read: map[string]bool{}, known: map[string]bool{}}
+	c.files(pattern, 0)
+	if c.tooMuch != "" {
+		j.warn("%s: %s; the rest is left out", pattern, c.tooMuch)
 	}
-	return c.dirs
+	return c.dirs[:min(len(c.dirs), maxConfDirs)]
 }
 
 // conf reads linker configuration, each file once.
 type conf struct {
 	*job
-	read map[string]bool
-	dirs []string
+	read     map[string]bool
+	known    map[string]bool // dirs
+	dirs     []string
+	patterns int
+	bytes    int
+	tooMuch  string // which bound was reached
 }
 
-func (c *conf) files(pattern string) {
+// full says whether a bound is reached.
+func (c *conf) full(depth int) bool {
+	for _, b := range []struct {
+		have, most int
+		what       string
+	}{
+		{len(c.dirs), maxConfDirs, "directories"},
+		{len(c.read), maxConfFiles, "files"},
+		{c.bytes, maxConfBytes, "bytes of its files"},
+		{c.patterns, maxConfPatterns, "patterns to include"},
+		{depth, maxConfDepth, "files that include each other"},
+	} {
+		if b.have > b.most {
+			c.tooMuch = fmt.Sprintf("more than %d %s", b.most, b.what)
+		}
+	}
+	return c.tooMuch != ""
+}
+
+func (c *conf) files(pattern string, depth int) {
+	c.patterns++
+	if c.full(depth) {
+		return
+	}
 	for _, file := range c.glob(pattern) {
-		if c.read[file] || len(c.read) >= maxConfFiles {
+		if c.read[file] {
 			continue
 		}
 		c.read[file] = true
+		if c.full(depth) {
+			return
+		}
 		data, err := c.root.ReadFile(file, maxConfSize)
 		if err != nil {
 			continue
 		}
+		c.bytes += len(data)
 		for line := range strings.Lines(string(data)) {
+			if c.full(depth) {
+				return
+			}
 			line, _, _ = strings.Cut(line, "#")
-			c.line(path.Dir(file), strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n:,", r) }))
+			c.line(path.Dir(file), depth, strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n:,", r) }))
 		}
 	}
 }
 
-func (c *conf) line(from string, fields []string) {
+func (c *conf) line(from string, depth int, fields []string) {
 	switch {
 	case len(fields) == 0 || fields[0] == "hwcap":
 	case fields[0] == "include":
@@ -162,13 +213,13 @@ func (c *conf) line(from string, fields []string) {
 			if !path.IsAbs(p) {
 				p = path.Join(from, p)
 			}
-			c.files(p)
+			c.files(p, depth+1)
 		}
 	default:
 		for _, d := range fields {
 			d, _, _ = strings.Cut(d, "=")
-			if path.IsAbs(d) && !slices.Contains(c.dirs, path.Clean(d)) && len(c.dirs) < maxConfDirs {
-				c.dirs = append(c.dirs, path.Clean(d))
+			if path.IsAbs(d) && !c.known[path.Clean(d)] && len(c.dirs) <= maxConfDirs {
+				c.dirs, c.known[path.Clean(d)] = append(c.dirs, path.Clean(d)), true
 			}
 		}
 	}
@@ -179,7 +230,7 @@ func (j *job) glob(pattern string) []string {
 	if !strings.ContainsAny(path.Base(pattern), "*?[") {
 		return []string{pattern}
 	}
-	entries, err := j.root.ReadDir(path.Dir(pattern))
+	entries, err := j.list(path.Dir(pattern))
 	if err != nil {
 		return nil
 	}
@@ -194,7 +245,7 @@ func (j *job) glob(pattern string) []string {
 
 // scan finds the libraries of a directory, and gives each the link of its soname that programs look for.
 func (j *job) scan(dir string) []cacheEntry {
-	entries, err := j.root.ReadDir(dir)
+	entries, err := j.list(dir)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			j.warn("%v; it is left out", err)

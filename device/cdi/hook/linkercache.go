@@ -2,8 +2,10 @@ package hook
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -32,10 +34,17 @@ const (
 	extHwcaps     = 1
 	hwcapNamed    = 1 << 62 // the low half of hwcap is an index into hwcaps
 
-	maxCache = 32 << 20
+	// What a cache may have. Those of large systems have some thousand entries of 100 bytes.
+	maxCache     = 8 << 20  // bytes
+	maxLibraries = 1 << 17  // entries
+	maxHwcaps    = 1024     // names of hardware capabilities
+	maxTexts     = 16 << 20 // bytes of all names and paths: they may overlap, and what is made of them does not
 )
 
-var errCache = errors.New("not a linker cache of version 1.1")
+var (
+	errCache = errors.New("not a linker cache of version 1.1")
+	errLarge = fmt.Errorf("more than %d libraries, or %d MiB of their names", maxLibraries, maxTexts>>20)
+)
 
 // parseLinkerCache reads a cache. It takes nothing in it on trust.
 func parseLinkerCache(data []byte) (*linkerCache, error) {
@@ -55,19 +64,23 @@ func parseLinkerCache(data []byte) (*linkerCache, error) {
 	if n > uint64(len(data)-cacheHeader)/cacheEntryLen {
 		return nil, errCache
 	}
-	c := &linkerCache{}
+	if n > maxLibraries {
+		return nil, errLarge
+	}
+	c := &linkerCache{entries: make([]cacheEntry, 0, n)}
+	all := texts{all: string(data)}
 	for i := range n {
 		e := data[cacheHeader+i*cacheEntryLen:]
-		name, ok1 := cString(data, le.Uint32(e[4:]))
-		path, ok2 := cString(data, le.Uint32(e[8:]))
-		if !ok1 || !ok2 {
-			return nil, errCache
+		name, err1 := all.at(le.Uint32(e[4:]))
+		path, err2 := all.at(le.Uint32(e[8:]))
+		if err := cmp.Or(err1, err2); err != nil {
+			return nil, err
 		}
 		c.entries = append(c.entries, cacheEntry{name, path, le.Uint32(e), le.Uint32(e[12:]), le.Uint64(e[16:])})
 	}
 	var err error
 	if at := le.Uint32(data[32:]); at != 0 {
-		c.hwcaps, err = parseHwcaps(data, uint64(at))
+		c.hwcaps, err = parseHwcaps(data, uint64(at), &all)
 	}
 	for _, e := range c.entries {
 		if e.hwcap&hwcapNamed != 0 && e.hwcap&0xffffffff >= uint64(len(c.hwcaps)) {
@@ -77,7 +90,7 @@ func parseLinkerCache(data []byte) (*linkerCache, error) {
 	return c, err
 }
 
-func parseHwcaps(data []byte, at uint64) ([]string, error) {
+func parseHwcaps(data []byte, at uint64, all *texts) ([]string, error) {
 	le := binary.LittleEndian
 	if at+8 > uint64(len(data)) || le.Uint32(data[at:]) != extMagic {
 		return nil, errCache
@@ -97,9 +110,12 @@ func parseHwcaps(data []byte, at uint64) ([]string, error) {
 			return nil, errCache
 		}
 		for ; size >= 4; off, size = off+4, size-4 {
-			name, ok := cString(data, le.Uint32(data[off:]))
-			if !ok {
-				return nil, errCache
+			name, err := all.at(le.Uint32(data[off:]))
+			if err != nil {
+				return nil, err
+			}
+			if len(names) == maxHwcaps {
+				return nil, errLarge
 			}
 			names = append(names, name)
 		}
@@ -107,17 +123,26 @@ func parseHwcaps(data []byte, at uint64) ([]string, error) {
 	return names, nil
 }
 
-// cString is the string at an offset, up to the zero byte that ends it.
-func cString(data []byte, at uint32) (string, bool) {
-	if uint64(at) >= uint64(len(data)) {
-		return "", false
+// texts are the strings of a cache. Those that are taken out share the memory of the whole.
+type texts struct {
+	all   string
+	taken int // bytes
+}
+
+// at is the string at an offset, up to the zero byte that ends it.
+func (t *texts) at(off uint32) (string, error) {
+	if uint64(off) >= uint64(len(t.all)) {
+		return "", errCache
 	}
-	data = data[at:min(uint64(len(data)), uint64(at)+4096)]
-	end := bytes.IndexByte(data, 0)
+	s := t.all[off:min(uint64(len(t.all)), uint64(off)+4096)]
+	end := strings.IndexByte(s, 0)
 	if end < 0 {
-		return "", false
+		return "", errCache
 	}
-	return string(data[:end]), true
+	if t.taken += end + 1; t.taken > maxTexts {
+		return "", errLarge
+	}
+	return s[:end], nil
 }
 
 // bytes writes the cache. Among entries of one name and kind the order stays.

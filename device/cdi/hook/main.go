@@ -17,6 +17,8 @@ type job struct {
 	root  *inroot.Root
 	state *state
 	log   io.Writer
+
+	entries int // of directories, listed so far
 }
 
 func (j *job) warn(format string, args ...any) { fmt.Fprintf(j.log, format+"\n", args...) }
@@ -80,6 +82,8 @@ func inContainer(run func(*job) error, stdin io.Reader, log io.Writer) error {
 		return fmt.Errorf("the container's root: %w", err)
 	}
 	defer root.Close()
+	// Specs make links in /dev, which runtimes mount. All else that is mounted may be the host's.
+	root.KeepToMount("/dev")
 	return run(&job{root: root, state: st, log: log})
 }
 

@@ -31,8 +31,8 @@ func updateApplicationProfile(*flag.FlagSet) func(*job) error {
 			return nil
 		}
 		err = j.root.WriteFile(profileFile, ApplicationProfile(mask), 0o444)
-		if errors.Is(err, unix.EROFS) {
-			j.warn("%s: the file system is read-only; EGL and Vulkan may list GPUs that are not there", profileFile)
+		if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EXDEV) {
+			j.warn("%v; EGL and Vulkan may list GPUs that are not there", err)
 			return nil
 		}
 		return err

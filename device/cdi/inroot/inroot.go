@@ -13,13 +13,18 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // Root is a directory that stands for "/". Names are taken relative to it, with or without a slash before.
-type Root struct{ dir *os.File }
+type Root struct {
+	dir  *os.File
+	keep bool     // see KeepToMount
+	also []string // see KeepToMount
+}
 
 // Open opens a root. Linux before 5.6 has no openat2: every use then fails and says so.
 func Open(dir string) (*Root, error) {
@@ -27,8 +32,13 @@ func Open(dir string) (*Root, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	return &Root{os.NewFile(uintptr(fd), dir)}, nil
+	return &Root{dir: os.NewFile(uintptr(fd), dir)}, nil
 }
+
+// KeepToMount has everything that writes refuse directories of other mounts than the root's own, which may be
+// those of the host: links in the tree could lead there. The mounts at the directories also are allowed, where
+// they are not what this process has at the same place.
+func (r *Root) KeepToMount(also ...string) { r.keep, r.also = true, also }
 
 // Close releases the root.
 func (r *Root) Close() error { return r.dir.Close() }
@@ -90,17 +100,22 @@ func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// OpenRegular opens a regular file to read it; anything else, a pipe or a device, is an error.
+// OpenRegular opens a regular file to read it; anything else, a pipe or a device, is an error. It looks before it
+// opens: to open a device may do something.
 func (r *Root) OpenRegular(name string) (*os.File, error) {
-	f, err := r.Open(name, unix.O_RDONLY)
+	f, err := r.Open(name, unix.O_PATH)
 	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		f.Close()
 		return nil, fmt.Errorf("read %s: not a regular file", f.Name())
 	}
-	return f, nil
+	fd, err := unix.Open(procPath(f), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: f.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // ReadDir lists a directory, sorted by name.
@@ -111,6 +126,29 @@ func (r *Root) ReadDir(name string) ([]fs.DirEntry, error) {
 	}
 	defer f.Close()
 	return os.ReadDir(procPath(f))
+}
+
+// ReadSome lists a directory of at most so many entries, sorted by name. One that has more is an error.
+func (r *Root) ReadSome(name string, most int) ([]fs.DirEntry, error) {
+	f, err := r.Open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	again, err := os.Open(procPath(f)) // by this name, the entries' own are looked up beneath f
+	if err != nil {
+		return nil, err
+	}
+	defer again.Close()
+	entries, err := again.ReadDir(most + 1)
+	switch {
+	case len(entries) > most:
+		return nil, fmt.Errorf("read %s: it has more than %d entries", f.Name(), most)
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, err
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, nil
 }
 
 // Resolve says where a file really is: its path beneath the root, without links.
@@ -146,13 +184,65 @@ func (r *Root) OwnMount(name string) bool {
 		return false
 	}
 	defer f.Close()
+	same, err := sameMount(f, r.dir)
+	return err == nil && same
+}
+
+// sameMount says whether two files are in one mount.
+func sameMount(f, g *os.File) (bool, error) {
 	var a, b unix.Statx_t
 	const mask = unix.STATX_MNT_ID
-	err = errors.Join(
+	err := errors.Join(
 		unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, mask, &a),
-		unix.Statx(int(r.dir.Fd()), "", unix.AT_EMPTY_PATH, mask, &b),
+		unix.Statx(int(g.Fd()), "", unix.AT_EMPTY_PATH, mask, &b),
 	)
-	return err == nil && a.Mask&b.Mask&mask != 0 && a.Mnt_id == b.Mnt_id
+	if err == nil && a.Mask&b.Mask&mask == 0 {
+		err = errors.New("this kernel does not tell mounts apart; Linux 5.8 or newer is needed")
+	}
+	return err == nil && a.Mnt_id == b.Mnt_id, err
+}
+
+// CheckWrite refuses a file or directory where nothing may be written: see KeepToMount. The error wraps
+// unix.EXDEV.
+func (r *Root) CheckWrite(f *os.File) error {
+	if !r.keep {
+		return nil
+	}
+	same, err := sameMount(f, r.dir)
+	if err != nil || same {
+		return err
+	}
+	for _, name := range r.also {
+		if ok, err := r.ownAt(f, name); ok || err != nil {
+			return err
+		}
+	}
+	real, err := os.Readlink(procPath(f))
+	if err != nil {
+		real = f.Name()
+	}
+	return &fs.PathError{Op: "write", Path: real, Err: fmt.Errorf("it lies in another file system that is mounted in the container, which may be the host's: nothing is written there: %w", unix.EXDEV)}
+}
+
+// ownAt says whether f is in the mount at the directory name, and that is another file system than this
+// process has there.
+func (r *Root) ownAt(f *os.File, name string) (bool, error) {
+	at, err := r.Open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	defer at.Close()
+	if same, err := sameMount(f, at); err != nil || !same {
+		return false, err
+	}
+	var theirs, ours unix.Stat_t
+	if err := unix.Fstat(int(at.Fd()), &theirs); err != nil {
+		return false, err
+	}
+	err = unix.Stat(name, &ours)
+	return err != nil || theirs.Dev != ours.Dev, nil
 }
 
 // Readlink reads a link.
@@ -184,6 +274,10 @@ func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
 		so := path.Join(parts[:i+1]...)
 		next, err := r.Open(so, unix.O_PATH|unix.O_DIRECTORY)
 		if errors.Is(err, fs.ErrNotExist) {
+			if err := r.CheckWrite(at); err != nil {
+				at.Close()
+				return nil, err
+			}
 			if err := unix.Mkdirat(int(at.Fd()), part, perm); err != nil && !errors.Is(err, unix.EEXIST) {
 				at.Close()
 				return nil, &fs.PathError{Op: "mkdir", Path: path.Join(r.Name(), so), Err: err}
@@ -230,6 +324,9 @@ func (r *Root) replace(name string, make func(dir int, tmp string) error) error 
 		return err
 	}
 	defer dir.Close()
+	if err := r.CheckWrite(dir); err != nil {
+		return err
+	}
 	fd, tmp := int(dir.Fd()), ".berth-"+rand.Text()
 	if err = make(fd, tmp); err == nil {
 		err = unix.Renameat(fd, tmp, fd, path.Base(name))

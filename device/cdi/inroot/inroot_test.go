@@ -157,3 +157,58 @@ func TestUnderAttack(t *testing.T) {
 		t.Errorf("a file outside was written: %q", data)
 	}
 }
+
+// TestLooksBeforeItOpens has the kernel tell of every open of what is no regular file.
+func TestLooksBeforeItOpens(t *testing.T) {
+	r, _ := hostile(t)
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for name, mode := range map[string]uint32{"pipe": unix.S_IFIFO, "null": unix.S_IFCHR} {
+		path := filepath.Join(r.Name(), name)
+		if err := unix.Mknod(path, mode|0o600, int(unix.Mkdev(1, 3))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.InotifyAddWatch(fd, path, unix.IN_OPEN); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := r.OpenRegular(name); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+			t.Errorf("%s: %v, %v", name, f, err)
+		}
+		var buf [4096]byte
+		if n, err := unix.Read(fd, buf[:]); n > 0 || err != unix.EAGAIN {
+			t.Errorf("%s was opened (%d bytes, %v)", name, n, err)
+		}
+	}
+	f, err := r.OpenRegular("dir/../etc/../plain")
+	if err == nil {
+		t.Error(f.Name())
+	}
+	if err := r.WriteFile("plain", []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := r.ReadFile("plain", 10); err != nil || string(data) != "text" {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
+func TestReadSome(t *testing.T) {
+	r, _ := hostile(t)
+	for _, name := range []string{"real/b", "real/a", "real/c"} {
+		if err := r.WriteFile(name, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := r.ReadSome("dir", 3)
+	if err != nil || len(entries) != 3 || entries[0].Name() != "a" || entries[2].Name() != "c" {
+		t.Error(entries, err)
+	}
+	if entries, err := r.ReadSome("dir", 2); err == nil || !strings.Contains(err.Error(), "more than 2 entries") {
+		t.Error(entries, err)
+	}
+	if entries, err := r.ReadSome("abs", 0); err != nil || len(entries) != 0 {
+		t.Error(entries, err)
+	}
+}
