@@ -76,7 +76,7 @@ func newWorld(t *testing.T, registry http.Handler, names map[string]string) *wor
 
 func (w *world) transport() *http.Transport {
 	return &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the names are made up
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			host, _, _ := net.SplitHostPort(addr)
 			at := strings.Replace(host, "localhost", "127.0.0.1", 1)
@@ -228,7 +228,7 @@ func TestReachByProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newStore(t, func(o *Options) {
-		o.Transport = &http.Transport{Proxy: http.ProxyURL(u), TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the names are made up
+		o.Transport = &http.Transport{Proxy: http.ProxyURL(u), TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	})
 	if _, err := s.Image(t.Context(), amd64("world.test"+ref[strings.Index(ref, "/"):])); err != nil || tunnels.Load() < 2 {
 		t.Errorf("%v, %d tunnels", err, tunnels.Load())
