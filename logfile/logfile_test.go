@@ -140,6 +140,20 @@ func TestLimitFreesTheHead(t *testing.T) {
 	}
 }
 
+// follow reads a log to its end, telling its writer how far it has come.
+func follow(t *testing.T, rd *logfile.Reader, w *logfile.Writer, f *logfile.Follower) io.Reader {
+	return rd.Follow(t.Context(), func(ctx context.Context, have int64) (bool, error) {
+		f.Ack(have)
+		select {
+		case <-f.C():
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		_, _, ended := w.State()
+		return ended, nil
+	})
+}
+
 func TestHoldingFollowerLosesNothing(t *testing.T) {
 	dir := t.TempDir()
 	w, err := logfile.Create(dir, "stdout", logfile.Options{Limit: 64 << 10})
@@ -156,16 +170,7 @@ func TestHoldingFollowerLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := io.ReadAll(rd.Follow(t.Context(), func(ctx context.Context, have int64) (bool, error) {
-		f.Ack(have)
-		select {
-		case <-f.C():
-		case <-ctx.Done():
-			return false, ctx.Err()
-		}
-		_, _, ended := w.State()
-		return ended, nil
-	}))
+	got, err := io.ReadAll(follow(t, rd, w, f))
 	if err != nil {
 		t.Fatal(err)
 	}

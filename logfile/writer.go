@@ -19,6 +19,9 @@ type Options struct {
 	Limit int64
 	// Copy, where not nil, gets every byte too, beyond all bounds. The Writer closes it.
 	Copy *os.File
+	// Reserve, where not "", is a file of one MiB on the log's disk, which any log may remove for its last bytes
+	// once the disk is full. It is made with a log while there is room, and may be shared by many.
+	Reserve string
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -49,6 +52,7 @@ type Writer struct {
 
 // Create makes the log of a stream in dir. A log that is there already is an error: it is somebody's.
 func Create(dir, stream string, opts Options) (*Writer, error) {
+	opts.setAside()
 	f, err := os.OpenFile(filepath.Join(dir, stream), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("log %s: %w", stream, err)
@@ -64,6 +68,7 @@ func Create(dir, stream string, opts Options) (*Writer, error) {
 // Resume opens the log of a stream again, to go on after its last byte; one that is not there is made. Two
 // writers of one log are the caller's to prevent.
 func Resume(dir, stream string, opts Options) (*Writer, error) {
+	opts.setAside()
 	f, err := os.OpenFile(filepath.Join(dir, stream), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("log %s: %w", stream, err)
@@ -104,8 +109,9 @@ func resume(f *os.File, dir, stream string) (*Writer, error) {
 }
 
 // Pump moves everything that comes out of r into the log until its end, and closes r and the log. r is the
-// read end of a pipe, or a terminal's master. What the disk has no room for is read and dropped, so that
-// the writer is never held up by a full disk; the error then says from which byte on.
+// read end of a pipe, or a terminal's master. On a full disk the log makes do with the room that it has: its
+// head is freed for its tail. Where that is not enough either, what comes is read and dropped, so that the
+// writer is never held up by a full disk. The error then says which bytes are gone.
 func (w *Writer) Pump(r *os.File) error {
 	defer w.finish()
 	defer func() { _ = r.Close() }()
@@ -224,6 +230,9 @@ func (w *Writer) moveOnce(fd, want int) (int64, error) {
 		return discard(fd, want)
 	}
 	n, err := w.splice(fd, want)
+	for isFull(err) && !errors.Is(err, errDropped) && w.makeRoom() {
+		n, err = w.splice(fd, want)
+	}
 	if errors.Is(err, errDropped) {
 		return n, nil
 	}
@@ -235,10 +244,6 @@ func (w *Writer) moveOnce(fd, want int) (int64, error) {
 		w.advance(n)
 	}
 	return n, err
-}
-
-func isFull(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
 }
 
 func (w *Writer) splice(fd, want int) (int64, error) {
@@ -265,7 +270,11 @@ func (w *Writer) splice(fd, want int) (int64, error) {
 			_ = w.setErr(fmt.Errorf("copy of the output: %w", err))
 		}
 	}
-	if _, err := w.file.WriteAt(buf[:n], w.end); err != nil {
+	_, err = w.file.WriteAt(buf[:n], w.end)
+	for isFull(err) && w.makeRoom() {
+		_, err = w.file.WriteAt(buf[:n], w.end)
+	}
+	if err != nil {
 		w.lose(err)
 		return int64(n), errDropped
 	}
@@ -296,8 +305,8 @@ func (w *Writer) advance(n int64) {
 	w.end += n
 	end := w.end
 	drop := int64(0)
-	if over := end - w.dropped - w.opts.Limit; w.opts.Limit > 0 && over >= max(w.opts.Limit/8, 4096) {
-		drop = min(w.dropped+over, w.held(end)) &^ 4095
+	if over := end - w.dropped - w.opts.Limit; w.opts.Limit > 0 && over >= max(w.opts.Limit/8, block) {
+		drop = min(w.dropped+over, w.held(end)) &^ (block - 1)
 	}
 	dropped := w.dropped
 	w.mu.Unlock()
@@ -336,39 +345,47 @@ func (w *Writer) stamp(end int64) {
 	if w.markAt == 0 {
 		w.markAt = now
 	}
-	w.writeRecord(w.markAt, end)
+	_ = w.writeRecord(w.markAt, end)
 }
 
-func (w *Writer) writeRecord(at, end int64) {
+func (w *Writer) writeRecord(at, end int64) error {
 	var b [recordSize]byte
 	putRecord(&b, at, end)
-	_, _ = w.index.WriteAt(b[:], w.idxPos)
+	_, err := w.index.WriteAt(b[:], w.idxPos)
+	return err
 }
 
-// special writes a record that is no time, after the open one.
-func (w *Writer) special(kind, value int64) {
+// special writes a record that is no time, after the open one. It reports whether it could.
+func (w *Writer) special(kind, value int64) bool {
 	if w.index == nil {
 		w.stamp(w.end)
 	}
 	if w.index == nil {
-		return
+		return false
 	}
 	if w.markAt != 0 {
 		w.idxPos += recordSize
 		w.markAt = 0
 	}
-	w.writeRecord(kind, value)
+	if w.writeRecord(kind, value) != nil {
+		return false
+	}
 	w.idxPos += recordSize
+	return true
 }
 
-// dropHead frees the file's blocks before offset. Recorded first: a reader must never take a hole for bytes.
-func (w *Writer) dropHead(offset int64) {
-	w.special(dropMark, offset)
+// dropHead frees the file's blocks before offset, and reports whether it did. Recorded first: a reader must never
+// take a hole for bytes.
+func (w *Writer) dropHead(offset int64) bool {
+	if !w.special(dropMark, offset) {
+		return false
+	}
 	w.mu.Lock()
 	w.dropped = offset
 	w.mu.Unlock()
 	// A file system without holes keeps the bytes; they are marked as dropped all the same.
 	_ = unix.Fallocate(int(w.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, offset)
+	return true
 }
 
 func (w *Writer) lose(cause error) {

@@ -36,6 +36,7 @@ func (d taskDir) work() string      { return filepath.Join(string(d), "work") }
 func (d taskDir) logs(i int) string { return filepath.Join(string(d), "steps", strconv.Itoa(i)) }
 func (d taskDir) make() error       { return os.MkdirAll(string(d), 0o700) }
 func (d taskDir) remove() error     { return os.RemoveAll(string(d)) }
+func (d taskDir) removeLogs() error { return os.RemoveAll(filepath.Join(string(d), "steps")) }
 func (d taskDir) removeWork() error { return removeAll(d.work()) }
 func (d taskDir) inputs() string    { return filepath.Join(d.work(), "inputs") }
 func (d taskDir) temporary() string { return filepath.Join(string(d), "temporary") }

@@ -32,6 +32,7 @@ type drive struct {
 	bell             *bell
 	lease            *ledger.Lease
 	holder           ledger.Holder // of the lease: the running container; zero for none
+	full             bool          // the disk was too full to record an event
 }
 
 func (r *Runner) newDrive(rec *Record, lock *os.File, hooks Hooks) (*drive, error) {
@@ -198,7 +199,7 @@ func (d *drive) append(e store.Event) error {
 	if d.rec.Cancel != nil && !e.State.Final() {
 		e.State = "" // CANCELING stays until the end, whatever still happens
 	}
-	err := d.retry(ctx, func() error { return d.r.append(ctx, e) })
+	err := d.retry(ctx, func() error { return d.put(ctx, e) })
 	if errors.Is(err, berth.ErrConflict) && !e.State.Final() {
 		// Another process recorded that the task is to end.
 		if err := d.reload(ctx); err != nil {
@@ -206,7 +207,7 @@ func (d *drive) append(e store.Event) error {
 		}
 		if d.rec.Cancel != nil {
 			e.State = ""
-			err = d.r.append(ctx, e)
+			err = d.put(ctx, e)
 		}
 	}
 	if err != nil {
@@ -219,6 +220,17 @@ func (d *drive) append(e store.Event) error {
 		d.hooks.State(e.State)
 	}
 	return nil
+}
+
+// put records an event, and says once where it has to be set aside.
+func (d *drive) put(ctx context.Context, e store.Event) error {
+	aside, err := d.r.put(ctx, e)
+	if aside && !d.full && d.hooks.Warn != nil {
+		d.hooks.Warn(fmt.Sprintf("the disk of the data directory is full: how the task ended is kept, and recorded once %s are free; make room in %s (berth rm --all, berth image prune)",
+			berth.SizeInWords(recordRoom), d.r.cfg.DataDir))
+	}
+	d.full = d.full || aside
+	return err
 }
 
 const recordTime = 30 * time.Second

@@ -24,6 +24,9 @@ type Found struct {
 // tasks that nobody drives and that need it: Drive or Resume go on with each. It never waits for a container,
 // and leaves alone what a living process drives.
 func (r *Runner) Reconcile(ctx context.Context) (found []Found, resume []string, err error) {
+	if err := r.CatchUp(ctx); err != nil {
+		return nil, nil, err
+	}
 	running, err := r.running(ctx)
 	if err != nil {
 		return nil, nil, err

@@ -122,7 +122,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 			_ = dir.remove()
 		}
 		_ = lock.Close()
-		return nil, err
+		return nil, r.full(err)
 	}
 	r.reserve()
 	rec := &Record{Task: *task, Detached: detached, State: berth.Queued, Created: sub.Time}
@@ -190,7 +190,11 @@ func (r *Runner) Record(ctx context.Context, id string) (*Record, error) {
 		}
 		events = append(events, e)
 	}
-	return Fold(rec, events)
+	more, err := r.asided(id)
+	if err != nil {
+		return nil, err
+	}
+	return Fold(rec, append(events, more...))
 }
 
 // Wait blocks until the task has ended, whoever drives it.
@@ -224,7 +228,11 @@ func (r *Runner) Remove(ctx context.Context, id string) error {
 		return fmt.Errorf("remove task %s: %w", id, kind(err))
 	}
 	// The record goes first: a directory without a record is a leftover that anyone removes.
-	if err := r.withReserve(func() error { return r.cfg.Store.Delete(ctx, id) }); err != nil {
+	err = r.withReserve(func() error { return r.cfg.Store.Delete(ctx, id) })
+	if errors.Is(err, berth.ErrExhausted) && r.dir(id).removeLogs() == nil { // room for the record of its removal
+		err = r.withReserve(func() error { return r.cfg.Store.Delete(ctx, id) })
+	}
+	if err != nil {
 		return err
 	}
 	if err := r.dir(id).remove(); err != nil {

@@ -157,6 +157,7 @@ const (
 	sqliteCantOpen, sqlitePerm     = 14, 3
 	sqliteNotADB, sqliteAuth       = 26, 23
 	sqliteIOShmSize, sqliteIOWrite = sqliteIO | 19<<8, sqliteIO | 3<<8
+	sqliteIOInPage                 = sqliteIO | 34<<8 // of the index that processes share by mmap: it has no blocks
 )
 
 // kinded adds to an error of SQLite or of the file system the kind that it is of.
@@ -173,7 +174,7 @@ func kinded(err error) error {
 		return err
 	}
 	switch code := e.Code(); {
-	case code&0xff == sqliteFull, code == sqliteIOShmSize, code == sqliteIOWrite:
+	case code&0xff == sqliteFull, code == sqliteIOShmSize, code == sqliteIOWrite, code == sqliteIOInPage:
 		return fmt.Errorf("%w: the disk is full: %w", berth.ErrExhausted, err)
 	case code&0xff == sqliteBusy, code&0xff == sqliteLocked:
 		return fmt.Errorf("%w: another process is writing to the database for too long: %w", berth.ErrUnavailable, err)

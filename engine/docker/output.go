@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -113,7 +114,7 @@ func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	w, err := logfile.Resume(dir, stream, logfile.Options{Limit: limit, Copy: extra})
+	w, err := logfile.Resume(dir, stream, logfile.Options{Limit: limit, Copy: extra, Reserve: filepath.Join(l.e.cfg.Dir, runDir, "log-reserve")})
 	if err != nil {
 		return nil, err
 	}

@@ -198,16 +198,31 @@ func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 func (c *Container) follow(ctx context.Context, stream string, r *logfile.Reader, hold bool) (io.ReadCloser, error) {
 	f := &follow{c: c, stream: stream, hold: hold}
 	rc := r.Follow(ctx, f.wait)
-	return &followReader{ReadCloser: rc, f: f, log: r}, nil
+	return &followReader{ReadCloser: rc, ctx: ctx, f: f, log: r}, nil
 }
+
+// holdAfter is how many bytes a reader reads before it makes itself known where it has not come to the log's end: a
+// container that writes faster than it reads must not get a whole log ahead.
+const holdAfter = 256 << 10
 
 // Skipper says how much of a log was dropped before its reader came to it.
 type Skipper interface{ Skipped() int64 }
 
 type followReader struct {
 	io.ReadCloser
-	f   *follow
-	log *logfile.Reader
+	ctx  context.Context //nolint:containedctx // the life of one stream, ended by Close
+	f    *follow
+	log  *logfile.Reader
+	read int64
+}
+
+func (r *followReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	before := r.read
+	if r.read += int64(n); r.f.hold && before < holdAfter && r.read >= holdAfter {
+		_, _ = r.f.tell(r.ctx, r.log.Pos()) // the next wait for more says what is wrong
+	}
+	return n, err
 }
 
 func (r *followReader) Skipped() int64 { return r.log.Skipped() }
@@ -264,6 +279,16 @@ func (f *follow) drop() {
 
 // next acknowledges what was read, and waits for news.
 func (f *follow) next(ctx context.Context, have int64) (*wire.Progress, error) {
+	for {
+		p, err := f.tell(ctx, have)
+		if err != nil || p.Done || p.End > have {
+			return p, err
+		}
+	}
+}
+
+// tell says how far the log was read, and answers how far it has come.
+func (f *follow) tell(ctx context.Context, have int64) (*wire.Progress, error) {
 	f.mu.Lock()
 	conn := f.conn
 	f.mu.Unlock()
@@ -282,20 +307,16 @@ func (f *follow) next(ctx context.Context, have int64) (*wire.Progress, error) {
 		f.mu.Unlock()
 	}
 	var a wire.Answer
-	for {
-		if _, err := ask(ctx, conn, req, &a); err != nil {
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-			return nil, err
+	if _, err := ask(ctx, conn, req, &a); err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
-		if a.Err != nil {
-			return nil, a.Err.Err()
-		}
-		if a.Progress.Done || a.Progress.End > have {
-			return a.Progress, nil
-		}
+		return nil, err
 	}
+	if a.Err != nil {
+		return nil, a.Err.Err()
+	}
+	return a.Progress, nil
 }
 
 // Archive reads a file or directory out of the container's root.

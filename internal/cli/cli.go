@@ -85,7 +85,7 @@ func (a *app) fullDisk(err error) error {
 	if bad != nil || !errors.Is(err, berth.ErrExhausted) {
 		return err
 	}
-	if errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "database or disk is full") {
+	if errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "berth.db: exhausted: the disk is full") {
 		return fmt.Errorf("%w; make room in %s (berth rm --all, berth image prune), or give another --data-dir", err, dir)
 	}
 	return err

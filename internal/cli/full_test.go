@@ -2,11 +2,15 @@ package cli
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
@@ -108,9 +112,13 @@ func TestFullDisk(t *testing.T) {
 	one("while collecting standard output", out, code, 125, "berth: SYSTEM_ERROR: --stdout: cannot write "+disk+"/out: the disk is full")
 
 	// The log fills the disk, and stays. The task's end is recorded nevertheless, and the log can be removed.
-	out, code = b.output("run", "bb", "sh", "-c", "head -c 100000000 /dev/zero; exit 7")
-	if code != 7 {
-		t.Errorf("a log that fills the disk: exit code %d, %.200q", code, strings.TrimLeft(out, "\x00"))
+	out, code = b.output("run", "--name", "fills", "bb", "sh", "-c", "head -c 100000000 /dev/zero; echo; echo last; echo last >&2; exit 7")
+	text := strings.TrimLeft(out, "\x00")
+	if code != 7 || len(out)-len(text) != 100000000 || strings.Count(text, "\nlast\n") == 0 || !strings.Contains(text, "berth: warning: log stdout: its first ") {
+		t.Errorf("a log that fills the disk: exit code %d, %d bytes, %.200q", code, len(out), text)
+	}
+	if out, _ := b.output("logs", "--tail", "1", "fills"); out != "last\nlast\n" {
+		t.Errorf("logs: %s", out)
 	}
 	out, code = b.output("run", "bb", "true")
 	if code != 0 { // then it must have been for the disk
@@ -127,6 +135,112 @@ func TestFullDisk(t *testing.T) {
 	}
 	if out, code := b.output("run", "bb", "echo", "again"); code != 0 || out != "again\n" {
 		t.Errorf("afterwards: exit code %d, %s", code, out)
+	}
+}
+
+// TestFullDiskWhileOthersFillIt: somebody takes every byte that becomes free while tasks end. What they wrote is whole,
+// the exit code is theirs, one line tells where the disk is full, and their true end is recorded once there is room.
+func TestFullDiskWhileOthersFillIt(t *testing.T) {
+	b := newBench(t)
+	disk := smallDisk(t, 48<<20)
+	b.data = filepath.Join(disk, "data")
+	t.Cleanup(func() { endMonitor(b.data) })
+	archive, err := busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := b.berth("image", "import", "-", "bb")
+	cmd.Stdin = bytes.NewReader(archive)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	gate := filepath.Join(b.dir, "go")
+	script := `echo up; while [ ! -e /go/on ]; do sleep 0.05; done; echo two; echo three >&2; exit 7`
+	for _, detached := range []bool{false, true} {
+		if err := errors.Join(os.RemoveAll(gate), os.Mkdir(gate, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		var stderr *bytes.Buffer
+		var rest func() string
+		if detached {
+			if out, code := b.output("run", "--detach", "--name", "job", "--mount", gate+":/go", "bb", "sh", "-c", script, "in-the-task"); code != 0 {
+				t.Fatal(out)
+			}
+			b.await("up", "logs", "job")
+			b.await("RUNNING", "ps")
+		} else {
+			cmd, rest, stderr = b.start("--name", "job", "--mount", gate+":/go", "bb", "sh", "-c", script, "in-the-task")
+		}
+		stop := fill(t, filepath.Join(disk, "fill"))
+		if err := os.WriteFile(filepath.Join(gate, "on"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if !detached {
+			if got := rest(); got != "two\n" {
+				t.Errorf("it wrote %q", got)
+			}
+			_ = cmd.Wait()
+			// What is removed of the task may make room enough.
+			told := "berth: warning: the disk of the data directory is full: how the task ended is kept, and recorded once 256 KiB are free; make room in " + b.data + " (berth rm --all, berth image prune)\n"
+			if code := cmd.ProcessState.ExitCode(); code != 7 || strings.TrimSuffix(stderr.String(), told) != "three\n" {
+				t.Errorf("exit code %d, %s", code, stderr)
+			}
+		} else {
+			for end := time.Now().Add(20 * time.Second); time.Now().Before(end) && len(b.tasks()) > 0; time.Sleep(20 * time.Millisecond) {
+			}
+			time.Sleep(time.Second) // a worker records it
+		}
+		const behind = "berth: warning: how some tasks ended is not recorded yet: the disk of the data directory is full: "
+		if out, code := b.output("ps"); !detached && code == 0 && strings.Contains(out, "RUNNING") && !strings.Contains(out, behind) ||
+			code != 0 && (code != 3 || !strings.HasPrefix(out, "berth: open "+b.data+"/berth.db: exhausted: the disk is full: ") || !strings.Contains(out, "; make room in "+b.data)) {
+			t.Errorf("ps: exit code %d, %s", code, out)
+		}
+		stop()
+		if detached {
+			b.await(`"state":"EXECUTOR_ERROR"`, "ps", "-a", "--format", "json") // a worker may have waited for room
+		}
+		if out, _ := b.output("ps", "-a", "--format", "json"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"state":"EXECUTOR_ERROR","reason":"Exited","exit_code":7`) {
+			t.Errorf("ps: %s", out)
+		}
+		if out, _ := b.output("wait", "job"); out != "7\n" {
+			t.Errorf("wait: %s", out)
+		}
+		if out, _ := b.output("logs", "--stream", "stdout", "job"); out != "up\ntwo\n" {
+			t.Errorf("logs: %s", out)
+		}
+		b.clean()
+		if out, code := b.output("rm", "job"); code != 0 {
+			t.Errorf("rm: %s", out)
+		}
+	}
+}
+
+// fill takes every byte that there is, and that becomes free, until stop is called, which gives all back.
+func fill(t *testing.T, name string) (stop func()) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var full, end sync.WaitGroup
+	var ended atomic.Bool
+	full.Add(1)
+	first := sync.OnceFunc(full.Done)
+	end.Go(func() {
+		for b := make([]byte, 4096); !ended.Load(); {
+			if _, err := f.Write(b); err != nil {
+				first()
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+	})
+	full.Wait()
+	return func() {
+		ended.Store(true)
+		end.Wait()
+		if err := errors.Join(f.Close(), os.Remove(name)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

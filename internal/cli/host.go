@@ -105,7 +105,13 @@ func (a *app) openTasks(ctx context.Context) (*host, error) {
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return h, nil
 	}
-	return h, h.openStore(ctx, file)
+	if err := h.openStore(ctx, file); err != nil {
+		return h, err
+	}
+	if err := h.runner.CatchUp(ctx); err != nil {
+		a.say("warning: how some tasks ended is not recorded yet: %s", oneLine(err))
+	}
+	return h, nil
 }
 
 func (h *host) openStore(ctx context.Context, file string) error {

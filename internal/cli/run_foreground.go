@@ -167,7 +167,7 @@ func (f *foreground) hooks(task *berth.Task) runner.Hooks {
 			}
 		},
 		Started: f.started,
-		Ended:   func(int, berth.Exit) { f.streams.Wait() },
+		Ended:   f.ended,
 	}
 }
 
@@ -218,6 +218,14 @@ func (f *foreground) started(_ int, c berth.Container) {
 				}
 			}
 		}()
+	}
+}
+
+// ended waits for what a step wrote to be shown, and tells what of it is not kept.
+func (f *foreground) ended(_ int, e berth.Exit) {
+	f.streams.Wait()
+	if e.Reason == berth.Exited && e.Detail != "" && !f.o.quiet {
+		f.a.say("warning: %s", e.Detail)
 	}
 }
 

@@ -33,8 +33,25 @@ func (a *app) workerCommand() *cobra.Command {
 	}
 }
 
+// roomPoll is how often a worker looks whether a full disk has room again.
+const roomPoll = 500 * time.Millisecond
+
+// openForWork opens all of the data directory, waiting for room on its disk: nobody else may come to bring the task
+// forward.
+func (a *app) openForWork(ctx context.Context) (*host, error) {
+	for {
+		h, err := a.open(ctx)
+		if !errors.Is(err, berth.ErrExhausted) {
+			return h, err
+		}
+		if err := sleep(ctx, roomPoll); err != nil {
+			return nil, err
+		}
+	}
+}
+
 func (a *app) work(ctx context.Context, args []string) error {
-	h, err := a.open(ctx)
+	h, err := a.openForWork(ctx)
 	if err != nil {
 		return err
 	}

@@ -254,7 +254,7 @@ func (l *launch) openLog(stream string) error {
 	case limit < 0:
 		limit = 0
 	}
-	opts := logfile.Options{Limit: limit}
+	opts := logfile.Options{Limit: limit, Reserve: filepath.Join(c.sb.m.cfg.Dir, runDir, "log-reserve")}
 	var err error
 	if opts.Copy, err = l.openCopy(stream); err != nil {
 		return err
