@@ -17,6 +17,7 @@ var layers = []string{
 	"runner",
 	"device",
 	"device/nvidia device/amd device/intel",
+	"device/inject",
 	"engine/enginetest engine/oci engine/docker engine/swarm engine/kubernetes engine/slurm",
 	"tes web",
 	"internal/cli",

@@ -72,7 +72,7 @@ func (c *Cache) Check(names ...string) error {
 func fix(s *Spec) string {
 	switch {
 	case s.Own:
-		return "write it anew: berth cdi generate"
+		return "write it anew: berth cdi generate --vendor " + strings.TrimSuffix(s.Vendor, ".com") + " --output " + s.Path
 	case s.Vendor == "nvidia.com":
 		return "write it anew: nvidia-ctk cdi generate --output=" + s.Path
 	case s.Vendor == "amd.com":

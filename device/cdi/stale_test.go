@@ -101,7 +101,7 @@ func TestCheck(t *testing.T) {
 	}
 	const what = " is stale: /dev/nvidia-uvm is 510:0 there and 511:0 on this host; write it anew: "
 	for name, want := range map[string]string{
-		"acme.com/gpu=nvidia-uvm":   "CDI spec /etc/cdi/own.yaml" + what + "berth cdi generate",
+		"acme.com/gpu=nvidia-uvm":   "CDI spec /etc/cdi/own.yaml" + what + "berth cdi generate --vendor acme --output /etc/cdi/own.yaml",
 		"nvidia.com/gpu=nvidia-uvm": "CDI spec /etc/cdi/nvidia.yaml" + what + "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
 	} {
 		err := c.Check("acme.com/gpu=nvidia0", name)

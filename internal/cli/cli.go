@@ -175,7 +175,7 @@ outputs that are yours, and nothing left behind.`,
 		}
 	}
 	group("tasks", a.runCommand(), a.psCommand(), a.logsCommand(), a.waitCommand(), a.execCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand())
-	group("host", a.imageCommand(), a.gpuCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
+	group("host", a.imageCommand(), a.gpuCommand(), a.cdiCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
 	root.AddCommand(a.workerCommand(), a.docsCommand())
 	root.SetHelpCommand(a.helpCommand())
 	root.InitDefaultHelpCmd()

@@ -57,26 +57,7 @@ func (a *app) writeResult(name string, res berth.Result) error {
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	path := a.abs(name)
-	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		return os.WriteFile(path, append(data, '\n'), 0o644) // a pipe or a device, as asked for
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
-	if err != nil {
-		return fmt.Errorf("write result: %w", err)
-	}
-	_, err = tmp.Write(append(data, '\n'))
-	if err == nil {
-		err = tmp.Chmod(0o644)
-	}
-	if bad := tmp.Close(); err == nil {
-		err = bad
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
+	if err := a.writeWhole(name, append(data, '\n')); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	return nil
