@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -134,7 +135,9 @@ func hostAddress() (string, error) {
 // bridgeAddress talks to a server that answers as often as it is asked: one that ended with its first answer
 // would take its network with it, and what is on its way there, and could not be asked again.
 func bridgeAddress(t *trial) error {
-	_, c, err := t.start(`echo ready; while :; do nc -l -p 7080 -e printf 'HTTP/1.1 418 I am a teapot\r\n\r\n'; done`, network(berth.NetworkBridge))
+	// What answers must be this container: another check's may listen on the host.
+	answer := "HTTP/1.1 418 " + rand.Text()
+	_, c, err := t.start(`echo ready; while :; do nc -l -p 7080 -e printf '`+answer+`\r\n\r\n'; done`, network(berth.NetworkBridge))
 	if err != nil {
 		return err
 	}
@@ -153,7 +156,7 @@ func bridgeAddress(t *trial) error {
 	var failed error
 	err = t.eventually("the container's port answers", func() (bool, error) {
 		got, failed = talk(t.ctx, net.JoinHostPort(address, "7080"))
-		return strings.HasPrefix(got, "HTTP/1.1 418"), nil
+		return strings.HasPrefix(got, answer), nil
 	})
 	if err != nil {
 		return fmt.Errorf("%w; %s answered %s, error %w", err, address, quoted(got), orNone(failed))

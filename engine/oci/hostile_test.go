@@ -542,8 +542,9 @@ func TestManyShortContainers(t *testing.T) {
 	}
 	fds, mounts := count()
 	batch(60)
-	// What is parked for the next containers may be a few more.
-	const more = 40
+	// What is parked for the next containers (16 cgroups, with up to 7 descriptors each) may be more. A descriptor of
+	// each container would be 240.
+	const more = 16*7 + 10
 	var fds2, mounts2 int
 	for end := time.Now().Add(ample); ; time.Sleep(50 * time.Millisecond) {
 		if fds2, mounts2 = count(); fds2 <= fds+more && mounts2 <= mounts {

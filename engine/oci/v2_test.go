@@ -26,6 +26,7 @@ const onV2Core = "/^(stop_ends_everything|out_of_memory|pids_limit|usage_while_i
 // TestOnV2 runs the suite where cgroups are of v2 alone: direct, as root, all of it but what only moves bytes; as an
 // ordinary user the core; OCI runtimes less, as all of it would take many minutes under emulation.
 func TestOnV2(t *testing.T) {
+	t.Parallel() // with the other machine: each keeps one core busy for minutes
 	inMachine(t, machine(t, runtime.GOARCH),
 		[]string{"oci.test", "-test.v", "-test.run=^TestSuite$/^direct$", "-test.skip=^TestSuite$/^direct$/^(output_at_full_speed|logs_are_bounded)$"},
 		[]string{"oci.test", "-test.v", "-test.run=^TestSuite$/^(runc|crun)$" + onV2Core},
@@ -36,6 +37,7 @@ func TestOnV2(t *testing.T) {
 // TestOnARM64 runs on the other architecture, direct: as root, what most depends on it, which is a part of the core.
 // With BERTH_TEST_ARM64=core it runs all of that, as root and as an ordinary user, which takes minutes.
 func TestOnARM64(t *testing.T) {
+	t.Parallel()
 	commands := [][]string{
 		{"oci.test", "-test.v", "-test.run=^TestSuite$/^direct$/^(end_by_signal|terminal|out_of_memory|pids_limit|exec|own_namespaces|cgroup)$"},
 		{"oci.test", "-test.v", "-test.run=^TestCgroupOfContainer$/^direct$"},
