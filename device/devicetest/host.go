@@ -4,6 +4,7 @@ package devicetest
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,8 +27,9 @@ type Host struct {
 	Root        string
 	NVIDIA, AMD []GPU
 
-	tb    testing.TB
-	nodes []device.Node
+	tb     testing.TB
+	nodes  []device.Node
+	unique uint64 // of the UUIDs: tests that run at once share the machine's ledger
 }
 
 // GPU is one of a host's GPUs.
@@ -60,7 +62,7 @@ func minor(i int) uint32 {
 // same: those of two vendors are to be lent one at a time.
 func New(tb testing.TB, o Options) *Host {
 	tb.Helper()
-	h := &Host{Root: tb.TempDir(), tb: tb}
+	h := &Host{Root: tb.TempDir(), tb: tb, unique: rand.Uint64() &^ 0xff >> 1}
 	h.write("/proc/devices", fmt.Sprintf("Character devices:\n%3d nvidia\n%3d nvidia-uvm\n\nBlock devices:\n259 blkext\n", major, major))
 	if o.NVIDIA > 0 {
 		h.driverNVIDIA()

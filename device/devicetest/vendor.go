@@ -17,7 +17,7 @@ func (h *Host) driverNVIDIA() {
 
 func (h *Host) addNVIDIA(i, of int) {
 	pci := fmt.Sprintf("0000:%02x:00.0", 0x10+i)
-	g := GPU{UUID: fmt.Sprintf("GPU-%08x-0000-4000-8000-00000000000%x", 0xbe57_0000+i, i%16), Index: i}
+	g := GPU{UUID: fmt.Sprintf("GPU-%08x-%04x-4000-8000-%012x", h.unique>>32, h.unique>>16&0xffff, h.unique&0xffff<<8|uint64(i)), Index: i}
 	g.Node = h.node(fmt.Sprintf("/dev/nvidia%d", minor(i)), minor(i), 0)
 	h.write("/proc/driver/nvidia/gpus/"+pci+"/information", fmt.Sprintf(
 		"Model: \t\t NVIDIA H200\nGPU UUID: \t %s\nBus Type: \t PCIe\nBus Location: \t %s\nDevice Minor: \t %d\nGPU Excluded:\t No\n", g.UUID, pci, g.Node.Minor))
@@ -32,7 +32,8 @@ const renderGID = 105
 
 func (h *Host) addAMD(i, of int) {
 	pci := fmt.Sprintf("0000:%02x:00.0", 0x50+i)
-	g := GPU{UUID: fmt.Sprintf("GPU-%016x", 0xbe57_0000_0000_0000+uint64(i)), Index: i}
+	id := h.unique + uint64(i)
+	g := GPU{UUID: fmt.Sprintf("GPU-%016x", id), Index: i}
 	render := 128 + i
 	g.Node = h.node(fmt.Sprintf("/dev/dri/renderD%d", render), minor(i), renderGID)
 
@@ -43,6 +44,6 @@ func (h *Host) addAMD(i, of int) {
 	h.write("/sys/bus/pci/devices/"+pci+"/mem_info_vram_total", fmt.Sprintln(int64(AMDMemory)))
 	h.write("/sys/bus/pci/devices/"+pci+"/numa_node", numa(i, of))
 	h.write(fmt.Sprintf("/sys/class/kfd/kfd/topology/nodes/%d/properties", 1+i), fmt.Sprintf(
-		"simd_count 304\ngfx_target_version 90402\nlocation_id %d\ndomain 0\ndrm_render_minor %d\nunique_id %d\n", (0x50+i)<<8, render, 0xbe57_0000_0000_0000+uint64(i)))
+		"simd_count 304\ngfx_target_version 90402\nlocation_id %d\ndomain 0\ndrm_render_minor %d\nunique_id %d\n", (0x50+i)<<8, render, id))
 	h.AMD = append(h.AMD, g)
 }
