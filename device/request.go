@@ -24,12 +24,13 @@ type Request struct {
 	Memory       int64             `json:"memory,omitempty"`       // bytes: the least that each must have; of a share, its size
 	MIG          string            `json:"mig,omitempty"`          // profile of the slices that are asked for: "1g.18gb"
 	Shared       bool              `json:"shared,omitempty"`       // a share of one device, with Memory
+	AllowBusy    bool              `json:"allow_busy,omitempty"`   // devices, too, that processes of others have open
 	Capabilities []string          `json:"capabilities,omitempty"` // of the driver, for NVIDIA's devices
 	Options      map[string]string `json:"options,omitempty"`      // of the driver
 }
 
 // keys are the keys of requests, in the order in which help shows them.
-var keys = []string{"count", "device", "vendor", "driver", "model", "memory", "mig", "shared", "capabilities", "options"}
+var keys = []string{"count", "device", "vendor", "driver", "model", "memory", "mig", "shared", "allow_busy", "capabilities", "options"}
 
 // vendorOf are the vendors by the names that --gpus takes for them: their own, and those of Docker's drivers.
 var vendorOf = map[string]string{
@@ -73,8 +74,8 @@ type parser struct {
 
 func (p *parser) field(f field, before []field) error {
 	switch {
-	case f.bare && f.key == "shared":
-		return p.set("shared", "true")
+	case f.bare && (f.key == "shared" || f.key == "allow_busy"):
+		return p.set(f.key, "true")
 	case f.bare && isID(f.key):
 		p.r.IDs = append(p.r.IDs, f.key)
 		return nil
@@ -152,6 +153,10 @@ func (p *parser) set(key, value string) (err error) {
 	case "shared":
 		if p.r.Shared, err = strconv.ParseBool(value); err != nil {
 			err = fmt.Errorf("shared=%s is neither true nor false; shared alone is true", value)
+		}
+	case "allow_busy":
+		if p.r.AllowBusy, err = strconv.ParseBool(value); err != nil {
+			err = fmt.Errorf("allow_busy=%s is neither true nor false; allow_busy alone is true", value)
 		}
 	case "capabilities":
 		p.r.Capabilities = strings.Split(value, ",")
@@ -363,6 +368,9 @@ func (r Request) String() string {
 	add("mig", r.MIG)
 	if r.Shared {
 		parts = append(parts, "shared")
+	}
+	if r.AllowBusy {
+		parts = append(parts, "allow_busy")
 	}
 	add("capabilities", strings.Join(r.Capabilities, ","))
 	var options []string

@@ -186,9 +186,11 @@ func (g Generator) Common() (*specs.ContainerEdits, error) {
 	return edits, g.addHooks(edits, libs)
 }
 
+var controlNodes = []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"}
+
 // addControlNodes adds the nodes that every GPU shares. CUDA works without the last two, which some hosts lack.
 func (g Generator) addControlNodes(edits *specs.ContainerEdits) error {
-	for i, name := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"} {
+	for i, name := range controlNodes {
 		err := g.addNode(edits, name)
 		switch {
 		case err == nil:
@@ -224,6 +226,16 @@ var configs = map[string][]string{
 	},
 }
 
+var configDirs = []string{"/etc", "/usr/local/share", "/usr/share"}
+
+// sockets are those of the driver's services.
+var (
+	sockets    = []string{"nvidia-persistenced/socket", "nvidia-fabricmanager/socket"}
+	socketDirs = []string{"/run", "/var/run"}
+)
+
+const mpsDir = "nvidia-mps"
+
 func (g Generator) addFiles(edits *specs.ContainerEdits, libs *libraries) {
 	h := g.files()
 	for _, file := range slices.Concat(libs.files, libs.modules) {
@@ -239,13 +251,13 @@ func (g Generator) addFiles(edits *specs.ContainerEdits, libs *libraries) {
 	}
 	for _, to := range []string{"/etc", "/usr/share"} {
 		for _, name := range configs[to] {
-			g.addFirst(edits, to, name, "/etc", "/usr/local/share", "/usr/share")
+			g.addFirst(edits, to, name, configDirs...)
 		}
 	}
-	for _, socket := range []string{"nvidia-persistenced/socket", "nvidia-fabricmanager/socket"} {
-		g.addFirst(edits, "", socket, "/run", "/var/run")
+	for _, socket := range sockets {
+		g.addFirst(edits, "", socket, socketDirs...)
 	}
-	g.addFirst(edits, "", "nvidia-mps", "/tmp")
+	g.addFirst(edits, "", mpsDir, "/tmp")
 }
 
 // firmwareDirs returns where the kernel looks for firmware.

@@ -1,0 +1,252 @@
+package device
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/ledger"
+)
+
+// choice chooses units for a task. Of the same state of things it always chooses the same.
+type choice struct {
+	taken map[string]ledger.Taken
+	busy  map[string][]Process
+}
+
+func newChoice(taken map[string]ledger.Taken, busy map[string][]Process) *choice {
+	c := &choice{taken: maps.Clone(taken), busy: busy}
+	if c.taken == nil {
+		c.taken = map[string]ledger.Taken{}
+	}
+	return c
+}
+
+// own marks units that the choice has made.
+const own = "this task"
+
+// pick chooses for each request from the units that fit it. ErrUnavailable if they are not free; the text says what
+// is waited for.
+func (c *choice) pick(requests []Request, fits [][]Unit) ([]ledger.Device, error) {
+	order := make([]int, len(requests))
+	for i := range order {
+		order[i] = i
+	}
+	// Those that can be given least elsewhere come first.
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(freedom(requests[a]), freedom(requests[b])), cmp.Compare(len(fits[a]), len(fits[b])))
+	})
+	var lent []ledger.Device
+	for _, i := range order {
+		r := requests[i]
+		units, err := c.choose(r, fits[i])
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range units {
+			d := ledger.Device{ID: u.UUID()}
+			if r.Shared {
+				d.Bytes, d.Total = r.Memory, u.Memory()
+			}
+			lent = append(lent, d)
+			t := c.taken[d.ID]
+			t.Exclusive, t.Tasks = true, append(slices.Clip(t.Tasks), own)
+			c.taken[d.ID] = t
+		}
+	}
+	return lent, nil
+}
+
+func freedom(r Request) int {
+	switch {
+	case len(r.IDs) > 0:
+		return 0
+	case r.Count == All:
+		return 1
+	}
+	return 2
+}
+
+// choose chooses for one request.
+func (c *choice) choose(r Request, fit []Unit) ([]Unit, error) {
+	if r.Count == 0 && len(r.IDs) == 0 {
+		return nil, nil
+	}
+	var free []Unit
+	for _, u := range fit {
+		if c.free(r, u) {
+			free = append(free, u)
+		}
+	}
+	if len(r.IDs) > 0 || r.Count == All {
+		if len(free) < len(fit) {
+			return nil, c.waiting(r, fit, len(fit))
+		}
+		return free, nil
+	}
+	var vendors []string
+	for _, u := range free {
+		if !slices.Contains(vendors, u.Device.Vendor) {
+			vendors = append(vendors, u.Device.Vendor)
+		}
+	}
+	for _, vendor := range vendors {
+		of := slices.DeleteFunc(slices.Clone(free), func(u Unit) bool { return u.Device.Vendor != vendor })
+		if len(of) >= r.Count {
+			return c.best(r, of), nil
+		}
+	}
+	return nil, c.waiting(r, fit, r.Count)
+}
+
+func (c *choice) free(r Request, u Unit) bool {
+	t := c.taken[u.UUID()]
+	if u.Slice != nil && len(c.taken[u.Device.UUID].Tasks) > 0 {
+		return false // it was lent before it was divided
+	}
+	if len(c.busy[u.UUID()]) > 0 && !r.AllowBusy {
+		return false
+	}
+	if r.Shared {
+		return !t.Exclusive && t.Bytes+r.Memory <= u.Memory()
+	}
+	return len(t.Tasks) == 0
+}
+
+// best chooses Count of free units of one vendor, which are that many at least: devices of one model that are near to
+// each other where there are such, from the smallest group of them that is enough, so that what is left over is of as
+// much use as can be.
+func (c *choice) best(r Request, free []Unit) []Unit {
+	near := func(of func(Unit) string) [][]Unit {
+		groups, order := map[string][]Unit{}, []string{}
+		for _, u := range free {
+			k := of(u)
+			if groups[k] == nil {
+				order = append(order, k)
+			}
+			groups[k] = append(groups[k], u)
+		}
+		var out [][]Unit
+		for _, k := range order {
+			if len(groups[k]) >= r.Count {
+				out = append(out, groups[k])
+			}
+		}
+		return out
+	}
+	var groups [][]Unit
+	for _, of := range []func(Unit) string{
+		func(u Unit) string { return kindOf(u) + "\x00" + strconv.Itoa(u.Device.NUMA) },
+		kindOf,
+		func(Unit) string { return "" },
+	} {
+		if groups = near(of); len(groups) > 0 {
+			break
+		}
+	}
+	// A unit of a group is better than one of another by the same measure by which it is better in its group; then
+	// the smaller group is left broken.
+	slices.SortStableFunc(groups, func(a, b []Unit) int {
+		return cmp.Or(c.compareFit(r, c.first(r, a), c.first(r, b)), cmp.Compare(len(a), len(b)))
+	})
+	group := groups[0]
+	c.sort(r, group)
+	return group[:r.Count]
+}
+
+func kindOf(u Unit) string {
+	profile := ""
+	if u.Slice != nil {
+		profile = u.Slice.Profile
+	}
+	return u.Device.Model + "\x00" + profile + "\x00" + strconv.FormatInt(u.Memory(), 10)
+}
+
+func (c *choice) first(r Request, group []Unit) Unit {
+	return slices.MinFunc(group, func(a, b Unit) int { return c.compareFit(r, a, b) })
+}
+
+func (c *choice) sort(r Request, units []Unit) {
+	slices.SortStableFunc(units, func(a, b Unit) int {
+		return cmp.Or(c.compareFit(r, a, b), cmp.Compare(a.Device.Index, b.Device.Index))
+	})
+}
+
+// compareFit says which unit a request should rather get: for a share, of a device that is shared already, the least
+// loaded; else the one with the least memory, and a slice of the device of which most is lent.
+func (c *choice) compareFit(r Request, a, b Unit) int {
+	if r.Shared {
+		ta, tb := c.taken[a.UUID()], c.taken[b.UUID()]
+		return cmp.Or(
+			-cmp.Compare(min(len(ta.Tasks), 1), min(len(tb.Tasks), 1)),
+			cmp.Compare(float64(ta.Bytes)/float64(max(a.Memory(), 1)), float64(tb.Bytes)/float64(max(b.Memory(), 1))),
+			cmp.Compare(a.Memory(), b.Memory()),
+		)
+	}
+	return cmp.Or(cmp.Compare(a.Memory(), b.Memory()), cmp.Compare(c.freeSlices(a.Device), c.freeSlices(b.Device)))
+}
+
+func (c *choice) freeSlices(d Device) int {
+	n := 0
+	for _, s := range d.Slices {
+		if len(c.taken[s.UUID].Tasks) == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// waiting says for what a request waits.
+func (c *choice) waiting(r Request, fit []Unit, want int) error {
+	const shown = 4
+	var who []string
+	for _, u := range fit {
+		if c.free(r, u) {
+			continue
+		}
+		name := u.Device.Vendor + " " + strconv.Itoa(u.Device.Index)
+		if u.Slice != nil {
+			name += ":" + strconv.Itoa(u.Slice.Index)
+		}
+		who = append(who, name+" "+c.holders(u))
+	}
+	more := ""
+	if len(who) > shown {
+		who, more = who[:shown], fmt.Sprintf(" and %d more", len(who)-shown)
+	}
+	return fmt.Errorf("waiting for %s: %s%s%.0w", r.wanted(want), strings.Join(who, ", "), more, berth.ErrUnavailable)
+}
+
+func (c *choice) holders(u Unit) string {
+	t := c.taken[u.UUID()]
+	if len(t.Tasks) == 0 && u.Slice != nil {
+		t = c.taken[u.Device.UUID]
+	}
+	switch busy := c.busy[u.UUID()]; {
+	case t.Bytes > 0:
+		return fmt.Sprintf("has %s of %s lent to %s", berth.SizeInWords(t.Bytes), berth.SizeInWords(u.Memory()), strings.Join(t.Tasks, ", "))
+	case len(t.Tasks) > 0:
+		return "is lent to " + strings.Join(t.Tasks, ", ")
+	case len(busy) > 0:
+		return "is used by " + busy[0].String()
+	}
+	return "is too small"
+}
+
+// wanted says in words what a request wants.
+func (r Request) wanted(n int) string {
+	what := "1 GPU"
+	switch {
+	case r.Shared:
+		what = berth.SizeInWords(r.Memory) + " of a GPU"
+	case r.MIG != "":
+		what = fmt.Sprintf("%d of the slices %s", n, r.MIG)
+	case n != 1:
+		what = fmt.Sprintf("%d GPUs", n)
+	}
+	return what
+}

@@ -1,0 +1,262 @@
+package device
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "tags.cncf.io/container-device-interface/specs-go"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi"
+	"github.com/berth-project/berth/ledger"
+)
+
+// FromZero is a mask of n devices as the container that has them sees them: "0,1,2".
+func FromZero(n int) string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = strconv.Itoa(i)
+	}
+	return strings.Join(all, ",")
+}
+
+// Grants says what devices that were lent to a task bring into its containers, whose environments are given; in the
+// order of the vendors and their devices. notes are for people.
+//
+// Errors: berth.ErrExhausted where an image requires more of a driver than it has, berth.ErrUnavailable where a
+// device or what it takes is no longer there, *cdi.StaleError for a spec of another program that does not fit
+// the host.
+func (p *Pool) Grants(ctx context.Context, task *berth.Task, lent []ledger.Device, envs [][]string) (grants []berth.Grant, notes []string, err error) {
+	requests, err := ParseRequests(task.Resources.GPUs)
+	if err != nil || len(lent) == 0 {
+		return nil, nil, err
+	}
+	inv, err := p.inventory(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	units, shares, err := inv.lent(lent)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.require(units, envs); err != nil {
+		return nil, nil, err
+	}
+	var capabilities []string
+	for _, r := range requests {
+		for _, word := range r.Capabilities {
+			if !slices.Contains(capabilities, word) {
+				capabilities = append(capabilities, word)
+			}
+		}
+	}
+	commons, once := map[string]*cdi.Edits{}, map[*cdi.Edits]bool{}
+	for _, u := range units {
+		in, err := p.inject(ctx, u, commons)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", u, err)
+		}
+		g := berth.Grant{CDI: in.name, Vendor: u.Device.Vendor, UUID: u.UUID(), Index: u.Device.Index, Memory: shares[u.UUID()], Capabilities: capabilities}
+		edits := &cdi.Edits{}
+		if in.common != nil && !once[in.common] {
+			once[in.common] = true
+			cdi.Append(edits, in.common)
+		}
+		cdi.Append(edits, in.own)
+		if g.Nodes, g.GIDs, err = p.nodes(cdi.Append(nil, in.common, in.own)); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", u, err)
+		}
+		if g.Memory > 0 {
+			notes = append(notes, fmt.Sprintf("the task's share of %s of %s is advisory: the driver does not enforce it", berth.SizeInWords(g.Memory), u))
+		}
+		if len(grants) == len(units)-1 {
+			edits.Env = append(edits.Env, p.environment(units)...)
+		}
+		if g.Edits, err = json.Marshal(edits); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", u, err)
+		}
+		grants = append(grants, g)
+	}
+	return grants, notes, nil
+}
+
+// lent finds the units that were lent, in the order of the host's, and the shares of them, in bytes.
+func (inv *inventory) lent(lent []ledger.Device) (units []Unit, shares map[string]int64, err error) {
+	shares = map[string]int64{}
+	for _, d := range lent {
+		u, ok := inv.unit(d.ID)
+		if !ok {
+			return nil, nil, fmt.Errorf("GPU %s, which was lent to the task: %w: it is not there any more%s", d.ID, berth.ErrUnavailable, inv.bounds())
+		}
+		units = append(units, u)
+		shares[d.ID] = d.Bytes
+	}
+	place := map[string]int{}
+	for i, u := range Units(inv.all) {
+		place[u.UUID()] = i
+	}
+	slices.SortFunc(units, func(a, b Unit) int { return cmp.Compare(place[a.UUID()], place[b.UUID()]) })
+	return units, shares, nil
+}
+
+// require checks what images ask of the drivers of all units.
+func (p *Pool) require(units []Unit, envs [][]string) error {
+	for _, env := range envs {
+		values := map[string]string{}
+		for _, e := range env {
+			name, value, _ := strings.Cut(e, "=")
+			values[name] = value
+		}
+		for _, u := range units {
+			if r, ok := p.injector(u.Device.Vendor).(Requirer); ok {
+				if err := r.Require(u, values); err != nil {
+					return fmt.Errorf("%s: %w", u, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// environment is what a container with these units finds in its environment.
+func (p *Pool) environment(units []Unit) []string {
+	var uuids []string
+	for _, u := range units {
+		uuids = append(uuids, u.UUID())
+	}
+	env := []string{"BERTH_GPUS=" + strings.Join(uuids, ",")}
+	for _, v := range p.cfg.Vendors {
+		of := slices.DeleteFunc(slices.Clone(units), func(u Unit) bool { return u.Device.Vendor != v.Name() })
+		if len(of) > 0 {
+			env = append(env, v.Env(of)...)
+		}
+	}
+	// NVIDIA's own runtime, where it is an engine's default, must not add what an image's environment asks for.
+	return append(env, "NVIDIA_VISIBLE_DEVICES=void")
+}
+
+// nodes are the nodes of edits with their numbers on this host now, and the groups that open them.
+func (p *Pool) nodes(e *cdi.Edits) (nodes []berth.Node, gids []uint32, err error) {
+	for _, d := range e.DeviceNodes {
+		n, err := p.node(d)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", berth.ErrUnavailable, err)
+		}
+		same := func(o berth.Node) bool { return o.Container == n.Container }
+		if nodes = slices.DeleteFunc(nodes, same); d.Permissions != "none" {
+			nodes = append(nodes, n)
+		}
+	}
+	for _, gid := range e.AdditionalGIDs {
+		if !slices.Contains(gids, gid) {
+			gids = append(gids, gid)
+		}
+	}
+	return nodes, gids, nil
+}
+
+func (p *Pool) node(d *specs.DeviceNode) (berth.Node, error) {
+	at := cmp.Or(d.HostPath, d.Path)
+	n := berth.Node{Device: berth.Device{Host: at, Container: d.Path, Permissions: cmp.Or(d.Permissions, "rwm")}}
+	host := p.cfg.Host
+	if !host.Recorded() {
+		// What edits say of the host is in the words of this machine.
+		host = thisHost
+	}
+	found, err := host.Node(at)
+	if err != nil {
+		return n, err
+	}
+	if d.Major != 0 && (int64(found.Major) != d.Major || int64(found.Minor) != d.Minor) {
+		return n, fmt.Errorf("%s is %d:%d, and was %d:%d a moment ago", at, found.Major, found.Minor, d.Major, d.Minor)
+	}
+	n.Type, n.Major, n.Minor = found.Type, found.Major, found.Minor
+	return n, nil
+}
+
+// thisHost is this machine, whose nodes it has itself.
+var thisHost = &Host{root: "/"}
+
+// injection is what brings one unit into a container.
+type injection struct {
+	name        string     // in the spec on disk that says so; "" if the vendor's package does
+	common, own *cdi.Edits // common is the same pointer for units that share it
+}
+
+// inject finds what brings a unit into a container: what a spec on disk says that fits the host, else what the
+// vendor's package does. A spec that berth wrote and that does not fit counts for nothing. commons are what vendors'
+// devices have in common, as far as it is known.
+func (p *Pool) inject(ctx context.Context, u Unit, commons map[string]*cdi.Edits) (injection, error) {
+	v := p.injector(u.Device.Vendor)
+	own, err := v.Edits(u)
+	if err != nil {
+		return injection{}, err
+	}
+	if p.cfg.Specs != nil {
+		in, err := p.onDisk(v.Names(u), own)
+		if err != nil || in.name != "" {
+			return in, err
+		}
+	}
+	common, ok := commons[v.Name()]
+	if !ok {
+		if common, err = p.common(ctx, v); err != nil {
+			return injection{}, err
+		}
+		commons[v.Name()] = common
+	}
+	return injection{common: common, own: own}, nil
+}
+
+// onDisk finds a unit in the specs on disk, by the first of its names that has its nodes.
+func (p *Pool) onDisk(names []string, own *cdi.Edits) (injection, error) {
+	for _, name := range names {
+		d, ok := p.cfg.Specs.Device(name)
+		if !ok {
+			continue
+		}
+		edits := d.Edits()
+		if !hasNodes(edits, own) {
+			continue // an index that means another device there
+		}
+		err := p.cfg.Specs.Check(name)
+		if stale := (*cdi.StaleError)(nil); errors.As(err, &stale) && stale.Own {
+			p.cfg.Logger.Warn("a spec that berth wrote is not used", "err", err)
+			continue
+		} else if err != nil {
+			return injection{}, err
+		}
+		return injection{name: name, common: p.commonOf(d.Spec), own: p.onThisMachine(edits)}, nil
+	}
+	return injection{}, nil
+}
+
+func hasNodes(edits, own *cdi.Edits) bool {
+	for _, n := range own.DeviceNodes {
+		if !slices.ContainsFunc(edits.DeviceNodes, func(o *specs.DeviceNode) bool { return o.Path == n.Path }) {
+			return false
+		}
+	}
+	return true
+}
+
+// onThisMachine puts edits in the words of a host with another root into those of this machine.
+func (p *Pool) onThisMachine(e *cdi.Edits) *cdi.Edits {
+	for _, n := range e.DeviceNodes {
+		if at := p.cfg.Host.HostPath(cmp.Or(n.HostPath, n.Path)); at != "" {
+			n.HostPath = at
+		}
+	}
+	for _, m := range e.Mounts {
+		if at := p.cfg.Host.HostPath(m.HostPath); at != "" {
+			m.HostPath = at
+		}
+	}
+	return e
+}

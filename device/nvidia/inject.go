@@ -1,0 +1,101 @@
+package nvidia
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/cdi"
+	"github.com/berth-project/berth/device/require"
+)
+
+// Injector brings NVIDIA's devices into containers.
+type Injector struct {
+	*Driver
+	Generator Generator
+}
+
+var (
+	_ device.Injector = (*Injector)(nil)
+	_ device.Requirer = (*Injector)(nil)
+)
+
+// Names are by UUID and by index, as NVIDIA's generator writes them.
+func (i *Injector) Names(u device.Unit) []string {
+	index := strconv.Itoa(u.Device.Index)
+	if u.Slice != nil {
+		index += ":" + strconv.Itoa(u.Slice.Index)
+	}
+	return []string{Kind + "=" + CDIName(u.UUID()), Kind + "=" + index}
+}
+
+// Common is the driver's files, hooks and shared nodes.
+func (i *Injector) Common(context.Context) (*cdi.Edits, error) { return i.Generator.Common() }
+
+// Edits is the nodes of a GPU or slice.
+func (i *Injector) Edits(u device.Unit) (*cdi.Edits, error) {
+	if u.Slice != nil {
+		return i.Generator.Slice(u.Device, *u.Slice)
+	}
+	return i.Generator.GPU(u.Device)
+}
+
+// Env renumbers what CUDA sees from 0, in the order of PCI addresses, which is that of the host.
+func (i *Injector) Env(units []device.Unit) []string {
+	return []string{"CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=" + device.FromZero(len(units))}
+}
+
+// Require checks NVIDIA_REQUIRE_* and, of images from before there was that, CUDA_VERSION.
+func (i *Injector) Require(u device.Unit, env map[string]string) error {
+	requirements, err := Container{Env: env}.Requirements()
+	if err != nil {
+		return err
+	}
+	d := u.Device
+	return require.CheckAll(requirements, require.Host{CUDA: d.CUDA, Driver: d.Driver, Arch: d.Arch, Brand: d.Brand})
+}
+
+// Stamp names the driver, its nodes, the directories in which Common looks for files, which change with each that
+// comes or goes, and the files that it looks for by name.
+func (i *Injector) Stamp() string {
+	h, files := i.Generator.Host, i.Generator.files()
+	version, err := NewDriver(h).Version()
+	if err != nil || version == "" {
+		return "" // Common says why
+	}
+	sum := sha256.New()
+	fmt.Fprintln(sum, version, i.Generator.Hooks, i.Generator.NoAdditionalGIDs, h.Root(), files.Root())
+	for _, name := range controlNodes {
+		n, err := h.Node(name)
+		fmt.Fprintln(sum, n, err == nil)
+	}
+	for _, name := range slices.Concat(i.Generator.LibraryPaths, ldConfDirs(files), libraryDirs, binaryDirs, firmwareDirs(files), named()) {
+		if st, err := files.Stat(name); err == nil {
+			fmt.Fprintln(sum, name, st.ModTime().UnixNano())
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// named are the files that Common looks for in busy directories.
+func named() []string {
+	var names []string
+	for _, to := range []string{"/etc", "/usr/share"} {
+		for _, name := range configs[to] {
+			for _, dir := range configDirs {
+				names = append(names, path.Join(dir, name))
+			}
+		}
+	}
+	for _, socket := range sockets {
+		for _, dir := range socketDirs {
+			names = append(names, path.Join(dir, socket))
+		}
+	}
+	return append(names, "/tmp/"+mpsDir)
+}

@@ -1,0 +1,216 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi"
+	"github.com/berth-project/berth/ledger"
+)
+
+// PoolConfig says whose devices a Pool lends. Host and Vendors must be set.
+type PoolConfig struct {
+	Host    *Host
+	Vendors []Injector
+	Specs   *cdi.Cache        // specs of others on this host; nil looks at none
+	Env     map[string]string // of this process: the masks that bound what it may lend
+	// Dir is where what is costly to find out is kept between processes; "" keeps nothing.
+	Dir string
+	// Ledger says whose processes are those of tasks; nil knows none.
+	Ledger interface {
+		Snapshot(ctx context.Context) (ledger.Snapshot, error)
+	}
+	// Timeout bounds how long a vendor's driver may take to answer. Default 20 s.
+	Timeout time.Duration
+	Logger  *slog.Logger // nil discards
+}
+
+// Pool lends the devices of a host, each to one task at a time or in stated shares. What is lent is in the host's
+// ledger, which every process of berth shares; the pool chooses, and says what brings the chosen into containers.
+// All methods may be called concurrently.
+type Pool struct {
+	cfg PoolConfig
+
+	mu      sync.Mutex
+	found   *inventory
+	foreign foreign
+	commons map[string]kept
+	specs   map[*cdi.Spec]*cdi.Edits // what they do for all their devices
+}
+
+// NewPool returns the pool of a host. It looks at nothing yet.
+func NewPool(cfg PoolConfig) *Pool {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 20 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[*cdi.Spec]*cdi.Edits{}}
+}
+
+// inventory is what a host has, at one moment.
+type inventory struct {
+	at      time.Time
+	all     []Device
+	allowed []Device // by the masks
+	masks   []Mask
+	err     error // says which devices are there and cannot be used
+}
+
+// stale is how old an inventory may be. A process that lends one device looks once.
+const stale = 5 * time.Second
+
+// Devices returns the devices that may be lent, of all vendors: those that the masks of a resource manager allow.
+// The error says which are there and cannot be used; it comes with those that can. ErrDenied if a mask cannot be
+// told to mean certain devices: then there are none.
+func (p *Pool) Devices(ctx context.Context) ([]Device, error) {
+	inv, err := p.inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return inv.allowed, inv.err
+}
+
+func (p *Pool) inventory(ctx context.Context) (*inventory, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.found != nil && time.Since(p.found.at) < stale {
+		return p.found, nil
+	}
+	inv := &inventory{at: time.Now(), masks: HostMasks(p.cfg.Env)}
+	var errs []error
+	for _, v := range p.cfg.Vendors {
+		devices, err := p.ask(ctx, v)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		inv.all = append(inv.all, devices...)
+		errs = append(errs, err)
+	}
+	inv.err = errors.Join(errs...)
+	inv.allowed = inv.all
+	for _, m := range inv.masks {
+		allowed, err := m.Allow(inv.allowed, p.canOpen())
+		if err != nil {
+			return nil, fmt.Errorf("GPUs: %w", err)
+		}
+		inv.allowed = allowed
+	}
+	p.found = inv
+	return inv, nil
+}
+
+// ask asks a vendor for its devices. A driver that hangs takes along the thread that asks it, which is left behind.
+func (p *Pool) ask(ctx context.Context, v Vendor) ([]Device, error) {
+	type answer struct {
+		devices []Device
+		err     error
+	}
+	got := make(chan answer, 1)
+	go func() { // ends when the driver answers
+		devices, err := v.Devices(ctx)
+		got <- answer{devices, err}
+	}()
+	limit := time.NewTimer(p.cfg.Timeout)
+	defer limit.Stop()
+	select {
+	case a := <-got:
+		return a.devices, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-limit.C:
+		return nil, fmt.Errorf("the driver of %s: %w: it has not answered for %s; look for its messages with: dmesg", v.Name(), berth.ErrUnavailable, berth.FormatDuration(p.cfg.Timeout))
+	}
+}
+
+// canOpen says whether this process may open a device, for masks; nil where that cannot be found out.
+func (p *Pool) canOpen() func(Device) bool {
+	if p.cfg.Host.Recorded() {
+		return nil
+	}
+	return func(d Device) bool {
+		for _, u := range Units([]Device{d}) {
+			edits, err := p.injector(d.Vendor).Edits(u)
+			if err != nil {
+				return false
+			}
+			for _, n := range edits.DeviceNodes {
+				name := n.HostPath
+				if name == "" {
+					name = n.Path
+				}
+				fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+				if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+					return false
+				}
+				if err == nil {
+					_ = unix.Close(fd)
+				}
+			}
+		}
+		return true
+	}
+}
+
+func (p *Pool) injector(vendor string) Injector {
+	for _, v := range p.cfg.Vendors {
+		if v.Name() == vendor {
+			return v
+		}
+	}
+	return nil
+}
+
+// match returns for each request the units that it may be given. Errors are those of Request.Match, and tell what
+// else bounds the inventory.
+func (inv *inventory) match(requests []Request, devices []Device) ([][]Unit, error) {
+	fits := make([][]Unit, len(requests))
+	for i, r := range requests {
+		var err error
+		if fits[i], err = r.Match(devices); err != nil {
+			return nil, fmt.Errorf("%w%s", err, inv.bounds())
+		}
+	}
+	return fits, nil
+}
+
+// bounds tells what makes the inventory smaller than one might think.
+func (inv *inventory) bounds() string {
+	var text []string
+	for _, m := range inv.masks {
+		if len(inv.allowed) < len(inv.all) {
+			text = append(text, m.Source+"="+strings.Join(m.IDs, ",")+" allows no more")
+		}
+	}
+	if inv.err != nil {
+		first, _, more := strings.Cut(inv.err.Error(), "\n")
+		if more {
+			first += ", …"
+		}
+		text = append(text, first)
+	}
+	if text == nil {
+		return ""
+	}
+	return " (" + strings.Join(text, "; ") + ")"
+}
+
+// unit finds a unit by its UUID.
+func (inv *inventory) unit(uuid string) (Unit, bool) {
+	units := Units(inv.all)
+	i := slices.IndexFunc(units, func(u Unit) bool { return u.UUID() == uuid })
+	if i < 0 {
+		return Unit{}, false
+	}
+	return units[i], true
+}

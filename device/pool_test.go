@@ -1,0 +1,267 @@
+package device_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/amd"
+	"github.com/berth-project/berth/device/cdi"
+	"github.com/berth-project/berth/device/devicetest"
+	"github.com/berth-project/berth/device/intel"
+	"github.com/berth-project/berth/device/nvidia"
+	"github.com/berth-project/berth/ledger"
+)
+
+// vendors are those of a host, with a program for NVIDIA's hooks that need not be there.
+func vendors(h *device.Host) []device.Injector {
+	hooks := nvidia.Hooks{Path: "/opt/berth/berth-cdi-hook"}
+	return []device.Injector{
+		&nvidia.Injector{Driver: nvidia.NewDriver(h), Generator: nvidia.Generator{Host: h, Hooks: hooks}},
+		&amd.Injector{Driver: amd.NewDriver(h)},
+		&intel.Injector{Driver: intel.NewDriver(h)},
+	}
+}
+
+func openHost(t testing.TB, root string) *device.Host {
+	t.Helper()
+	h, err := device.OpenHost(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// pool makes a pool of a host; more changes its configuration.
+func pool(t testing.TB, root string, more func(*device.PoolConfig)) *device.Pool {
+	t.Helper()
+	h := openHost(t, root)
+	cfg := device.PoolConfig{Host: h, Vendors: vendors(h), Specs: cdi.NewCache(h.CDI()), Dir: t.TempDir()}
+	if more != nil {
+		more(&cfg)
+	}
+	return device.NewPool(cfg)
+}
+
+func asks(requests ...string) *berth.Task {
+	data, _ := json.Marshal(requests)
+	return &berth.Task{ID: "t", Resources: berth.Resources{GPUs: data}}
+}
+
+// ids are the names of what was lent, by their place among the host's.
+func ids(lent []ledger.Device, gpus []devicetest.GPU) (at []int) {
+	for _, d := range lent {
+		at = append(at, slices.IndexFunc(gpus, func(g devicetest.GPU) bool { return g.UUID == d.ID }))
+	}
+	return at
+}
+
+// choose has a task choose from what others have left.
+func choose(t *testing.T, p *device.Pool, task *berth.Task, taken map[string]ledger.Taken) ([]ledger.Device, error) {
+	t.Helper()
+	c, err := p.Choose(t.Context(), task)
+	if err != nil {
+		return nil, err
+	}
+	return c(taken)
+}
+
+func TestChoose(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 6, Recorded: true}) // 0, 1, 2 near one NUMA node, 3, 4, 5 near another
+	p := pool(t, h.Root, nil)
+	whole := func(at ...int) map[string]ledger.Taken {
+		taken := map[string]ledger.Taken{}
+		for _, i := range at {
+			taken[h.AMD[i].UUID] = ledger.Taken{Exclusive: true, Tasks: []string{fmt.Sprint("other", i)}}
+		}
+		return taken
+	}
+	share := func(taken map[string]ledger.Taken, at int, gib int64) map[string]ledger.Taken {
+		taken[h.AMD[at].UUID] = ledger.Taken{Bytes: gib << 30, Tasks: []string{"sharer"}}
+		return taken
+	}
+	for _, c := range []struct {
+		name  string
+		task  *berth.Task
+		taken map[string]ledger.Taken
+		want  []int
+		waits string
+	}{
+		{name: "one", task: asks("1"), want: []int{0}},
+		{name: "one, from the node that is broken already", task: asks("1"), taken: whole(3), want: []int{4}},
+		{name: "two near each other", task: asks("2"), taken: whole(0, 1), want: []int{3, 4}},
+		{name: "two, so that three stay together", task: asks("2"), taken: whole(4), want: []int{3, 5}},
+		{name: "four, which are near no one node", task: asks("4"), taken: whole(0), want: []int{1, 2, 3, 4}},
+		{name: "all", task: asks("all"), want: []int{0, 1, 2, 3, 4, 5}},
+		{name: "an id", task: asks("device=4"), want: []int{4}},
+		{name: "an id beside a count", task: asks("1", "device=0"), want: []int{0, 1}},
+		{name: "a share of a free one", task: asks("shared,memory=8GiB"), want: []int{0}},
+		{name: "a share of one that is shared", task: asks("shared,memory=8GiB"), taken: share(whole(), 3, 20), want: []int{3}},
+		{name: "a share of the least loaded", task: asks("shared,memory=8GiB"), taken: share(share(whole(), 3, 20), 5, 10), want: []int{5}},
+		{name: "a share that fits no shared one", task: asks("shared,memory=60GiB"), taken: share(whole(), 3, 20), want: []int{4}}, // near the shared one
+		{name: "a whole one is not one that is shared", task: asks("device=3"), taken: share(whole(), 3, 20), waits: "waiting for 1 GPU: amd 3 has 20 GiB of 64 GiB lent to sharer"},
+		{name: "none is left", task: asks("3"), taken: whole(0, 1, 2, 3), waits: "waiting for 3 GPUs: amd 0 is lent to other0, amd 1 is lent to other1, amd 2 is lent to other2, amd 3 is lent to other3"},
+		{name: "no share is left", task: asks("shared,memory=60GiB,device=3"), taken: share(whole(), 3, 20), waits: "waiting for 60 GiB of a GPU: amd 3 has 20 GiB"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lent, err := choose(t, p, c.task, c.taken)
+			if c.waits != "" {
+				if !errors.Is(err, berth.ErrUnavailable) || !strings.HasPrefix(err.Error(), c.waits) {
+					t.Errorf("%v, %v; want %q", ids(lent, h.AMD), err, c.waits)
+				}
+				return
+			}
+			if got := ids(lent, h.AMD); err != nil || !slices.Equal(got, c.want) {
+				t.Errorf("%v, %v; want %v", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestCheck(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 2, AMD: 1, Recorded: true})
+	for _, c := range []struct {
+		name string
+		task *berth.Task
+		env  map[string]string
+		kind error
+		says string
+	}{
+		{name: "nothing", task: &berth.Task{}},
+		{name: "what there is", task: asks("2")},
+		{name: "of each vendor", task: asks("vendor=amd", "vendor=nvidia,count=2")},
+		{name: "more than there is", task: asks("3"), kind: berth.ErrExhausted, says: "2 fit; this host has nvidia 0"},
+		{name: "more than there is, together", task: asks("1", "vendor=nvidia,count=2"), kind: nil},
+		{name: "the same twice", task: asks("vendor=nvidia,count=2", "device=nvidia.com/gpu=0"), kind: berth.ErrExhausted, says: "all that the task asks for is more than there is; this host has"},
+		{name: "an unknown id", task: asks("GPU-01234567-0000-4000-8000-000000000000"), kind: berth.ErrNotFound, says: "no device GPU-0123"},
+		{name: "a mask", task: asks("vendor=nvidia,count=2"), env: map[string]string{"SLURM_JOB_GPUS": "1", "CUDA_VISIBLE_DEVICES": "0"}, kind: berth.ErrDenied, says: "several vendors"},
+		{name: "a mask of UUIDs", task: asks("vendor=nvidia,count=2"), env: map[string]string{"CUDA_VISIBLE_DEVICES": h.NVIDIA[1].UUID}, kind: berth.ErrExhausted, says: "CUDA_VISIBLE_DEVICES=" + h.NVIDIA[1].UUID + " allows no more"},
+		{name: "a job without devices", task: asks("1"), env: map[string]string{"SLURM_JOB_ID": "7"}, kind: berth.ErrExhausted, says: "no GPUs"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Env = c.env })
+			err := p.Check(t.Context(), c.task)
+			if c.kind == nil && err != nil || c.kind != nil && (!errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n")) {
+				t.Errorf("%v; want %v that says %q", err, c.kind, c.says)
+			}
+		})
+	}
+}
+
+// What a mask allows stays with the task, whoever drives it.
+func TestMaskStaysWithTask(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 3, Recorded: true})
+	task := asks("1")
+	masked := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Env = map[string]string{"SLURM_JOB_GPUS": "2"} })
+	if err := masked.Check(t.Context(), task); err != nil {
+		t.Fatal(err)
+	}
+	lent, err := choose(t, pool(t, h.Root, nil), task, nil)
+	if got := ids(lent, h.NVIDIA); err != nil || !slices.Equal(got, []int{2}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestGrants(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 3, AMD: 2, Recorded: true})
+	dir := t.TempDir()
+	p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir })
+	lent := []ledger.Device{{ID: h.AMD[1].UUID}, {ID: h.NVIDIA[2].UUID}, {ID: h.NVIDIA[0].UUID}}
+	task := asks("vendor=nvidia,count=2,\"capabilities=compute,utility\"", "vendor=amd")
+	grants, notes, err := p.Grants(t.Context(), task, lent, nil)
+	if err != nil || len(notes) > 0 || len(grants) != 3 {
+		t.Fatal(grants, notes, err)
+	}
+	var uuids []string
+	var edits []cdi.Edits
+	for _, g := range grants {
+		uuids = append(uuids, g.UUID)
+		var e cdi.Edits
+		if err := json.Unmarshal(g.Edits, &e); err != nil {
+			t.Fatal(err)
+		}
+		edits = append(edits, e)
+		var paths []string
+		for _, n := range g.Nodes {
+			paths = append(paths, n.Container)
+		}
+		own := append(slices.Clone(h.NVIDIA), h.AMD...)[slices.IndexFunc(append(slices.Clone(h.NVIDIA), h.AMD...), func(o devicetest.GPU) bool { return o.UUID == g.UUID })].Node
+		want := []string{"/dev/nvidiactl", "/dev/nvidia-uvm", own.Path}
+		if g.Vendor == "amd" {
+			want = []string{"/dev/kfd", own.Path}
+		}
+		if !slices.Equal(paths, want) {
+			t.Errorf("%s has the nodes %v, want %v", g.UUID, paths, want)
+		}
+		if last := g.Nodes[len(g.Nodes)-1]; last.Major != own.Major || last.Minor != own.Minor || last.Type != "c" {
+			t.Errorf("%+v, want %+v", last, own)
+		}
+		if (g.Vendor == "amd") != slices.Equal(g.GIDs, []uint32{105}) {
+			t.Errorf("groups %v of %s", g.GIDs, g.Vendor)
+		}
+		if !slices.Equal(g.Capabilities, []string{"compute", "utility"}) {
+			t.Errorf("%v", g.Capabilities)
+		}
+	}
+	if want := []string{h.NVIDIA[0].UUID, h.NVIDIA[2].UUID, h.AMD[1].UUID}; !slices.Equal(uuids, want) {
+		t.Errorf("grants of %v, want %v", uuids, want)
+	}
+	// What all of a vendor need is in its first, and what depends on the whole in the last of all.
+	if len(edits[0].Mounts) == 0 || len(edits[1].Mounts) > 0 || len(edits[0].DeviceNodes) != 3 || len(edits[1].DeviceNodes) != 1 || len(edits[2].DeviceNodes) != 2 {
+		t.Errorf("%+v", edits)
+	}
+	want := []string{
+		"BERTH_GPUS=" + strings.Join(uuids, ","), "CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=0,1",
+		"ROCR_VISIBLE_DEVICES=0", "HIP_VISIBLE_DEVICES=0", "NVIDIA_VISIBLE_DEVICES=void",
+	}
+	if !slices.Equal(edits[2].Env, want) {
+		t.Errorf("%q, want %q", edits[2].Env, want)
+	}
+	// Another process finds the same without looking for all of it.
+	again, _, err := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir }).Grants(t.Context(), task, lent, nil)
+	if err != nil || fmt.Sprint(again) != fmt.Sprint(grants) {
+		t.Errorf("%v, %v; want %v", again, err, grants)
+	}
+}
+
+func TestGrantsShare(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	lent := []ledger.Device{{ID: h.AMD[0].UUID, Bytes: 8 << 30, Total: 64 << 30}}
+	grants, notes, err := pool(t, h.Root, nil).Grants(t.Context(), asks("shared,memory=8GiB"), lent, nil)
+	if err != nil || len(grants) != 1 || grants[0].Memory != 8<<30 || len(notes) != 1 || !strings.Contains(notes[0], "share of 8 GiB of amd 0") || !strings.Contains(notes[0], "advisory") {
+		t.Error(grants, notes, err)
+	}
+}
+
+func TestGrantsRequire(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 1, AMD: 1, Recorded: true})
+	p := pool(t, h.Root, nil)
+	nv, am := []ledger.Device{{ID: h.NVIDIA[0].UUID}}, []ledger.Device{{ID: h.AMD[0].UUID}}
+	for _, c := range []struct {
+		name string
+		lent []ledger.Device
+		env  []string
+		kind error
+	}{
+		{"met", nv, []string{"NVIDIA_REQUIRE_CUDA=cuda>=12.0"}, nil},
+		{"not met", nv, []string{"NVIDIA_REQUIRE_CUDA=cuda>=13.0"}, berth.ErrExhausted},
+		{"an old image", nv, []string{"CUDA_VERSION=13.0.1"}, berth.ErrExhausted},
+		{"disabled", nv, []string{"NVIDIA_REQUIRE_CUDA=cuda>=13.0", "NVIDIA_DISABLE_REQUIRE=true"}, nil},
+		{"of another vendor", am, []string{"NVIDIA_REQUIRE_CUDA=cuda>=13.0"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, _, err := p.Grants(t.Context(), asks("1"), c.lent, [][]string{nil, c.env})
+			if !errors.Is(err, c.kind) {
+				t.Errorf("%v", err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), "cuda>=13.0") || !strings.Contains(err.Error(), "cuda 12.4, driver 550.54.15")) {
+				t.Errorf("%v does not show both sides", err)
+			}
+		})
+	}
+}
