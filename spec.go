@@ -153,7 +153,7 @@ type Ulimit struct {
 
 // Grant is one lent device, a slice of one, or a share of one. Engines use what they can of it: all, or an error.
 type Grant struct {
-	CDI    string `json:"cdi,omitempty"` // qualified CDI name
+	CDI    string `json:"cdi,omitempty"` // its name in the CDI spec on this host's disk that Edits are of; "" if they are of none
 	Vendor string `json:"vendor"`        // "nvidia", "amd", "intel"
 	UUID   string `json:"uuid"`
 	Index  int    `json:"index"`            // among the host's devices of the vendor, for people

@@ -38,7 +38,10 @@ type Resources struct {
 	Preemptible bool              `json:"preemptible,omitempty"`
 	Zones       []string          `json:"zones,omitempty"`
 	Backend     map[string]string `json:"backend_parameters,omitempty"`
-	GPUs        json.RawMessage   `json:"gpus,omitempty"` // reserved
+	GPUs        json.RawMessage   `json:"gpus,omitempty"` // in the language of device.ParseRequests
+	// AllowedGPUs are the UUIDs of those that whoever submitted the task may use, where a resource manager's mask
+	// bounds them; nil is all.
+	AllowedGPUs []string `json:"allowed_gpus,omitempty"`
 }
 
 // Step is one container of a task.
@@ -115,6 +118,14 @@ type StepResult struct {
 	Image Image `json:"image,omitzero"`
 }
 
+// LentGPU is a GPU, a slice of one or a share of one that a task had.
+type LentGPU struct {
+	Vendor string `json:"vendor"` // "nvidia", "amd", "intel"
+	UUID   string `json:"uuid"`
+	Index  int    `json:"index"`            // among the host's of the vendor
+	Memory int64  `json:"memory,omitempty"` // bytes, of a share
+}
+
 // Result is how a task ended, as `berth run --result` writes it.
 type Result struct {
 	ID              string       `json:"id"`
@@ -133,5 +144,6 @@ type Result struct {
 	Engine          string       `json:"engine"`
 	Runtime         string       `json:"runtime"`
 	Outputs         []OutputFile `json:"outputs"`
+	GPUs            []LentGPU    `json:"gpus,omitempty"`
 	Steps           []StepResult `json:"steps,omitempty"`
 }

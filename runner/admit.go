@@ -11,12 +11,24 @@ import (
 )
 
 // fits refuses what this machine could never lend.
-func (r *Runner) fits(t *berth.Task) error {
+func (r *Runner) fits(ctx context.Context, t *berth.Task) error {
+	if asksDevices(t) {
+		if r.cfg.Devices == nil {
+			return fmt.Errorf("resources.gpus: %w: no devices are lent here", berth.ErrUnsupported)
+		}
+		if err := r.cfg.Devices.Check(ctx, t); err != nil {
+			return err
+		}
+	}
 	req := request(t)
 	for _, v := range t.Volumes {
 		req.Disk = max(req.Disk, v.Size)
 	}
 	return plainly(r.cfg.Ledger.Check(req), t.ID)
+}
+
+func asksDevices(t *berth.Task) bool {
+	return len(t.Resources.GPUs) > 0 && string(t.Resources.GPUs) != "null"
 }
 
 func request(t *berth.Task) ledger.Request {
@@ -48,8 +60,9 @@ func (d *drive) adopt(sandbox berth.Sandbox) error {
 	return d.takeOver(sandbox)
 }
 
-// admit waits until what the task asks for is lent to it.
-func (d *drive) admit() error {
+// admit waits until what the task asks for is lent to it. Where its sandbox is there, which has the devices that were
+// lent before, it is lent the same.
+func (d *drive) admit(same bool) error {
 	if err := d.adopt(nil); d.lease != nil || err != nil {
 		return err
 	}
@@ -60,6 +73,9 @@ func (d *drive) admit() error {
 	req := request(&d.rec.Task)
 	if d.rec.Admitted != nil {
 		req.NoWait = false // it has begun
+	}
+	if err := d.askDevices(&req, same); err != nil {
+		return d.failed(err)
 	}
 	waits := false
 	req.Waiting = func(why string) {
@@ -84,11 +100,55 @@ func (d *drive) admit() error {
 	if d.rec.State == berth.Queued {
 		state = berth.Initializing
 	}
-	if err := d.record(KindAdmitted, state, "", Admitted{Lease: d.lease.ID()}); err != nil {
+	if err := d.record(KindAdmitted, state, "", Admitted{Lease: d.lease.ID(), Devices: d.lease.Devices()}); err != nil {
 		return err
 	}
 	d.at("admitted")
 	return nil
+}
+
+// askDevices adds the devices to a request.
+func (d *drive) askDevices(req *ledger.Request, same bool) (err error) {
+	if !asksDevices(&d.rec.Task) {
+		return nil
+	}
+	if a := d.rec.Admitted; same && a != nil && len(a.Devices) > 0 {
+		req.Devices = a.Devices
+		return nil
+	}
+	if d.r.cfg.Devices == nil {
+		return fmt.Errorf("resources.gpus: %w: no devices are lent here", berth.ErrUnsupported)
+	}
+	return d.retry(d.stop, func() error {
+		req.Choose, err = d.r.cfg.Devices.Choose(d.stop, &d.rec.Task)
+		return err
+	})
+}
+
+// grants says what the lent devices bring into the task's containers.
+func (d *drive) grants(images []Imaged) ([]berth.Grant, error) {
+	a := d.rec.Admitted
+	if a == nil || len(a.Devices) == 0 {
+		return nil, nil
+	}
+	var envs [][]string
+	for _, s := range d.rec.Task.Steps {
+		var env []string
+		for _, im := range images {
+			if im.Ref == s.Image && im.Platform == s.Platform {
+				env = append(env, im.Image.Config.Env...)
+			}
+		}
+		envs = append(envs, append(env, s.Env...))
+	}
+	grants, notes, err := d.r.cfg.Devices.Grants(d.stop, &d.rec.Task, a.Devices, envs)
+	if err != nil {
+		return nil, d.failed(err)
+	}
+	for _, note := range notes {
+		d.warn(note)
+	}
+	return grants, nil
 }
 
 func (d *drive) lent() bool { return d.lease != nil && d.lease.ID() != "" }

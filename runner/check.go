@@ -153,8 +153,6 @@ func checkResources(t *berth.Task) error {
 		return fmt.Errorf("pids %d: %w: -1 is no limit", l.PIDs, berth.ErrInvalid)
 	case t.Timeout < 0:
 		return fmt.Errorf("timeout %s: %w", t.Timeout, berth.ErrInvalid)
-	case len(t.Resources.GPUs) > 0 && string(t.Resources.GPUs) != "null":
-		return fmt.Errorf("resources.gpus: %w: this version of berth lends no devices", berth.ErrUnsupported)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -64,6 +65,9 @@ func scenarios() []scenario {
 		State: berth.ExecutorError, Reason: berth.Exited, ExitCode: 3, Detail: "step 2 of 2 exited with 3",
 		Outputs: []berth.OutputFile{{URL: "a", Path: "/out/a", Size: 4}, {URL: "result", Path: "/result", Size: 5}},
 	}
+	lent, failedLent := task, failed
+	lent.Resources.GPUs = json.RawMessage(`1`)
+	failedLent.GPUs = []berth.LentGPU{{Vendor: "fake", UUID: "g0"}}
 	all := func(string, int) []string { return []string{"t-1", "t-2"} }
 	long := task
 	long.Steps = []berth.Step{sh(`echo part > $R/out/a; echo > $R/out/ready; sleep 30`)}
@@ -73,8 +77,8 @@ func scenarios() []scenario {
 	}
 	return []scenario{
 		{
-			name: "detached", detached: true, task: task, skip: []string{"cancel"},
-			want: func(string, int) berth.Result { return failed },
+			name: "detached", detached: true, task: lent, skip: []string{"cancel"},
+			want: func(string, int) berth.Result { return failedLent },
 			runs: all,
 		},
 		{

@@ -15,6 +15,18 @@ type Ledger interface {
 	Adopt(ctx context.Context, id string) (*ledger.Lease, error)
 }
 
+// Devices are the host's that tasks ask for by Resources.GPUs; *device.Pool has them. What is lent is the ledger's to
+// say.
+type Devices interface {
+	// Check reports whether the host could ever give what the task asks for.
+	Check(ctx context.Context, task *berth.Task) error
+	// Choose is for ledger.Request; nil if the task asks for none.
+	Choose(ctx context.Context, task *berth.Task) (func(map[string]ledger.Taken) ([]ledger.Device, error), error)
+	// Grants says what lent devices bring into the containers of the task, whose environments are given; notes
+	// are for people.
+	Grants(ctx context.Context, task *berth.Task, lent []ledger.Device, envs [][]string) (grants []berth.Grant, notes []string, err error)
+}
+
 // Checker is a berth.Engine that says what it would refuse later, before anything is recorded or pulled. The
 // specs have of an image what it is called, no log directories, and of the mounts only those that the task names.
 type Checker interface {

@@ -19,14 +19,22 @@ func (d *drive) open() (berth.Sandbox, error) {
 	if err := d.ended(); err != nil {
 		return nil, err
 	}
-	if err := d.admit(); err != nil {
+	if err := d.admit(false); err != nil {
 		return nil, err
 	}
 	o, err := d.prepare()
 	if err != nil {
 		return nil, err
 	}
-	e := d.event(KindOpening, "", o.text(), o)
+	if o.Spec.Grants, err = d.grants(o.Images); err != nil {
+		return nil, err
+	}
+	return d.openAs(o, o.text())
+}
+
+// openAs records what the sandbox is to be, and opens it.
+func (d *drive) openAs(o *Opening, text string) (berth.Sandbox, error) {
+	e := d.event(KindOpening, "", text, o)
 	e.Sandbox = &o.Spec.ID
 	if err := d.append(e); err != nil {
 		return nil, err
@@ -92,10 +100,19 @@ func (d *drive) sandboxGone() (berth.Sandbox, error) {
 }
 
 func (d *drive) openAgain() (berth.Sandbox, error) {
-	if err := d.admit(); err != nil {
+	if err := d.admit(false); err != nil {
 		return nil, err
 	}
-	return d.openSandbox(d.rec.Opening.Spec)
+	if !asksDevices(&d.rec.Task) {
+		return d.openSandbox(d.rec.Opening.Spec)
+	}
+	// Others may have been lent, and the same ones may have other nodes, after a reboot.
+	o := *d.rec.Opening
+	var err error
+	if o.Spec.Grants, err = d.grants(o.Images); err != nil {
+		return nil, err
+	}
+	return d.openAs(&o, "")
 }
 
 func (d *drive) openSandbox(spec berth.SandboxSpec) (sandbox berth.Sandbox, err error) {

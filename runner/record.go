@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/ledger"
 	"github.com/berth-project/berth/store"
 )
 
@@ -39,7 +40,8 @@ type Event struct {
 type (
 	// Admitted is the data of KindAdmitted.
 	Admitted struct {
-		Lease string `json:"lease,omitempty"` // "" where nothing was asked for
+		Lease   string          `json:"lease,omitempty"` // "" where nothing was asked for
+		Devices []ledger.Device `json:"devices,omitempty"`
 	}
 	// Staged is an input that can be mounted.
 	Staged struct {

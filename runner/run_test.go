@@ -287,7 +287,7 @@ func TestRunRefuses(t *testing.T) {
 		{"no step", berth.Task{}, berth.ErrInvalid, "it has no step"},
 		{"more CPUs than there are", berth.Task{Steps: []berth.Step{sh("true")}, Resources: berth.Resources{Limits: berth.Limits{CPU: 3}}}, berth.ErrExhausted, "maximum of 2"},
 		{"memory below what can start", berth.Task{Steps: []berth.Step{sh("true")}, Resources: berth.Resources{Limits: berth.Limits{Memory: 1000}}}, berth.ErrInvalid, "6MiB"},
-		{"GPUs", berth.Task{Steps: []berth.Step{sh("true")}, Resources: berth.Resources{GPUs: []byte(`1`)}}, berth.ErrUnsupported, "no devices"},
+		{"more GPUs than there are", berth.Task{Steps: []berth.Step{sh("true")}, Resources: berth.Resources{GPUs: []byte(`3`)}}, berth.ErrExhausted, "there are 2"},
 		{"output in a tmpfs", berth.Task{
 			Steps:   []berth.Step{{Image: "i", Mounts: []berth.Mount{{Type: berth.MountTmpfs, Target: "/tmp"}}}},
 			Outputs: []berth.Output{{URL: "/o", Path: "/tmp/o"}},

@@ -19,6 +19,7 @@ type Config struct {
 	Engine  berth.Engine // berth.Puller too, unless it finds images itself
 	Store   *store.Store
 	Ledger  Ledger
+	Devices Devices // nil: a task that asks for some is refused
 	Fetch   staging.FetchOptions
 	DataDir string // what the runner keeps lies in its directory tasks
 	// UID and GID own the outputs, and UID is who submits; 0 is this process's own.
@@ -102,7 +103,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	if err := Check(*task); err != nil {
 		return nil, err
 	}
-	if err := r.fits(task); err != nil {
+	if err := r.fits(ctx, task); err != nil {
 		return nil, err
 	}
 	if err := r.foresee(ctx, task); err != nil {

@@ -142,7 +142,7 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 	}
 	spec := known.Spec
 	if spec.ID == "" {
-		if err := d.admit(); err != nil {
+		if err := d.admit(true); err != nil {
 			return nil, err
 		}
 		spec = d.stepSpec(i)

@@ -38,7 +38,7 @@ func openTestbed(dir string) *testbed {
 	}))
 	e := newDiskEngine(filepath.Join(dir, "engine"))
 	return &testbed{
-		Runner: New(Config{Engine: e, Store: s, Ledger: l, DataDir: dir}),
+		Runner: New(Config{Engine: e, Store: s, Ledger: l, Devices: fakeDevices{"g0", "g1"}, DataDir: dir}),
 		dir:    dir, engine: e, store: s, ledger: l,
 	}
 }

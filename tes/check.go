@@ -1,6 +1,7 @@
 package tes
 
 import (
+	"encoding/json"
 	"fmt"
 	"iter"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/tes/document"
 )
 
@@ -67,6 +69,7 @@ func faults(t berth.Task) iter.Seq2[string, string] {
 		c.outputs(t.Outputs)
 		c.volumes(t.Volumes)
 		c.limits(t.Resources.Limits)
+		c.gpus(t.Resources.GPUs)
 		c.network(t.Network)
 		c.hostname(t.Hostname)
 		if t.Timeout < 0 {
@@ -275,6 +278,12 @@ func (c *check) mounts(at string, mounts []berth.Mount) {
 			c.fault(at+".size", "it is negative")
 		}
 		c.once(at+".target", m.Target, seen)
+	}
+}
+
+func (c *check) gpus(doc json.RawMessage) {
+	if _, err := device.ParseRequests(doc); err != nil {
+		c.fault("resources.gpus", "%s", strings.Replace(err.Error(), berth.ErrInvalid.Error()+": ", "", 1))
 	}
 }
 

@@ -1,6 +1,7 @@
 package tes
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -385,5 +386,11 @@ func (r *reader) hostPath(to *string) field {
 }
 
 func (r *reader) raw(to *json.RawMessage) field {
-	return func(n *document.Node, _ string) { *to = document.Marshal(n, document.JSON) }
+	return func(n *document.Node, _ string) {
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, document.Marshal(n, document.JSON)); err != nil {
+			panic(fmt.Sprintf("tes: what a document holds is no JSON: %v", err)) // it was written a line above
+		}
+		*to = compact.Bytes()
+	}
 }

@@ -1,6 +1,7 @@
 package tes_test
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"reflect"
@@ -124,6 +125,7 @@ func TestRoundTrip(t *testing.T) {
 		{HostIP: "::1", Host: 1, Container: 82, Protocol: "tcp"},
 	}
 	full.Resources.Zones, full.Resources.Preemptible = []string{"a", "no"}, true
+	full.Resources.GPUs = json.RawMessage(`[{"count":2,"model":"H200"},"shared,memory=8GiB"]`)
 	full.Resources.Backend = map[string]string{"queue": "long"}
 	full.Resources.Memory, full.Resources.Disk, full.Resources.PIDs = 4e9+1, 1<<53+1, -1
 	full.Inputs = append(full.Inputs, berth.Input{Name: "n", URL: "file:///d", Path: "/d", Type: berth.Directory}, berth.Input{Content: new(""), Path: "/e"})
@@ -274,7 +276,8 @@ func TestParseRefuses(t *testing.T) {
 		{"t.yaml", executors + "resources: {ram_gb: -2}\n", "t.yaml:2:21: resources.ram_gb: it is negative"},
 		{"t.yaml", executors + "resources: {ram_gb: 1.0e+30}\n", "t.yaml:2:21: resources.ram_gb: 1e+30 GiB are out of range"},
 		{"t.yaml", executors + "resources: {pids: 1.5}\n", "t.yaml:2:19: resources.pids: 1.5 is not a whole number, or out of range"},
-		{"t.yaml", executors + "resources: {gpus: 1}\n", "t.yaml:2:19: resources.gpus: the key is reserved: this version of berth lends no GPUs"},
+		{"t.yaml", executors + "resources: {gpus: many}\n", `t.yaml:2:19: resources.gpus: GPUs "many": "many" is neither a count nor an id; write a number, all, a UUID, or KEY=VALUE with one of count, device, vendor, driver, model, memory, mig, shared, allow_busy, capabilities, options`},
+		{"t.yaml", executors + "resources: {gpus: [1, {modell: H200}]}\n", `t.yaml:2:19: resources.gpus: [1]: GPUs: there is no key "modell"; there are count, device, vendor, driver, model, memory, mig, shared, allow_busy, capabilities, options`},
 		{"t.yaml", executors + "resources: {backend_parameters: {X: y}, backend_parameters_strict: true}\n", "t.yaml:2:33: resources.backend_parameters.X: berth knows no such parameter, and backend_parameters_strict is set"},
 		{"t.yaml", executors + "timeout: 90\n", `t.yaml:2:10: timeout: it is a number, and must be a duration with its unit: write "90s"`},
 		{"t.yaml", executors + "timeout: '90'\n", `t.yaml:2:10: timeout: duration "90": invalid: there is no unit after "90"; a duration is written as in 90s, 1h30m or 2d`},

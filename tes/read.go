@@ -175,10 +175,6 @@ func (r *reader) resources(n *document.Node, path string, res *berth.Resources) 
 		"backend_parameters_strict": r.boolean(&strict),
 		"gpus":                      r.raw(&res.GPUs),
 	})
-	if res.GPUs != nil {
-		r.fault(r.places[path+".gpus"], path+".gpus", berth.ErrUnsupported, "the key is reserved: this version of berth lends no GPUs")
-		return
-	}
 	r.backend(backendAt, path+".backend_parameters", backend, strict, res)
 }
 

@@ -18,6 +18,8 @@ import (
 type Injector struct {
 	*Driver
 	Generator Generator
+	// Hook finds the program of Generator.Hooks, where that has no path.
+	Hook func() (string, error)
 }
 
 var (
@@ -35,14 +37,33 @@ func (i *Injector) Names(u device.Unit) []string {
 }
 
 // Common is the driver's files, hooks and shared nodes.
-func (i *Injector) Common(context.Context) (*cdi.Edits, error) { return i.Generator.Common() }
+func (i *Injector) Common(context.Context) (*cdi.Edits, error) {
+	g, err := i.generator()
+	if err != nil {
+		return nil, err
+	}
+	return g.Common()
+}
+
+func (i *Injector) generator() (Generator, error) {
+	g := i.Generator
+	var err error
+	if g.Hooks.Path == "" && i.Hook != nil {
+		g.Hooks.Path, err = i.Hook()
+	}
+	return g, err
+}
 
 // Edits is the nodes of a GPU or slice.
 func (i *Injector) Edits(u device.Unit) (*cdi.Edits, error) {
-	if u.Slice != nil {
-		return i.Generator.Slice(u.Device, *u.Slice)
+	g, err := i.generator()
+	if err != nil {
+		return nil, err
 	}
-	return i.Generator.GPU(u.Device)
+	if u.Slice != nil {
+		return g.Slice(u.Device, *u.Slice)
+	}
+	return g.GPU(u.Device)
 }
 
 // Env renumbers what CUDA sees from 0, in the order of PCI addresses, which is that of the host.
@@ -63,18 +84,22 @@ func (i *Injector) Require(u device.Unit, env map[string]string) error {
 // Stamp names the driver, its nodes, the directories in which Common looks for files, which change with each that
 // comes or goes, and the files that it looks for by name.
 func (i *Injector) Stamp() string {
-	h, files := i.Generator.Host, i.Generator.files()
+	g, err := i.generator()
+	if err != nil {
+		return "" // Common says why
+	}
+	h, files := g.Host, g.files()
 	version, err := NewDriver(h).Version()
 	if err != nil || version == "" {
 		return "" // Common says why
 	}
 	sum := sha256.New()
-	fmt.Fprintln(sum, version, i.Generator.Hooks, i.Generator.NoAdditionalGIDs, h.Root(), files.Root())
+	fmt.Fprintln(sum, version, g.Hooks, g.NoAdditionalGIDs, h.Root(), files.Root())
 	for _, name := range controlNodes {
 		n, err := h.Node(name)
 		fmt.Fprintln(sum, n, err == nil)
 	}
-	for _, name := range slices.Concat(i.Generator.LibraryPaths, ldConfDirs(files), libraryDirs, binaryDirs, firmwareDirs(files), named()) {
+	for _, name := range slices.Concat(g.LibraryPaths, ldConfDirs(files), libraryDirs, binaryDirs, firmwareDirs(files), named()) {
 		if st, err := files.Stat(name); err == nil {
 			fmt.Fprintln(sum, name, st.ModTime().UnixNano())
 		}

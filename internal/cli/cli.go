@@ -42,6 +42,7 @@ type globalOptions struct {
 	daemon  string
 	// hideFigures: what the machine has is not told in messages.
 	hideFigures bool
+	gpuRoot     string
 	debug       bool
 }
 
@@ -165,6 +166,7 @@ outputs that are yours, and nothing left behind.`,
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
 	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
 	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock (default $DOCKER_HOST, else the Docker context's)")
+	flags.StringVar(&a.global.gpuRoot, "gpu-root", "/", "root `DIR` of the host whose GPUs are lent, for tests")
 	flags.BoolVar(&a.global.hideFigures, "hide-figures", false, "do not tell in messages how much this machine has")
 	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
 	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images, GPUs and this host:"})
@@ -254,7 +256,6 @@ func unsupported(format string, args ...any) error {
 // hints say what to do in place of flags that users know from elsewhere.
 var hints = map[string]string{
 	"--rm":         "berth always removes its containers; leave it out",
-	"--gpus":       "GPUs are for a later version of berth",
 	"--privileged": "berth has no such mode; see --cap-add and --device",
 	"-v":           "write --mount HOST:CONTAINER, or --volume CONTAINER for scratch",
 	"-m":           "write --memory",

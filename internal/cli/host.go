@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/image"
 	"github.com/berth-project/berth/internal/cli/userns"
 	"github.com/berth-project/berth/ledger"
@@ -26,6 +27,7 @@ type host struct {
 	engine  berth.Engine
 	images  imageStore
 	ledger  *ledger.Ledger
+	devices *device.Pool
 	runner  *runner.Runner
 	closers []func() error
 }

@@ -41,7 +41,8 @@ type runOptions struct {
 	insecure                                       bool
 	detach, noWait, keep, quiet, dryRun            bool
 	progress, result, format                       string
-	gpus                                           string
+	gpus                                           []string
+	allowBusy                                      bool
 	given, changed                                 func(flag string) bool // given at all; given on the command line
 }
 
@@ -63,11 +64,18 @@ a step hold for each of its executors.
 HOST:CONTAINER is split at the last colon that a slash follows and that is not part of "://". The long form
 src=HOST,dst=CONTAINER takes any name; a value in double quotes may hold commas.
 
+GPUS is what docker run --gpus takes, and more: a number, all, an index (device=0), a UUID, a PCI address, a slice
+(0:1, MIG-UUID), a CDI name, or fields KEY=VALUE with commas between: vendor, model, memory (the least that will
+do), mig (a profile), shared (a share of one GPU, of the given memory), capabilities. The task is lent what it asks
+for, and nobody else is, until its end; it waits its turn, or with --no-wait is refused.
+
 Exit codes: the task's own; 128+n where signal n ended it; 124 for the time limit; 137 for the memory limit;
 130 canceled; 126 the command cannot be run; 127 it is not there; 125 for all that is berth's own. A task's
 own 124, 125 or 137 looks the same: the last line on standard error and --result tell them apart.`,
 		Example: `  berth run debian:12 cat /etc/os-release
   berth run --cpus 2 --memory 1GiB --input reads.fq:/in/reads.fq --output out/:/work/*.bam IMAGE align /in/reads.fq
+  berth run --gpus 2,model=H200 IMAGE train.py
+  berth run --gpus shared,memory=8GiB IMAGE infer.py
   berth run -f task.yaml --result result.json`,
 		Args:        argCount(0, -1),
 		Annotations: map[string]string{ownExit: "yes", asRoot: "yes"},
@@ -135,6 +143,8 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	list(&o.capDrop, "cap-drop", "", "CAP", "drop a capability, or ALL (repeat)")
 	list(&o.securityOpt, "security-opt", "", "seccomp=FILE|unconfined", "system calls that the task may make (default Docker's profile)")
 	list(&o.sysctls, "sysctl", "", "K=V", "set a kernel parameter of the container's namespaces (repeat)")
+	list(&o.gpus, "gpus", "", "GPUS", "GPUs that the task is lent, by number, name or what they must be like (repeat; see berth run --help)")
+	flags.BoolVar(&o.allowBusy, "allow-busy", false, "lend GPUs, too, that processes of others have open")
 	list(&o.devices, "device", "", "HOST[:CONTAINER][:rwm]", "give the task a device (repeat)")
 
 	flags.StringVar(&o.name, "name", "", "`NAME` of the task")
@@ -153,8 +163,6 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.dryRun, "dry-run", false, "print the task document that the flags amount to, and run nothing")
 	o.format = "yaml"
 	flags.Var(choiceValue{&o.format, []string{"yaml", "json"}}, "format", "format of --dry-run")
-	flags.StringVar(&o.gpus, "gpus", "", "reserved")
-	_ = flags.MarkHidden("gpus")
 }
 
 // runTask runs the task that flags and arguments amount to.
@@ -191,9 +199,6 @@ var documentFlags = []string{"entrypoint", "workdir", "stdin", "stdout", "stderr
 
 // check refuses flags that contradict each other.
 func (o *runOptions) check(args []string) error {
-	if o.gpus != "" {
-		return unsupported("run: --gpus: GPUs are for a later version of berth")
-	}
 	switch {
 	case o.file == "" && len(args) == 0:
 		return invalid("run: which image? write berth run [flags] IMAGE [COMMAND], or berth run -f TASK")

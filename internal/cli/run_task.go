@@ -117,7 +117,7 @@ var flagOf = map[string]string{
 	"sysctls": "--sysctl", "ulimits": "--ulimit", "platform": "--platform", "stop_signal": "--stop-signal", "runtime": "--runtime",
 	"inputs": "--input", "outputs": "--output", "volumes": "--volume", "cpu_cores": "--cpus", "ram_gb": "--memory", "disk_gb": "--disk",
 	"pids": "--pids", "tags": "--label", "hosts": "--add-host", "network": "--network", "hostname": "--hostname", "name": "--name",
-	"timeout": "--timeout", "pull": "--pull",
+	"timeout": "--timeout", "pull": "--pull", "gpus": "--gpus",
 }
 
 // inFlags tells a fault of a task in the words of the flags that made it.
@@ -169,6 +169,9 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 	replace(o, "memory", &t.Resources.Memory, o.limits.Memory)
 	replace(o, "disk", &t.Resources.Disk, o.limits.Disk)
 	replace(o, "pids", &t.Resources.PIDs, o.limits.PIDs)
+	if err := applyGPUs(o, t); err != nil {
+		return err
+	}
 	t.Insecure = t.Insecure || o.insecure
 	t.NoWait = t.NoWait || o.noWait
 	t.Keep = t.Keep || o.keep

@@ -136,9 +136,14 @@ func (a *app) open(ctx context.Context) (*host, error) {
 		h.close()
 		return nil, err
 	}
+	if h.devices, err = a.openPool(h.dir, h.ledger); err != nil {
+		h.close()
+		return nil, err
+	}
 	log := a.logger()
 	h.runner = runner.New(runner.Config{
-		Engine: h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
+		Devices: h.devices,
+		Engine:  h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
 		Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})
 	return h, nil

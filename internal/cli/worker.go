@@ -76,6 +76,9 @@ func (a *app) workerArgs(dir string) []string {
 	if a.global.daemon != "" {
 		args = append(args, "--docker-host", a.global.daemon)
 	}
+	if a.global.gpuRoot != "/" {
+		args = append(args, "--gpu-root", a.global.gpuRoot)
+	}
 	if a.global.debug {
 		args = append(args, "--debug")
 	}
