@@ -31,6 +31,15 @@ type Bundle struct {
 	// ReplaceStdin, where not "", is the container path of the file that is standard input. It is opened
 	// inside the container, after its mounts are in place.
 	ReplaceStdin string
+	// Ready, where not nil, is called once all of the container is there, and nothing of its command has run: after
+	// the hooks that run before the start. Its error ends the start, and is in Start's.
+	Ready func(Created) error
+}
+
+// Created is a container whose command has not begun.
+type Created struct {
+	Pid  int      // of the process that will execute the command, as the caller sees it
+	Root *os.File // its root directory: a walk from it crosses into the container's mounts
 }
 
 // Root is the container's root file system: an overlay of read-only layers and, above them, Upper.

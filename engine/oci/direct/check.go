@@ -26,6 +26,9 @@ var supported = []string{
 	"domainname",
 	"root.path", // bundle.Root counts
 	"root.readonly",
+	"hooks.prestart.*",
+	"hooks.createRuntime.*",
+	"hooks.createContainer.*",
 	"process.terminal",
 	"process.consoleSize.*",
 	"process.user.uid",
@@ -80,6 +83,9 @@ func (s *Starter) check(spec *specs.Spec) (*seccomp.Filter, error) {
 		return nil, err
 	}
 	if err := s.checkNamespaces(spec); err != nil {
+		return nil, err
+	}
+	if err := checkHooks(spec); err != nil {
 		return nil, err
 	}
 	if err := checkMounts(spec); err != nil {

@@ -239,6 +239,18 @@ func TestAgainstRunc(t *testing.T) {
 			ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: 70000}}
 			sp.Linux.UIDMappings, sp.Linux.GIDMappings = ids, ids
 		}, nil},
+		{"hooks", func(sp *specs.Spec) {
+			one := []specs.Hook{{Path: "/bin/true", Env: []string{"A=1"}}}
+			sp.Hooks = &specs.Hooks{CreateRuntime: one, CreateContainer: one}
+		}, nil},
+		{"hooks and all capabilities", func(sp *specs.Spec) {
+			sp.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/true", Env: []string{"A=1"}}}}
+			all := slices.DeleteFunc(slices.Clone(capNames[:]), func(n string) bool {
+				set, _ := parseCaps([]string{n})
+				return s.caps&set == 0
+			})
+			sp.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Permitted: all, Effective: all}
+		}, nil},
 		{"no masked and read-only paths", func(sp *specs.Spec) { sp.Linux.MaskedPaths, sp.Linux.ReadonlyPaths = nil, []string{"/etc", "/no/such"} }, nil},
 	}
 	for _, tt := range tests {

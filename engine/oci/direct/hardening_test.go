@@ -600,7 +600,6 @@ func TestHardening7ParentIsChecked(t *testing.T) {
 func TestHardening8NothingOfTheHost(t *testing.T) {
 	s := testStarter(t)
 	own := t.TempDir()
-	got := run(t, s, "cut -d' ' -f4,5,8 /proc/self/mountinfo | grep -v sysrq; ls -d "+own+" /../../../work /.. 2>/dev/null; ls /r /e /null 2>/dev/null", func(b *bundle.Bundle) { b.Spec.Linux.MaskedPaths = nil })
 	want := `/ / overlay
 / /proc proc
 / /dev tmpfs
@@ -614,8 +613,13 @@ func TestHardening8NothingOfTheHost(t *testing.T) {
 /sys /proc/sys proc
 /..
 `
-	if got.stdout != want {
-		t.Errorf("got %s\nwant %s", got.stdout, want)
+	for _, hooks := range []*specs.Hooks{nil, {CreateContainer: []specs.Hook{{Path: "/bin/true"}}}} {
+		got := run(t, s, "cut -d' ' -f4,5,8 /proc/self/mountinfo | grep -v sysrq; ls -d "+own+" /../../../work /.. 2>/dev/null; ls /r /e /null 2>/dev/null", func(b *bundle.Bundle) {
+			b.Spec.Linux.MaskedPaths, b.Spec.Hooks = nil, hooks
+		})
+		if got.stdout != want {
+			t.Errorf("hooks %v: got %s\nwant %s", hooks, got.stdout, want)
+		}
 	}
 }
 
@@ -632,19 +636,21 @@ func TestHardening8NoWayOut(t *testing.T) {
 		return map[string]string{"chroot": inside, "setns": setns, "umount 1": umount, "umount 2": umount, "umount 3": umount}
 	}
 	for _, tt := range []struct {
-		name string
-		caps []string
-		want map[string]string
+		name  string
+		caps  []string
+		hooks *specs.Hooks
+		want  map[string]string
 	}{
-		{"Docker's capabilities", nil, out("operation not permitted", "operation not permitted")},
-		{"and those to mount and enter", []string{"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"}, out(inside, "invalid argument")},
+		{"Docker's capabilities", nil, nil, out("operation not permitted", "operation not permitted")},
+		{"and those to mount and enter", []string{"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"}, nil, out(inside, "invalid argument")},
+		{"Docker's capabilities, and hooks", nil, &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/true"}}}, out("operation not permitted", "operation not permitted")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := testBundle(t, testSpec(t, "/probe/probe", "escape"))
 			b.Spec.Mounts = append(b.Spec.Mounts, bindMount(filepath.Dir(probe), "/probe", "ro"))
 			caps := append(tt.caps, dockerCaps...)
 			b.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
-			b.Spec.Linux.Seccomp = nil
+			b.Spec.Linux.Seccomp, b.Spec.Hooks = nil, tt.hooks
 			o, err := runBundle(t, s, b)
 			if err != nil {
 				t.Fatal(err)
@@ -698,12 +704,12 @@ func TestHardening9MappedBeforeMounts(t *testing.T) {
 	edit(b)
 	p := &plan{s: s, spec: b.Spec, bundle: b, b: s.builders.take(), dirs: map[string]arg{}, threadNet: -1, userNS: true, flags: unix.CLONE_NEWUSER}
 	defer p.close()
-	layer, err := unix.Open(b.Root.Layers[0], unix.O_PATH|unix.O_CLOEXEC, 0)
+	layer, err := os.OpenFile(b.Root.Layers[0], unix.O_PATH, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.own(layer)
-	if err := p.start(layer); err != nil {
+	defer layer.Close()
+	if err := p.start(t.Context(), layer); err != nil {
 		t.Fatal(err)
 	}
 	first := func(verb string) int {
@@ -728,7 +734,23 @@ func TestCheck(t *testing.T) {
 		says string
 	}{
 		{"nothing odd", func(*specs.Spec) {}, nil, ""},
-		{"hooks", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/x"}}} }, berth.ErrUnsupported, "hooks.createContainer"},
+		{"hooks before the command", func(sp *specs.Spec) {
+			one := []specs.Hook{{Path: "/x"}}
+			sp.Hooks = &specs.Hooks{Prestart: one, CreateRuntime: one, CreateContainer: one} //nolint:staticcheck // deprecated, and part of CDI
+		}, nil, ""},
+		{"hooks in the container", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/x"}}} }, berth.ErrUnsupported, "hooks.startContainer"},
+		{"hooks after the start", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{Poststart: []specs.Hook{{Path: "/x"}}} }, berth.ErrUnsupported, "hooks.poststart"},
+		{"hooks after the end", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} }, berth.ErrUnsupported, "hooks.poststop"},
+		{"a hook by name", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "x"}}} }, berth.ErrInvalid, "hooks.createContainer"},
+		{"a hook without time", func(sp *specs.Spec) {
+			sp.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x", Timeout: new(int)}}}
+		}, berth.ErrInvalid, "timeout"},
+		{"hooks in a user namespace", func(sp *specs.Spec) {
+			sp.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/x"}}}
+			sp.Linux.Namespaces = append(sp.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			sp.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
+			sp.Linux.GIDMappings = sp.Linux.UIDMappings
+		}, berth.ErrUnsupported, "hooks"},
 		{"hooks that are empty", func(sp *specs.Spec) { sp.Hooks = &specs.Hooks{} }, nil, ""},
 		{"SELinux", func(sp *specs.Spec) { sp.Process.SelinuxLabel = "x" }, berth.ErrUnsupported, "process.selinuxLabel"},
 		{"AppArmor", func(sp *specs.Spec) { sp.Process.ApparmorProfile = "x" }, berth.ErrUnsupported, "process.apparmorProfile"},

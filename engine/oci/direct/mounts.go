@@ -263,7 +263,11 @@ func (p *plan) maskedPaths() {
 		return b.here()
 	}
 	clone := func(name string, target arg) {
-		m := b.open(unix.SYS_OPEN_TREE, atCwd, b.str("/"+name), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		dir, at := atCwd, "/"+name
+		if p.small != 0 {
+			dir, at = p.small, name
+		}
+		m := b.open(unix.SYS_OPEN_TREE, dir, b.str(at), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		b.call(unix.SYS_MOVE_MOUNT, m, empty, target, empty, moveByFd)
 	}
 	for _, name := range p.spec.Linux.MaskedPaths {

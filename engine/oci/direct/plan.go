@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -24,17 +25,19 @@ type plan struct {
 	b      *builder
 	view   *view
 	root   arg // the container's root mount
+	small  arg // of a hosted container: what hides masked paths; 0 is the forking thread's own root
 	flags  uint64
 	filter *seccomp.Filter
 	userNS bool // the container has a user namespace of its own
 	admin  bool // the container may mount and unmount
 	notes  []string
+	hosted bool     // it has hooks: until they have run, its mount namespace shows the host's files
 	later  []func() // what comes after all mounts and devices
 
 	threadNet   int            // network namespace that the forking thread joins for the moment; -1 is none
 	report      int            // write end of the report pipe
 	image       int            // of berth's init, or the trampoline
-	mapper      *os.File       // talks with a child in a new user namespace
+	meetings    []meeting      // where the child waits for this process
 	oom         string         // oom_score_adj that mapIDs sets
 	tty         arg            // the terminal; 0 is none
 	consoleSock int            // brings its master
@@ -51,8 +54,8 @@ func (p *plan) own(fd int) { p.owned = append(p.owned, fd) }
 
 func (p *plan) close() {
 	p.closeOwned()
-	if p.mapper != nil {
-		_ = p.mapper.Close()
+	for _, m := range p.meetings {
+		_ = m.conn.Close()
 	}
 	p.s.builders.give(p.b)
 }
@@ -93,8 +96,8 @@ func namespace(spec *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespa
 }
 
 // start plans the start of a container whose root is the mount root.
-func (p *plan) start(root int) error {
-	b := p.b
+func (p *plan) start(ctx context.Context, rootFile *os.File) error {
+	b, root := p.b, int(rootFile.Fd())
 	caps, err := parseCapabilities(p.spec.Process.Capabilities)
 	if err != nil {
 		return err
@@ -123,9 +126,9 @@ func (p *plan) start(root int) error {
 	p.keyring()
 	b.doing("set umask", "")
 	b.call(unix.SYS_UMASK, 0)
-	b.doing("mount", "root")
-	empty := b.str("")
-	b.call(unix.SYS_MOVE_MOUNT, p.root, empty, atCwd, b.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err := p.mountRoot(); err != nil {
+		return err
+	}
 	if err := p.mounts(); err != nil {
 		return err
 	}
@@ -136,6 +139,9 @@ func (p *plan) start(root int) error {
 		return err
 	}
 	if err := p.consoleMount(); err != nil {
+		return err
+	}
+	if err := p.ready(ctx, rootFile); err != nil {
 		return err
 	}
 	for _, f := range p.later {
@@ -164,6 +170,16 @@ func (p *plan) start(root int) error {
 	p.signals()
 	p.command(p.spec.Process, p.bundle.Init)
 	p.begin()
+	return nil
+}
+
+// mountRoot adds the steps that mount the container's root.
+func (p *plan) mountRoot() error {
+	if p.hosted {
+		return p.mountHosted()
+	}
+	p.b.doing("mount", "root")
+	p.b.call(unix.SYS_MOVE_MOUNT, p.root, p.b.str(""), atCwd, p.b.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	return nil
 }
 
@@ -322,12 +338,13 @@ func sysctlPath(key string) (string, error) {
 // detaching the old root afterwards waits for RCU: together a tenth of a start.
 //
 // A container that can have CAP_SYS_ADMIN gets pivot_root(2): it takes the thread's file system out of the
-// container's mounts, and hands the lock, by which that lay upon the initial ramdisk, on to the new root.
+// container's mounts, and hands the lock, by which that lay upon the initial ramdisk, on to the new root. So does
+// one with hooks, whose mount namespace has shown the host's files until now.
 func (p *plan) changeRoot() {
 	b := p.b
 	b.doing("enter", "root")
 	b.call(unix.SYS_FCHDIR, p.root)
-	if p.admin {
+	if p.admin || p.hosted {
 		b.doing("pivot to", "root")
 		dot := b.str(".")
 		b.call(unix.SYS_PIVOT_ROOT, dot, dot)

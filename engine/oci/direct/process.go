@@ -73,6 +73,9 @@ func (s *Starter) started(p *plan, r *request, root, report *os.File) (*Process,
 	if err := s.threadsFor(p).unlocked(); err != nil {
 		p.note("with CAP_SYS_ADMIN the container can detach its root and reach the machine's initial ramdisk, as in one of runc: its root could not be locked: " + err.Error())
 	}
+	if p.hosted && p.admin && !s.inUserNS {
+		p.note("with CAP_SYS_ADMIN the container can detach its root and reach the machine's initial ramdisk, as in one of runc: it has hooks")
+	}
 	proc := &Process{s: s, child: newChild(r.pid, int(r.pidfd)), root: root, mntns: r.mntns, report: report, init: p.bundle.Init, notes: p.notes, confine: p.confined()}
 	err := p.b.failure(r.prog.failed, r.prog.errno)
 	switch {

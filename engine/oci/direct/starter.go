@@ -39,6 +39,7 @@ type Starter struct {
 	plain    *threads
 	revealed *threads
 	sealed   *threads
+	hosted   *threads
 	proc     int      // a mount of procfs that nothing else sees
 	self     int      // pidfd of this process
 	init     *os.File // berth's init
@@ -64,7 +65,7 @@ func New(c Config) (*Starter, error) {
 	if c.Threads == 0 {
 		c.Threads = max(4, 2*runtime.NumCPU())
 	}
-	s := &Starter{plain: newThreads(c.Threads, kindPlain), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), proc: -1, self: -1, known: knownFields(supported)}
+	s := &Starter{plain: newThreads(c.Threads, kindPlain), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), hosted: newThreads(c.Threads, kindHosted), proc: -1, self: -1, known: knownFields(supported)}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("direct start: %w", err)
@@ -175,8 +176,8 @@ func inUserNamespace() (bool, error) {
 // Name is "direct".
 func (s *Starter) Name() string { return "direct" }
 
-// Start implements bundle.Starter. It blocks for some milliseconds, and does not look at ctx once the child
-// is made. Whatever it returns, the caller may close the files of b.
+// Start implements bundle.Starter. It blocks for some milliseconds and as long as hooks take, which end with ctx;
+// otherwise it does not look at ctx once the child is made. Whatever it returns, the caller may close the files of b.
 func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
@@ -189,7 +190,7 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	if err != nil {
 		return nil, err
 	}
-	proc, err := s.start(b, root, filter)
+	proc, err := s.start(ctx, b, root, filter)
 	if err != nil {
 		_ = root.Close()
 		return nil, err
@@ -197,7 +198,7 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	return proc, nil
 }
 
-func (s *Starter) start(b *bundle.Bundle, root *os.File, filter *seccomp.Filter) (*Process, error) {
+func (s *Starter) start(ctx context.Context, b *bundle.Bundle, root *os.File, filter *seccomp.Filter) (*Process, error) {
 	p := &plan{s: s, filter: filter, spec: b.Spec, bundle: b, b: s.builders.take(), dirs: map[string]arg{}, threadNet: -1}
 	defer p.close()
 	report, w, err := pipe()
@@ -205,9 +206,9 @@ func (s *Starter) start(b *bundle.Bundle, root *os.File, filter *seccomp.Filter)
 		return nil, err
 	}
 	r := &request{pin: true, netns: -1}
-	err = s.prepare(p, r, w, int(root.Fd()))
+	err = s.prepare(ctx, p, r, w, root)
 	if err == nil {
-		err = s.withMapping(p, r)
+		err = s.make(p, r)
 	}
 	_ = w.Close()
 	if err != nil {
@@ -218,7 +219,7 @@ func (s *Starter) start(b *bundle.Bundle, root *os.File, filter *seccomp.Filter)
 }
 
 // prepare makes the program of the start.
-func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error {
+func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root *os.File) error {
 	b := p.bundle
 	p.report, p.image = int(report.Fd()), int(s.jump.Fd())
 	if b.Init {
@@ -231,7 +232,12 @@ func (s *Starter) prepare(p *plan, r *request, report *os.File, root int) error 
 		p.flags &^= unix.CLONE_NEWNET
 	}
 	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
-	if err := p.start(root); err != nil {
+	if p.hosted = hasHooks(b.Spec.Hooks); p.hosted {
+		if err := makeBundle(b); err != nil {
+			return err
+		}
+	}
+	if err := p.start(ctx, root); err != nil {
 		return err
 	}
 	r.args.flags = p.flags | unix.CLONE_VM
@@ -251,6 +257,7 @@ func (s *Starter) Close() error {
 	s.plain.close()
 	s.revealed.close()
 	s.sealed.close()
+	s.hosted.close()
 	s.closeFiles()
 	return nil
 }

@@ -63,6 +63,8 @@ const (
 	kindRevealed
 	// kindSealed has a locked root: what lies under it cannot be reached even with CAP_SYS_ADMIN. See seal.
 	kindSealed
+	// kindHosted sees the host's mounts, as this process does: for containers with hooks.
+	kindHosted
 )
 
 func newThreads(limit int, kind threadKind) *threads {
@@ -138,7 +140,7 @@ func (t *threads) run(ready chan<- error) {
 	}
 	defer func() { _ = unix.Close(home) }()
 	stack, err := newStack()
-	if err == nil {
+	if err == nil && t.kind != kindHosted {
 		err = t.confine()
 	}
 	var open *lockError

@@ -5,7 +5,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -32,21 +31,10 @@ func (p *plan) userNamespace() error {
 	if !p.userNS {
 		return nil
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("make socket pair: %w", err)
-	}
-	p.own(pair[0])
-	if err := unix.SetNonblock(pair[1], true); err != nil {
+	if err := p.meet("wait for the mapping of ids", p.mapIDs); err != nil {
 		return err
 	}
-	p.mapper = os.NewFile(uintptr(pair[1]), "user namespace")
 	b := p.b
-	b.doing(waitForMapping, "")
-	byt := b.alloc(8)
-	b.call(unix.SYS_WRITE, p.inherit(pair[0]), address(byt), 1)
-	b.call(unix.SYS_READ, arg(pair[0]), address(byt), 1)
-	b.check(modeByte, byt, mapped, unix.EPERM)
 	if !p.s.noSetgroups {
 		b.doing("clear supplementary groups", "")
 		b.call(unix.SYS_SETGROUPS, 0, 0)
@@ -59,19 +47,9 @@ func (p *plan) userNamespace() error {
 	return nil
 }
 
-// waitForMapping is the step at which a child fails whose ids could not be mapped.
-const waitForMapping = "wait for the mapping of ids"
-
-// mapped is the byte that tells a child that its ids are mapped.
-const mapped = 'm'
-
-// mapIDs waits for the child to ask, and maps its ids. The thread that made the child stands still meanwhile.
-func (p *plan) mapIDs(pid *int32) error {
-	buf := make([]byte, 1)
-	if n, err := p.mapper.Read(buf); n == 0 {
-		return fmt.Errorf("the child ended: %w", err)
-	}
-	dir := "/proc/" + strconv.Itoa(int(atomic.LoadInt32(pid)))
+// mapIDs maps the ids of a child.
+func (p *plan) mapIDs(pid int) error {
+	dir := "/proc/" + strconv.Itoa(pid)
 	for _, w := range []struct {
 		file string
 		maps []specs.LinuxIDMapping
@@ -81,46 +59,13 @@ func (p *plan) mapIDs(pid *int32) error {
 			fmt.Fprintln(&text, m.ContainerID, m.HostID, m.Size)
 		}
 		if err := os.WriteFile(dir+w.file, []byte(text.String()), 0); err != nil {
-			return fmt.Errorf("map ids: %w", err)
+			return fmt.Errorf("user namespace: map ids: %w", err)
 		}
 	}
 	if p.oom != "" {
 		if err := os.WriteFile(dir+"/oom_score_adj", []byte(p.oom), 0); err != nil {
-			return fmt.Errorf("set oom_score_adj: %w", err)
+			return fmt.Errorf("user namespace: set oom_score_adj: %w", err)
 		}
-	}
-	buf[0] = mapped
-	_, err := p.mapper.Write(buf)
-	return err
-}
-
-// withMapping makes the child of r while another goroutine maps its ids.
-func (s *Starter) withMapping(p *plan, r *request) error {
-	if p.mapper == nil {
-		return s.threadsFor(p).do(r)
-	}
-	r.args.flags |= unix.CLONE_PARENT_SETTID
-	tid := new(int32)
-	r.parentTid = tid
-	done := make(chan error)
-	go func() {
-		err := p.mapIDs(tid)
-		_ = p.mapper.Close() // a child that waits in vain reads its end
-		done <- err
-	}()
-	err := s.threadsFor(p).do(r)
-	p.closeOwned() // the child's end of the pair, so that the goroutine ends in any case
-	merr := <-done
-	if err != nil {
-		return err
-	}
-	// A step before that failed is for the caller to name.
-	refused := r.errno == 0 && r.prog.failed != 0 && p.b.whats[r.prog.failed-1].verb == waitForMapping
-	if refused && merr != nil {
-		c := newChild(r.pid, int(r.pidfd))
-		_, _ = c.wait()
-		_ = c.close()
-		return fmt.Errorf("user namespace: %w", merr)
 	}
 	return nil
 }
@@ -129,6 +74,8 @@ func (s *Starter) withMapping(p *plan, r *request) error {
 // seen already, and has locked the root.
 func (s *Starter) threadsFor(p *plan) *threads {
 	switch {
+	case p.hosted:
+		return s.hosted
 	case p.userNS || s.inUserNS:
 		return s.revealed
 	case p.admin:

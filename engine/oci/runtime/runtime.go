@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +31,9 @@ import (
 
 // initPath is where berth's init appears in a container that an OCI runtime starts.
 const initPath = "/dev/.berth-init"
+
+// hookWords is the file in a bundle's directory for what hooks write to standard error.
+const hookWords = "hooks.stderr"
 
 // Config configures a Runtime.
 type Config struct {
@@ -115,6 +119,9 @@ func (r *Runtime) Start(ctx context.Context, b *bundle.Bundle) (_ bundle.Process
 	if err := p.create(ctx, b, reportW); err != nil {
 		return nil, err
 	}
+	if err := p.ready(b); err != nil {
+		return nil, err
+	}
 	if reportW != nil {
 		_ = reportW.Close() // so that its end is seen when the init ends
 	}
@@ -152,6 +159,14 @@ func (r *Runtime) writeConfig(b *bundle.Bundle) error {
 		if ns := &spec.Linux.Namespaces[i]; ns.Type == specs.NetworkNamespace && b.NetNS != nil {
 			ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), b.NetNS.Fd())
 		}
+	}
+	if spec.Hooks != nil && strings.HasPrefix(r.name, "crun ") {
+		// It keeps no words of a hook that fails, but where it is told to.
+		spec.Annotations = maps.Clone(spec.Annotations)
+		if spec.Annotations == nil {
+			spec.Annotations = map[string]string{}
+		}
+		spec.Annotations["run.oci.hooks.stderr"] = filepath.Join(b.Dir, hookWords)
 	}
 	if r.cfg.NoCgroup {
 		spec.Linux.CgroupsPath, spec.Linux.Resources = "", nil
@@ -285,6 +300,19 @@ func (p *process) create(ctx context.Context, b *bundle.Bundle, report *os.File)
 	return p.denyConsole()
 }
 
+// ready shows the created container to who is to see it.
+func (p *process) ready(b *bundle.Bundle) error {
+	if b.Ready == nil {
+		return nil
+	}
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", p.pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("root of the created container: %w", err)
+	}
+	defer func() { _ = root.Close() }()
+	return b.Ready(bundle.Created{Pid: p.pid, Root: root})
+}
+
 func pollable(fd int, name string) (*os.File, error) {
 	d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -317,6 +345,12 @@ func (p *process) explain(op string, err error) error {
 	text := lastError(filepath.Join(p.dir, "runtime.log"))
 	if text == "" {
 		text = err.Error()
+		if msg := errorIn([]byte(text)); msg != "" {
+			text = msg
+		}
+	}
+	if raw, err := os.ReadFile(filepath.Join(p.dir, hookWords)); err == nil && len(raw) > 0 {
+		text = fmt.Sprintf("%s: it wrote %q", text, strings.TrimSpace(string(raw[max(0, len(raw)-2<<10):])))
 	}
 	if errno, ok := commandFault(text); ok {
 		return &bundle.StartError{Command: p.spec.Process.Args[0], Errno: errno}
@@ -360,12 +394,20 @@ func lastError(log string) string {
 	}
 	text := ""
 	for line := range bytes.Lines(raw) {
-		var rec struct{ Level, Msg string }
-		if json.Unmarshal(line, &rec) == nil && rec.Level == "error" {
-			text = rec.Msg
+		if msg := errorIn(line); msg != "" {
+			text = msg
 		}
 	}
 	return text
+}
+
+// errorIn is the error in a line of a runtime's log; "" if there is none.
+func errorIn(line []byte) string {
+	var rec struct{ Level, Msg string }
+	if json.Unmarshal(line, &rec) == nil && rec.Level == "error" {
+		return rec.Msg
+	}
+	return ""
 }
 
 // awaitExec waits until the init says that the command was executed, or could not be.
