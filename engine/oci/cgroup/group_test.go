@@ -304,6 +304,16 @@ func TestDevices(t *testing.T) {
 			if err != nil || got != c.want {
 				t.Errorf("null r, null w, fuse r, fuse w, tun r: %s (%v), want %s", got, err, c.want)
 			}
+			if h.Version() != V2 || c.name == "everything" { // which needs no program
+				return
+			}
+			if err := g.HoldsRules(c.rules); err != nil {
+				t.Errorf("its own rules: %v", err)
+			}
+			others := append(slices.Clone(c.rules), specsDevice{Allow: true, Type: "c", Major: &n200, Minor: &ten})
+			if err := g.HoldsRules(others); !errors.Is(err, ErrOtherRules) {
+				t.Errorf("other rules: %v", err)
+			}
 		})
 	}
 	_, err := h.Make(Spec{Path: instance(t) + "/deny", Devices: []specsDevice{{Allow: true, Type: "c", Major: &ten}, {Type: "c", Major: &ten, Minor: &n229}}})
