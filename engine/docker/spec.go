@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -63,6 +64,9 @@ func checkStep(s *berth.StepSpec) error {
 	for _, m := range s.Mounts {
 		if !path.IsAbs(m.Target) {
 			return fmt.Errorf("mount at %q: %w: the target is an absolute path", m.Target, berth.ErrInvalid)
+		}
+		if grant.AsksByMount(path.Clean(m.Target)) {
+			return fmt.Errorf("mount at %s: %w: it asks NVIDIA's runtime for GPUs; ask berth, with --gpus", m.Target, berth.ErrInvalid)
 		}
 	}
 	for _, u := range s.Ulimits {
@@ -221,7 +225,7 @@ func (s *Sandbox) config(step *berth.StepSpec, hash string) *container.Config {
 		User:         step.User,
 		AttachStdout: true, AttachStderr: true,
 		Tty:         step.TTY,
-		Env:         mergeEnv(step.Image.Config.Env, step.Env),
+		Env:         grant.Void(mergeEnv(step.Image.Config.Env, step.Env)),
 		Image:       step.Image.ID,
 		WorkingDir:  step.WorkingDir,
 		Entrypoint:  argv(step), // the whole: nothing of the image's is added

@@ -33,6 +33,7 @@ func TestSuite(t *testing.T) {
 			return again, nil
 		},
 		Parallel: true,
+		Lacks:    map[enginetest.Ability]string{enginetest.Grants: "this engine refuses lent devices by now"},
 	}
 	enginetest.Run(t, env, skips)
 }

@@ -26,6 +26,8 @@ type Env struct {
 	Again func(context.Context) (berth.Engine, error)
 	// Parallel has Run run the checks at once, as many as go test does: for engines that wait for a daemon.
 	Parallel bool
+	// Lendable are device nodes that stand for GPUs, as FakeGPUs makes them.
+	Lendable []berth.Node
 	// Lacks says what this engine or this host cannot do, each with its reason.
 	Lacks map[Ability]string
 }
@@ -51,6 +53,8 @@ const (
 	Archives    Ability = "archives"     //
 	Execs       Ability = "exec"         //
 	Inits       Ability = "init"         // pid 1 is an init
+	Grants      Ability = "lent devices" //
+	Hooks       Ability = "hooks"        // OCI hooks of lent devices
 )
 
 // Check is one thing that must be true of an engine.
@@ -66,7 +70,7 @@ const checkMax = 2 * time.Minute
 
 // Checks returns all checks, in a fixed order.
 func Checks() []Check {
-	return slices.Concat(ends(), streams(), processes(), lives(), files(), limits(), execs(), networks(), isolation())
+	return slices.Concat(ends(), streams(), processes(), lives(), files(), limits(), execs(), networks(), isolation(), grants())
 }
 
 // Run runs each check as a subtest. skips are the checks that are left out, each with its reason; so are those

@@ -22,6 +22,7 @@ var beyond = []string{
 	"own processes only", "own namespaces", "no mounting", "devices", "masked paths", "read-only paths",
 	"capabilities", "capabilities added and dropped", "no new privileges", "seccomp", "seccomp profile of the user",
 	"descriptors", "cgroup",
+	"lent device and no other",
 }
 
 func TestFake(t *testing.T) {
@@ -120,6 +121,12 @@ func TestFaults(t *testing.T) {
 		{"a stop waits for those who read", faults{stopWaitsForReaders: true}, []string{"logs of a flood"}},
 		{"a closed sandbox starts containers", faults{startsAfterClose: true}, []string{"close during starts"}},
 		{"a start that was given up is forgotten", faults{startForgets: true}, []string{"start with a context that ends"}},
+		{"lent devices are not there", faults{grantIgnored: true}, []string{"lent device", "lent devices at once"}},
+		{"a sandbox gets all devices", faults{grantsOfAll: true}, []string{"lent devices at once"}},
+		{"a device that has changed is given", faults{grantUnchecked: true}, []string{"lent device that has changed"}},
+		{"grants are not looked at", faults{grantsOfNonsense: true}, []string{"grants that make no sense"}},
+		{"the environment asks for devices", faults{envAsks: true}, []string{"environment asks for no devices", "environment"}},
+		{"the environment of grants is ignored", faults{grantEnvIgnored: true}, []string{"environment of lent devices"}},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()

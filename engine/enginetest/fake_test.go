@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/engine/enginetest"
 	"github.com/berth-project/berth/engine/oci/initbin"
 )
@@ -29,6 +30,7 @@ type fake struct {
 	dir    string
 	root   string // the image's root file system
 	init   *os.File
+	gpus   []berth.Node
 	faults faults
 
 	mu        sync.Mutex
@@ -50,6 +52,7 @@ type faults struct {
 	volumeNotShared, otherVolume, noCopyUp, sharedRoot                                        bool
 	waitFailsOnStop, leavesRunning, followOfNoneHangs, stopWaitsForReaders, startsAfterClose  bool
 	startForgets                                                                              bool
+	grantIgnored, grantsOfAll, grantUnchecked, grantsOfNonsense, envAsks, grantEnvIgnored     bool
 }
 
 func newFake(t *testing.T, f faults) *enginetest.Env {
@@ -71,7 +74,14 @@ func newFake(t *testing.T, f faults) *enginetest.Env {
 	if out, err := untar.CombinedOutput(); err != nil {
 		t.Fatalf("unpack the image: %v: %s", err, out)
 	}
+	gpus := filepath.Join(e.dir, "gpus")
+	if err := os.Mkdir(gpus, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	var err error
+	if e.gpus, err = enginetest.FakeGPUs(gpus); err != nil {
+		t.Fatal(err)
+	}
 	if e.init, err = initbin.Memfd(); err != nil {
 		t.Fatal(err)
 	}
@@ -84,11 +94,11 @@ func newFake(t *testing.T, f faults) *enginetest.Env {
 		e.init.Close()
 	})
 	return &enginetest.Env{
-		Engine: e, Image: berth.Image{ID: "image"}, Dir: t.TempDir(),
+		Engine: e, Image: berth.Image{ID: "image"}, Dir: t.TempDir(), Lendable: e.gpus,
 		Lacks: map[enginetest.Ability]string{
 			enginetest.Users: "the fake has one", enginetest.Mounts: "the fake has volumes only", enginetest.Limits: "none in the fake",
 			enginetest.Terminals: "none in the fake", enginetest.Bridge: "none in the fake", enginetest.Restart: "the fake lives in the test",
-			enginetest.Archives: "none in the fake", enginetest.Execs: "none in the fake", enginetest.UsageOf: "not measured",
+			enginetest.Hooks: "none in the fake", enginetest.Archives: "none in the fake", enginetest.Execs: "none in the fake", enginetest.UsageOf: "not measured",
 		},
 	}
 }
@@ -111,6 +121,10 @@ func (e *fake) Open(_ context.Context, spec berth.SandboxSpec) (berth.Sandbox, e
 			}
 		}
 	}
+	lent, err := grant.Parse(spec.Grants)
+	if err != nil && !e.faults.grantsOfNonsense {
+		return nil, err
+	}
 	if s, ok := e.sandboxes[spec.ID]; ok {
 		if equal(s.spec, spec) || e.faults.acceptOtherSandbox {
 			if e.faults.openAfresh {
@@ -123,7 +137,7 @@ func (e *fake) Open(_ context.Context, spec berth.SandboxSpec) (berth.Sandbox, e
 		}
 		return nil, berth.ErrConflict
 	}
-	s := &fakeSandbox{e: e, spec: spec, dir: filepath.Join(e.dir, "s-"+strings.ReplaceAll(spec.ID, "/", "_")), containers: map[string]*fakeContainer{}}
+	s := &fakeSandbox{e: e, spec: spec, lent: lent, dir: filepath.Join(e.dir, "s-"+strings.ReplaceAll(spec.ID, "/", "_")), containers: map[string]*fakeContainer{}}
 	if err := s.make(); err != nil {
 		return nil, err
 	}
@@ -178,6 +192,7 @@ func (e *fake) List(context.Context) ([]berth.Status, error) {
 type fakeSandbox struct {
 	e          *fake
 	spec       berth.SandboxSpec
+	lent       *grant.Set
 	dir        string
 	containers map[string]*fakeContainer // guarded by e.mu
 	starting   sync.Mutex
@@ -250,6 +265,9 @@ func (s *fakeSandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Con
 		if err := checkStep(spec); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.lent.Fits(); err != nil && !s.e.faults.grantUnchecked {
+		return nil, err
 	}
 	s.e.mu.Lock()
 	c, ok := s.containers[spec.ID]
@@ -354,10 +372,14 @@ type stamp struct {
 	at     time.Time
 }
 
-// mounts is run by a shell in the container's mount namespace: IMAGE DIR VOLUMES WORKDIR COMMAND...
-const mounts = `set -e; PATH=/usr/sbin:/usr/bin:/sbin:/bin; image=$1 dir=$2 volumes=$3 workdir=$4; shift 4
+// mounts is run by a shell in the container's mount namespace: IMAGE DIR VOLUMES WORKDIR LENT COMMAND...
+const mounts = `set -e; PATH=/usr/sbin:/usr/bin:/sbin:/bin; image=$1 dir=$2 volumes=$3 workdir=$4 lent=$5; shift 5
 mount -t overlay overlay -o "lowerdir=$image,upperdir=$dir/upper,workdir=$dir/work" "$dir/root"
 mkdir -p "$dir/root/proc" "$dir/root/dev"; mount -t proc proc "$dir/root/proc"; mount --bind /dev "$dir/root/dev"
+if [ "$lent" ]; then
+	mount -t tmpfs -o mode=755 tmpfs "$dir/root/dev"; cp -a /dev/null /dev/zero /dev/urandom "$dir/root/dev"; ln -s /proc/self/fd "$dir/root/dev"
+fi
+IFS=:; for n in $lent; do mkdir -p "$dir/root/dev/fake"; cp -a "${n%%=*}" "$dir/root${n#*=}"; done
 IFS=:; for v in $volumes; do mkdir -p "$dir/root${v#*=}"; mount --bind "${v%%=*}" "$dir/root${v#*=}"; done
 mkdir -p "$dir/root$workdir"; unset IFS PATH
 exec /usr/sbin/chroot "$dir/root" /bin/env -i /bin/sh -c 'cd "$1"; IFS=; shift; exec /bin/env -i "$@"' sh "$workdir" "$@"`
@@ -399,7 +421,7 @@ func (s *fakeSandbox) start(spec berth.StepSpec) (*fakeContainer, error) {
 	if f.argsSplit {
 		command = strings.Fields(strings.Join(command, " "))
 	}
-	args := []string{"-c", mounts, "sh", s.e.root, c.dir, strings.Join(volumes, ":"), workdir}
+	args := []string{"-c", mounts, "sh", s.e.root, c.dir, strings.Join(volumes, ":"), workdir, strings.Join(s.nodes(), ":")}
 	args = append(args, c.environment()...)
 	args = append(args, "/proc/self/fd/4")
 	c.cmd = exec.Command("/bin/sh", append(args, command...)...)
@@ -457,11 +479,29 @@ func (s *fakeSandbox) start(spec berth.StepSpec) (*fakeContainer, error) {
 	return c, nil
 }
 
+// nodes are the device nodes of the sandbox's grants, as HOST=CONTAINER.
+func (s *fakeSandbox) nodes() (nodes []string) {
+	lent := s.lent.Nodes
+	switch {
+	case s.e.faults.grantIgnored:
+		return nil
+	case s.e.faults.grantsOfAll && len(lent) > 0:
+		lent = slices.Clone(s.e.gpus[:2])
+		for i := range lent {
+			lent[i].Container = fmt.Sprintf("/dev/fake/gpu%d", i)
+		}
+	}
+	for _, n := range lent {
+		nodes = append(nodes, n.Host+"="+n.Container)
+	}
+	return nodes
+}
+
 func (c *fakeContainer) environment() []string {
 	f := c.s.e.faults
 	env := []string{"PATH=/bin"}
 	at := map[string]int{"PATH": 0}
-	for _, kv := range c.spec.Env {
+	for _, kv := range slices.Concat(c.spec.Image.Config.Env, c.spec.Env) {
 		k, _, _ := strings.Cut(kv, "=")
 		if i, ok := at[k]; ok {
 			env[i] = kv
@@ -469,6 +509,16 @@ func (c *fakeContainer) environment() []string {
 		}
 		at[k] = len(env)
 		env = append(env, kv)
+	}
+	if set := c.s.lent; set.Edits != nil && !f.grantEnvIgnored {
+		for _, kv := range set.Edits.Env {
+			k, _, _ := strings.Cut(kv, "=")
+			env = slices.DeleteFunc(env, func(o string) bool { return strings.HasPrefix(o, k+"=") })
+			env = append(env, kv)
+		}
+	}
+	if !f.envAsks {
+		env = grant.Void(env)
 	}
 	if f.envSorted {
 		slices.Sort(env)

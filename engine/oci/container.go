@@ -336,7 +336,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	if err != nil {
 		return berth.Exit{}, err
 	}
-	process, err := c.sb.e.execProcess(a.Container, spec)
+	process, err := c.sb.execProcess(a.Container, spec)
 	if err != nil {
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w", c.id, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/berth-project/berth"
@@ -153,7 +154,7 @@ func (x *execution) out(w io.Writer, r *os.File) {
 }
 
 // execProcess is the container's own process with another command.
-func (e *Engine) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Process, error) {
+func (s *Sandbox) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Process, error) {
 	switch {
 	case spec.Privileged:
 		return nil, fmt.Errorf("privileged: %w: a further command gets what the container has, and no more", berth.ErrUnsupported)
@@ -173,11 +174,18 @@ func (e *Engine) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Pro
 		p.Cwd = spec.WorkingDir
 	}
 	if spec.User != "" {
-		id, err := e.user(c.Step.Image.ID, spec.User, nil)
+		id, err := s.e.user(c.Step.Image.ID, spec.User, nil)
 		if err != nil {
 			return nil, err
 		}
 		p.User = id.User
+		for _, g := range s.desc.Spec.Grants {
+			for _, gid := range g.GIDs {
+				if gid != 0 && !slices.Contains(p.User.AdditionalGids, gid) {
+					p.User.AdditionalGids = append(p.User.AdditionalGids, gid)
+				}
+			}
+		}
 		if id.UID != 0 && p.Capabilities != nil {
 			p.Capabilities.Effective, p.Capabilities.Permitted, p.Capabilities.Ambient = nil, nil, nil
 		}

@@ -36,7 +36,10 @@ func TestSuiteRootless(t *testing.T) {
 		t.Skip("needs root: to become another user")
 	}
 	lacks, skips := map[enginetest.Ability]string{}, map[string]string{
-		"bridge address is reachable": "slirp4netns and pasta give no address that the host reaches",
+		"bridge address is reachable":            "slirp4netns and pasta give no address that the host reaches",
+		"lent device of a group":                 "a user namespace has no groups of the host",
+		"lent device in exec":                    "a user namespace has no groups of the host",
+		"container that differs from its grants": "in a user namespace hooks can make no device nodes",
 	}
 	if st, err := os.Stat("/dev/net/tun"); err != nil || st.Mode().Perm()&0o006 != 0o006 { // udev gives it to everybody
 		lacks[enginetest.Bridge] = "slirp4netns and pasta need /dev/net/tun, which this host gives to root alone"
@@ -79,7 +82,19 @@ func asUser(t *testing.T, dir string, lacks map[enginetest.Ability]string, skips
 		t.Fatal(err)
 	}
 	c := exec.CommandContext(t.Context(), "/proc/self/exe", append([]string{"-test.v"}, args...)...)
-	c.Env = append(os.Environ(), "TMPDIR="+tmp, "HOME="+tmp, "XDG_RUNTIME_DIR=/nowhere", lacksVar+"="+string(lack), skipsVar+"="+string(skip))
+	fakes := filepath.Join(tmp, "fakes")
+	if err := os.Mkdir(fakes, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	nodes, err := enginetest.FakeGPUs(fakes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lend, err := json.Marshal(nodes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Env = append(os.Environ(), lendableVar+"="+string(lend), "TMPDIR="+tmp, "HOME="+tmp, "XDG_RUNTIME_DIR=/nowhere", lacksVar+"="+string(lack), skipsVar+"="+string(skip))
 	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: aUser, Size: 1}, {ContainerID: 1, HostID: firstSub, Size: subs}}
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/engine/oci/wire"
 )
 
@@ -19,6 +20,10 @@ type Sandbox struct {
 	id   string
 	desc *wire.Sandbox
 	line *lifeline
+
+	parsing sync.Once // of the grants: see lent
+	set     *grant.Set
+	unfit   error
 
 	mu   sync.Mutex
 	held []string // IDs of the images that this process holds for it
@@ -41,8 +46,8 @@ func checkSandbox(s *berth.SandboxSpec) error {
 	if len(s.Network.Ports) > 0 {
 		return fmt.Errorf("published ports: %w on this engine: use --network host", berth.ErrUnsupported)
 	}
-	if len(s.Grants) > 0 {
-		return fmt.Errorf("lent devices: %w on this engine", berth.ErrUnsupported)
+	if _, err := grant.Parse(s.Grants); err != nil {
+		return err
 	}
 	if err := checkLimits(s.Limits); err != nil {
 		return err
@@ -65,7 +70,11 @@ func (s *Sandbox) DiskEnforcement() berth.DiskEnforcement { return s.desc.Enforc
 
 // Start starts a step.
 func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Container, error) {
-	req, err := s.e.prepare(s.desc, spec)
+	lent, err := s.lent()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
+	}
+	req, err := s.e.prepare(s.desc, lent, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}
@@ -78,6 +87,12 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 	}
 	a.Container.Step = spec
 	return newContainer(s, a.Container), nil
+}
+
+// lent is what the sandbox's grants bring into each of its containers.
+func (s *Sandbox) lent() (*grant.Set, error) {
+	s.parsing.Do(func() { s.set, s.unfit = grant.Parse(s.desc.Spec.Grants) })
+	return s.set, s.unfit
 }
 
 // hold keeps an image as long as the sandbox is there, whether or not this process is.

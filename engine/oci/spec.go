@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/seccomp"
 	"github.com/berth-project/berth/engine/oci/wire"
@@ -42,7 +43,7 @@ const (
 )
 
 // prepare makes of a step all that the monitor needs to start it.
-func (e *Engine) prepare(sb *wire.Sandbox, step berth.StepSpec) (*wire.Start, error) {
+func (e *Engine) prepare(sb *wire.Sandbox, lent *grant.Set, step berth.StepSpec) (*wire.Start, error) {
 	if err := berth.CheckID(step.ID); err != nil {
 		return nil, err
 	}
@@ -53,8 +54,8 @@ func (e *Engine) prepare(sb *wire.Sandbox, step berth.StepSpec) (*wire.Start, er
 	if err := checkStep(&step); err != nil {
 		return nil, err
 	}
-	b := &builder{e: e, sb: sb, step: &step, spec: newSpec()}
-	for _, part := range []func() error{b.process, b.caps, b.mounts, b.devices, b.limits, b.seccomp, b.network, b.sysctls} {
+	b := &builder{e: e, sb: sb, lent: lent, step: &step, spec: newSpec()}
+	for _, part := range []func() error{b.process, b.caps, b.mounts, b.devices, b.grants, b.limits, b.seccomp, b.network, b.sysctls} {
 		if err := part(); err != nil {
 			return nil, err
 		}
@@ -67,7 +68,7 @@ func (e *Engine) prepare(sb *wire.Sandbox, step berth.StepSpec) (*wire.Start, er
 	if runtime == "" {
 		runtime = e.cfg.Runtime
 	}
-	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == ""}, nil
+	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes}, nil
 }
 
 func newSpec() *specs.Spec {
@@ -83,6 +84,7 @@ func newSpec() *specs.Spec {
 type builder struct {
 	e    *Engine
 	sb   *wire.Sandbox
+	lent *grant.Set
 	step *berth.StepSpec
 	spec *specs.Spec
 }
@@ -319,6 +321,9 @@ func mount(m berth.Mount) (specs.Mount, error) {
 		return specs.Mount{}, fmt.Errorf("mount target %q: %w: it is an absolute path in the container, and not /", m.Target, berth.ErrInvalid)
 	}
 	om := specs.Mount{Destination: path.Clean(m.Target)}
+	if grant.AsksByMount(om.Destination) {
+		return om, fmt.Errorf("mount target %s: %w: it asks NVIDIA's runtime for GPUs; ask berth, with --gpus", om.Destination, berth.ErrInvalid)
+	}
 	switch m.Type {
 	case "", berth.MountBind:
 		if !filepath.IsAbs(m.Source) {

@@ -33,6 +33,8 @@ func TestSuite(t *testing.T) {
 const (
 	lacksVar = "BERTH_TEST_LACKS"
 	skipsVar = "BERTH_TEST_SKIPS"
+	// lendableVar holds the device nodes that stand for GPUs, where the test cannot make them.
+	lendableVar = "BERTH_TEST_LENDABLE"
 )
 
 func suiteEnv(t *testing.T, rt string) *enginetest.Env {
@@ -59,8 +61,23 @@ func suiteEnv(t *testing.T, rt string) *enginetest.Env {
 		}
 	}
 	return &enginetest.Env{
-		Engine: e, Image: img, Dir: t.TempDir(),
+		Engine: e, Image: img, Dir: t.TempDir(), Lendable: lendable(t),
 		Again: func(context.Context) (berth.Engine, error) { return oci.New(cfg) },
 		Lacks: lacks,
 	}
+}
+
+// lendable are the device nodes that stand for GPUs.
+func lendable(t *testing.T) (nodes []berth.Node) {
+	t.Helper()
+	var err error
+	if v := os.Getenv(lendableVar); v != "" {
+		err = json.Unmarshal([]byte(v), &nodes)
+	} else {
+		nodes, err = enginetest.FakeGPUs(t.TempDir())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nodes
 }

@@ -169,8 +169,9 @@ func (c *container) launch(ctx context.Context, req *wire.Start) error {
 		return err
 	}
 	c.proc = proc
+	c.notes = l.notes
 	if n, ok := proc.(interface{ Notes() []string }); ok {
-		c.notes = n.Notes()
+		c.notes = append(c.notes, n.Notes()...)
 	}
 	l.closeFiles() // the container's ends: with them open here, its streams would never end
 	if con := proc.Console(); con != nil {

@@ -36,6 +36,7 @@ type launch struct {
 	bundle  *bundle.Bundle
 	files   []*os.File // the container's ends
 	console *os.File
+	notes   []string // of what is not as it was asked for
 }
 
 func (l *launch) closeFiles() {
@@ -95,6 +96,9 @@ func (l *launch) prepare(ctx context.Context) error {
 		},
 		Init: !c.step.NoInit, NetNS: c.sb.net.NS,
 	}
+	if len(l.req.Lent) > 0 {
+		l.bundle.Ready = l.prove
+	}
 	return l.openStreams()
 }
 
@@ -108,7 +112,7 @@ func (l *launch) makeDirs() error {
 		return err
 	}
 	dirs := []string{c.upper(), c.work()}
-	if l.starter.Name() != runtimeDirect {
+	if l.starter.Name() != runtimeDirect || l.spec.Hooks != nil {
 		dirs = append(dirs, filepath.Join(c.dir, bundleDir))
 	}
 	for _, d := range dirs {

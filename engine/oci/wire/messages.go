@@ -58,6 +58,8 @@ type Start struct {
 	// DefaultSeccomp: Spec has no seccomp profile, and gets Docker's default one for its capabilities. It is
 	// most of a spec's size, and the same each time.
 	DefaultSeccomp bool `json:"default_seccomp,omitempty"`
+	// Lent are the device nodes of the sandbox's grants, with which the container is compared before it starts.
+	Lent []berth.Node `json:"lent,omitempty"`
 }
 
 // Exec is a further process in a running container.
