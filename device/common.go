@@ -3,7 +3,6 @@ package device
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -91,20 +90,5 @@ func (p *Pool) keep(vendor string, k kept) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(p.cfg.Dir, vendor+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	if bad := tmp.Close(); err == nil {
-		err = bad
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), p.keepFile(vendor))
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-		return fmt.Errorf("keep: %w", err)
-	}
-	return nil
+	return replaceFile(p.keepFile(vendor), data, 0o600)
 }

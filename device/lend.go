@@ -13,7 +13,7 @@ import (
 // only returns the devices and slices with these UUIDs; all for nil.
 func (inv *inventory) only(uuids []string) []Device {
 	if uuids == nil {
-		return inv.all
+		return without(inv.all, inv.held)
 	}
 	var only []Device
 	for _, d := range inv.all {
@@ -23,7 +23,7 @@ func (inv *inventory) only(uuids []string) []Device {
 			only = append(only, d)
 		}
 	}
-	return only
+	return without(only, inv.held)
 }
 
 // Check reports whether this host could ever give what a task asks for, in the form of Resources.GPUs. Errors are

@@ -29,6 +29,7 @@ type PoolConfig struct {
 	Ledger interface {
 		Snapshot(ctx context.Context) (ledger.Snapshot, error)
 	}
+	Quarantine Quarantine
 	// Timeout bounds how long a vendor's driver may take to answer. Default 20 s.
 	Timeout time.Duration
 	Logger  *slog.Logger // nil discards
@@ -62,7 +63,8 @@ func NewPool(cfg PoolConfig) *Pool {
 type inventory struct {
 	at      time.Time
 	all     []Device
-	allowed []Device // by the masks
+	allowed []Device // by the masks, and not in quarantine
+	held    map[string]Fault
 	masks   []Mask
 	err     error // says which devices are there and cannot be used
 }
@@ -106,8 +108,42 @@ func (p *Pool) inventory(ctx context.Context) (*inventory, error) {
 		}
 		inv.allowed = allowed
 	}
+	inv.held = p.held(inv.all)
+	inv.allowed = without(inv.allowed, inv.held)
 	p.found = inv
 	return inv, nil
+}
+
+// held returns the devices that have reported fatal errors, having noted new ones.
+func (p *Pool) held(devices []Device) map[string]Fault {
+	faults := findFaults(p.cfg.Host, devices)
+	if err := p.cfg.Quarantine.Put(faults...); err != nil {
+		p.cfg.Logger.Warn("faults of devices are not noted", "err", err)
+	}
+	return p.cfg.Quarantine.Held()
+}
+
+// Faults says in words which of the devices that were lent to a task have reported fatal errors; they are in
+// quarantine then.
+func (p *Pool) Faults(ctx context.Context, lent []ledger.Device) (texts []string, err error) {
+	p.mu.Lock()
+	p.found = nil // what is to be known has happened since
+	p.mu.Unlock()
+	inv, err := p.inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range lent {
+		u, ok := inv.unit(d.ID)
+		f, held := inv.held[d.ID]
+		if !held && ok {
+			f, held = inv.held[u.Device.UUID]
+		}
+		if held {
+			texts = append(texts, fmt.Sprintf("GPU %s reported %s, and is in quarantine; release it with: berth gpu release %s", d.ID, f.Reason, f.UUID))
+		}
+	}
+	return texts, nil
 }
 
 // ask asks a vendor for its devices. A driver that hangs takes along the thread that asks it, which is left behind.
@@ -190,6 +226,14 @@ func (inv *inventory) bounds() string {
 	for _, m := range inv.masks {
 		if len(inv.allowed) < len(inv.all) {
 			text = append(text, m.Source+"="+strings.Join(m.IDs, ",")+" allows no more")
+		}
+	}
+	for _, d := range inv.all {
+		for _, u := range append(Units([]Device{d}), Unit{Device: d}) {
+			if f, ok := inv.held[u.UUID()]; ok {
+				text = append(text, fmt.Sprintf("%s is in quarantine: %s; release it with: berth gpu release %s", u, f, f.UUID))
+				break
+			}
 		}
 	}
 	if inv.err != nil {

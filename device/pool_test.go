@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/berth-project/berth"
@@ -264,4 +265,77 @@ func TestGrantsRequire(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestFaultyDeviceIsNotLent(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 2, Recorded: true})
+	q := device.Quarantine{Dirs: []string{t.TempDir()}}
+	open := func() *device.Pool {
+		return pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Quarantine = q })
+	}
+	p := open()
+	if err := p.Check(t.Context(), asks("2")); err != nil {
+		t.Fatal(err)
+	}
+	h.Write(device.FaultFile, h.NVIDIA[0].UUID+" Xid 79: GPU has fallen off the bus\n")
+	texts, err := p.Faults(t.Context(), []ledger.Device{{ID: h.NVIDIA[0].UUID}, {ID: h.NVIDIA[1].UUID}})
+	if err != nil || len(texts) != 1 || !strings.Contains(texts[0], h.NVIDIA[0].UUID+" reported Xid 79") {
+		t.Fatal(texts, err)
+	}
+	for range 2 {
+		lent, err := choose(t, p, asks("1"), nil)
+		if got := ids(lent, h.NVIDIA); err != nil || !slices.Equal(got, []int{1}) {
+			t.Errorf("%v, %v", got, err)
+		}
+		p = open() // any other process
+	}
+	for _, asked := range []string{"2", "device=0"} {
+		if err := p.Check(t.Context(), asks(asked)); err == nil || !strings.Contains(err.Error(), "is in quarantine: Xid 79: GPU has fallen off the bus since") {
+			t.Error(asked, err)
+		}
+	}
+	if err := q.Release(h.NVIDIA[0].UUID); err != nil {
+		t.Fatal(err)
+	}
+	if err := open().Check(t.Context(), asks("2")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBusyDeviceIsNotLent(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 2})
+	pid, below := holder(t, h.Path(h.AMD[0].Node.Path))
+	t.Cleanup(func() { _ = syscall.Kill(below, syscall.SIGKILL) })
+	l, err := ledger.New(ledger.Config{Dirs: ledger.Dirs{Shared: t.TempDir() + "/ledger"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() *device.Pool { return pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Ledger = l }) }
+	check := func(request string, want ...int) {
+		t.Helper()
+		lent, err := choose(t, open(), asks(request), nil)
+		if got := ids(lent, h.AMD); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v; want %v", request, got, err, want)
+		}
+	}
+	check("1", 1)
+	check("2,allow_busy", 0, 1)
+	_, err = choose(t, open(), asks("2"), nil)
+	if want := fmt.Sprintf("waiting for 2 GPUs: amd 0 is used by sh (process %d)", pid); err == nil || err.Error() != want || !errors.Is(err, berth.ErrUnavailable) {
+		t.Errorf("%v, want %s", err, want)
+	}
+	// The processes of whom it is lent to are not another's.
+	lease, err := l.Acquire(t.Context(), ledger.Request{Task: "t", Devices: []ledger.Device{{ID: h.AMD[0].UUID, Bytes: 1 << 30, Total: 64 << 30}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lease.Release()
+	holds, err := ledger.Process(pid)
+	if err == nil {
+		err = lease.AddHolder(t.Context(), holds)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("2", 0, 1) // to the processes; that it is lent is the ledger's to say
 }

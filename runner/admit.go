@@ -151,6 +151,21 @@ func (d *drive) grants(images []Imaged) ([]berth.Grant, error) {
 	return grants, nil
 }
 
+// tellFaults tells which of the task's devices have failed, after a step has.
+func (d *drive) tellFaults() {
+	a := d.rec.Admitted
+	if a == nil || len(a.Devices) == 0 || d.r.cfg.Devices == nil {
+		return
+	}
+	faults, err := d.r.cfg.Devices.Faults(d.alive, a.Devices)
+	if err != nil {
+		d.r.cfg.Logger.Warn("whether devices have failed is not known", "task", d.rec.Task.ID, "err", err)
+	}
+	for _, text := range faults {
+		d.warn(text)
+	}
+}
+
 func (d *drive) lent() bool { return d.lease != nil && d.lease.ID() != "" }
 
 func (d *drive) waiting(why string) {

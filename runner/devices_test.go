@@ -57,6 +57,16 @@ func (f fakeDevices) Grants(_ context.Context, _ *berth.Task, lent []ledger.Devi
 	return grants, nil, nil
 }
 
+// Faults: g1 fails all the time.
+func (f fakeDevices) Faults(_ context.Context, lent []ledger.Device) (texts []string, err error) {
+	for _, d := range lent {
+		if d.ID == "g1" {
+			texts = append(texts, "g1 has failed")
+		}
+	}
+	return texts, nil
+}
+
 func onGPUs(n string, step berth.Step) berth.Task {
 	return berth.Task{ID: "t", Steps: []berth.Step{step}, Resources: berth.Resources{GPUs: json.RawMessage(n)}}
 }

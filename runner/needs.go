@@ -25,6 +25,8 @@ type Devices interface {
 	// Grants says what lent devices bring into the containers of the task, whose environments are given; notes
 	// are for people.
 	Grants(ctx context.Context, task *berth.Task, lent []ledger.Device, envs [][]string) (grants []berth.Grant, notes []string, err error)
+	// Faults says in words which of lent devices have failed.
+	Faults(ctx context.Context, lent []ledger.Device) ([]string, error)
 }
 
 // Checker is a berth.Engine that says what it would refuse later, before anything is recorded or pulled. The

@@ -123,6 +123,9 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 		return exit, err
 	}
 	d.at("step recorded")
+	if !exit.OK() {
+		d.tellFaults()
+	}
 	return exit, d.tidyStep(sandbox, i)
 }
 

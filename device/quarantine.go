@@ -1,0 +1,163 @@
+package device
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth"
+)
+
+// Fault is why a device is not lent: it has reported an error that it does not recover from by itself.
+type Fault struct {
+	UUID   string    `json:"uuid"` // of the device, or of the slice
+	Reason string    `json:"reason"`
+	Time   time.Time `json:"time"`
+	// Released is when somebody said that the device can be lent again; older faults of it count no more.
+	Released time.Time `json:"released,omitzero"`
+}
+
+func (f Fault) String() string {
+	return fmt.Sprintf("%s since %s", f.Reason, f.Time.Local().Format(time.DateTime))
+}
+
+// Quarantine is where faults are noted: directories with a file for each device. All are read; notes go to the first
+// that can be written. The first should be the host's, beside the ledger, and one that ends with the boot: what a
+// device cannot recover from, a reboot mostly does.
+type Quarantine struct{ Dirs []string }
+
+// Held returns the faults that keep devices from being lent, by UUID. What cannot be read counts for nothing.
+func (q Quarantine) Held() map[string]Fault {
+	held := map[string]Fault{}
+	for uuid, f := range q.read() {
+		if f.Time.After(f.Released) {
+			held[uuid] = f
+		}
+	}
+	return held
+}
+
+// read returns what is noted of each device, the newest from all directories.
+func (q Quarantine) read() map[string]Fault {
+	noted := map[string]Fault{}
+	for _, dir := range q.Dirs {
+		files, _ := filepath.Glob(filepath.Join(dir, "*.json"))
+		for _, file := range files {
+			var f Fault
+			data, err := os.ReadFile(file)
+			if err != nil || json.Unmarshal(data, &f) != nil || noteName(f.UUID) != filepath.Base(file) {
+				continue
+			}
+			was := noted[f.UUID]
+			if was.Released.After(f.Released) {
+				f.Released = was.Released
+			}
+			if was.Time.After(f.Time) {
+				f.Time, f.Reason = was.Time, was.Reason
+			}
+			noted[f.UUID] = f
+		}
+	}
+	return noted
+}
+
+// Put notes faults. One that is older than what is noted of its device, or than its release, changes nothing.
+func (q Quarantine) Put(faults ...Fault) error {
+	noted := q.read()
+	var errs []error
+	for _, f := range faults {
+		if was, ok := noted[f.UUID]; ok && !f.Time.After(was.Time) || !f.Time.After(was.Released) {
+			continue
+		}
+		f.Released = noted[f.UUID].Released
+		errs = append(errs, q.write(f))
+	}
+	return errors.Join(errs...)
+}
+
+// Release has a device lent again. ErrNotFound if it is not held.
+func (q Quarantine) Release(uuid string) error {
+	f, ok := q.Held()[uuid]
+	if !ok {
+		return fmt.Errorf("release GPU %s: %w: it is not in quarantine", uuid, berth.ErrNotFound)
+	}
+	f.Released = time.Now()
+	return q.write(f)
+}
+
+// write notes a fault in the first directory that lets us.
+func (q Quarantine) write(f Fault) error {
+	err := fmt.Errorf("note of GPU %s: %w: there is no place for it", f.UUID, berth.ErrUnavailable)
+	for _, dir := range q.Dirs {
+		if err = writeNote(dir, f); err == nil {
+			return nil
+		}
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: %w", berth.ErrDenied, err)
+	}
+	return err
+}
+
+func writeNote(dir string, f Fault) error {
+	data, err := json.Marshal(f)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(dir, noteName(f.UUID)), append(data, '\n'), 0o644)
+}
+
+// noteName is the file name of a device's note.
+func noteName(uuid string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '/' || r == 0 {
+			return '_'
+		}
+		return r
+	}, uuid) + ".json"
+}
+
+// replaceFile writes a file that appears whole, or not at all.
+func replaceFile(name string, data []byte, mode fs.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*.tmp")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Chmod(mode), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+	}
+	return err
+}
+
+// without returns the devices that are not held: a device with all its slices, or a slice.
+func without(devices []Device, held map[string]Fault) []Device {
+	if len(held) == 0 {
+		return devices
+	}
+	var rest []Device
+	for _, d := range devices {
+		if _, is := held[d.UUID]; is {
+			continue
+		}
+		n := len(d.Slices)
+		d.Slices = slices.DeleteFunc(slices.Clone(d.Slices), func(s Slice) bool { _, is := held[s.UUID]; return is })
+		if n == 0 || len(d.Slices) > 0 {
+			rest = append(rest, d)
+		}
+	}
+	return rest
+}
