@@ -112,6 +112,10 @@ func (c *Container) Archive(ctx context.Context, p string) (io.ReadCloser, error
 func (l *life) copyOut(ctx context.Context, p string) (io.ReadCloser, error) {
 	return l.e.stream(ctx, p+" in the container", l.e.cfg.Stall, func(ctx context.Context) (io.ReadCloser, error) {
 		res, err := l.e.api.CopyFromContainer(ctx, l.docker(), client.CopyFromContainerOptions{SourcePath: p})
+		if host, herr := l.e.daemon(ctx); err == nil && herr == nil && host.podman && res.Stat.Mode&os.ModeSymlink != 0 {
+			_ = res.Content.Close()
+			return linkArchive(p, res.Stat)
+		}
 		return res.Content, err
 	})
 }

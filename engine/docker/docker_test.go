@@ -19,12 +19,14 @@ import (
 // testRef names the test image on the tests' daemon.
 const testRef = "localhost/enginetest:1"
 
-// shared is the daemon of all tests, started by the first that needs it.
-var shared struct {
+// started is a daemon of many tests, started by the first that needs it.
+type started struct {
 	once   sync.Once
 	daemon *dockertest.Daemon
 	err    error
 }
+
+var shared, sharedPodman started
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -33,9 +35,12 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	code := m.Run()
-	if shared.daemon != nil {
-		if err := shared.daemon.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, "stop dockerd:", err)
+	for _, s := range []*started{&shared, &sharedPodman} {
+		if s.daemon == nil {
+			continue
+		}
+		if err := s.daemon.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the daemon:", err)
 			code = 1
 		}
 	}

@@ -87,7 +87,13 @@ func TestSignals(t *testing.T) {
 
 func TestExecEnds(t *testing.T) {
 	t.Parallel()
-	e, img := newEngine(t, docker.Config{})
+	execEnds(t, daemon(t).Host(), "OCI runtime exec failed: exec")
+}
+
+// execEnds: words are those of the daemon of an exec that it cannot start.
+func execEnds(t *testing.T, host, words string) {
+	t.Helper()
+	e, img := newEngine(t, docker.Config{Host: host})
 	_, c := begin(t, e, img, "sleep 1000")
 	for _, row := range []struct {
 		name    string
@@ -100,10 +106,12 @@ func TestExecEnds(t *testing.T) {
 		{"cannot be run", []string{"/etc/passwd"}, berth.NeverStarted, 126, ""},
 		{"a code of a signal", []string{"sh", "-c", "exit 137"}, berth.Exited, 137, ""},
 		{"a code of a command not there", []string{"sh", "-c", "echo x; exit 127"}, berth.Exited, 127, "x\n"},
-		{"the daemon's words from the command", []string{"sh", "-c", "echo 'OCI runtime exec failed: exec'"}, berth.Exited, 0, "OCI runtime exec failed: exec\n"},
+		{"the daemon's words from the command", []string{"sh", "-c", "echo '" + words + "'"}, berth.Exited, 0, words + "\n"},
+		{"the same to standard error", []string{"sh", "-c", "echo '" + words + "' >&2; echo out"}, berth.Exited, 0, "out\n" + words + "\n"},
 	} {
-		var out bytes.Buffer
-		exit, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: row.command}, berth.Stdio{Out: &out})
+		var out, errs bytes.Buffer
+		exit, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: row.command}, berth.Stdio{Out: &out, Err: &errs})
+		_, _ = errs.WriteTo(&out)
 		if err != nil || exit.Reason != row.reason || exit.Code != row.code || out.String() != row.out {
 			t.Errorf("%s: %+v, output %q, error %v; want %s, %d, %q", row.name, exit, out.String(), err, row.reason, row.code, row.out)
 		}

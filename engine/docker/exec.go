@@ -73,11 +73,17 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	if x.spec.TTY && x.stdio.Resize != nil {
 		go x.resize(ctx, done)
 	}
-	refused := &refusal{w: writer(x.stdio.Out)}
+	refused := &refusal{w: writer(x.stdio.Out), word: refusedWord}
+	out, errs := io.Writer(refused), writer(x.stdio.Err)
+	if host, err := x.c.life.e.daemon(ctx); err == nil && host.podman {
+		if refused.word = host.podmanExecWord(); !x.spec.TTY {
+			refused.w, out, errs = errs, refused.w, refused
+		}
+	}
 	if x.spec.TTY {
 		_, err = io.Copy(onlyWriter{refused}, res.Reader)
 	} else {
-		err = demux(res.Reader, refused, writer(x.stdio.Err))
+		err = demux(res.Reader, out, errs)
 	}
 	if ctx.Err() != nil {
 		return berth.Exit{}, context.Cause(ctx)
@@ -132,12 +138,17 @@ func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, err
 		if code == 0 {
 			code = i.ExitCode
 		}
-		return berth.Exit{Reason: berth.NeverStarted, Code: code, Detail: strings.TrimSpace(msg)}, nil
+		return berth.Exit{Reason: berth.NeverStarted, Code: code, Detail: firstLine(msg)}, nil
 	}
 	if err := refused.release(); err != nil {
 		return berth.Exit{}, err
 	}
 	return berth.Exit{Reason: berth.Exited, Code: i.ExitCode}, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line
 }
 
 // resize passes on the sizes of the terminal.
@@ -161,19 +172,19 @@ func (x *execution) resize(ctx context.Context, done <-chan struct{}) {
 // else goes through.
 type refusal struct {
 	w       io.Writer
+	word    string // with which that begins
 	held    bytes.Buffer
 	through bool
 }
 
-const refused = "OCI runtime exec failed: "
+const refusedWord = "OCI runtime exec failed: "
 
 func (r *refusal) Write(p []byte) (int, error) {
 	if r.through {
 		return r.w.Write(p)
 	}
 	r.held.Write(p)
-	n := min(r.held.Len(), len(refused))
-	if string(r.held.Bytes()[:n]) == refused[:n] && r.held.Len() < 16<<10 {
+	if mayBegin(r.held.Bytes(), r.word) && r.held.Len() < 16<<10 {
 		return len(p), nil
 	}
 	return len(p), r.release()

@@ -25,6 +25,9 @@ const (
 // says is what may be the word of the daemon's init.
 func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	e := berth.Exit{Reason: berth.Exited, Code: s.ExitCode, Started: parseTime(s.StartedAt), Ended: parseTime(s.FinishedAt), Runtime: r.Runtime}
+	if !e.Ended.IsZero() && e.Ended.Before(e.Started) { // Podman takes its answer to the start for the beginning
+		e.Started = e.Ended
+	}
 	if s.Status == container.StateCreated {
 		e.Reason, e.Code, e.Detail = berth.NeverStarted, startCode(s.Error), s.Error
 		return e
@@ -47,12 +50,12 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		full = l.diskFull()
 	}
 	switch {
-	case s.OOMKilled && e.Code != 0:
+	case e.Code != 0 && (s.OOMKilled || l.outOfMemory(r)):
 		e.Reason, e.Detail = berth.OutOfMemory, fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
 	case full != "":
 		e.Reason, e.Detail = berth.OutOfDisk, full
 	case e.Code > 128 && e.Code <= 128+64:
-		e.Detail = fmt.Sprintf("exit code %d, or killed by signal %d: Docker does not tell them apart", e.Code, e.Code-128)
+		e.Detail = fmt.Sprintf("exit code %d, or killed by signal %d: the daemon does not tell them apart", e.Code, e.Code-128)
 	}
 	return e
 }
@@ -60,7 +63,7 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 // startCode is the exit code of a command that the daemon could not start; 0 where the error is another.
 func startCode(msg string) int {
 	switch {
-	case strings.Contains(msg, "executable file not found"):
+	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "attempted to invoke a command that was not found"):
 		return notThere
 	case strings.Contains(msg, "exec: ") && strings.Contains(msg, "no such file or directory"):
 		return notThere
@@ -71,13 +74,17 @@ func startCode(msg string) int {
 	return 0
 }
 
-// initSays reads what the daemon's init (tini) wrote if it could not execute the command, and the code that this amounts
+// initSays reads what the daemon's init (Docker's tini, Podman's catatonit) wrote if it could not execute the command, and the code that this amounts
 // to. Nothing else tells that from a command which ends with the same code.
 func initSays(r *record, code int, says []byte) (string, int) {
-	if r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere || !bytes.HasPrefix(says, []byte(initFatal)) {
+	if r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere {
 		return "", 0
 	}
-	_, msg, ok := strings.Cut(strings.TrimSpace(string(says)), ")] exec "+argv(&r.Spec)[0]+" failed: ")
+	_, msg, ok := strings.Cut(strings.TrimSpace(string(says)), "): failed to exec pid1: ") // Podman's
+	if !ok || !bytes.HasPrefix(says, []byte(podmanInitFatal)) {
+		_, msg, ok = strings.Cut(strings.TrimSpace(string(says)), ")] exec "+argv(&r.Spec)[0]+" failed: ")
+		ok = ok && bytes.HasPrefix(says, []byte(initFatal))
+	}
 	switch {
 	case !ok || strings.Contains(msg, "\n"):
 		return "", 0

@@ -16,7 +16,8 @@ import (
 
 // hostInfo is what the engine must know of the daemon to start containers there.
 type hostInfo struct {
-	podman   bool // it is Podman's service
+	podman   bool   // it is Podman's service
+	oci      string // how Podman names its OCI runtime
 	log      container.LogConfig
 	cgroups  bool // this process can make and read the cgroups of its containers
 	mend     bool // its log driver local leaves out newlines: see mender
@@ -46,7 +47,7 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		return nil, wrap(ctx, "docker version", err)
 	}
 	h = &hostInfo{
-		podman:   slices.ContainsFunc(v.Components, func(c system.ComponentVersion) bool { return c.Name == "Podman Engine" }),
+		podman:   slices.ContainsFunc(v.Components, func(c system.ComponentVersion) bool { return c.Name == podmanEngine }),
 		log:      logConfig(info.Info.Plugins.Log),
 		live:     info.Info.LiveRestoreEnabled,
 		runtimes: slices.Sorted(maps.Keys(info.Info.Runtimes)),
@@ -55,6 +56,11 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
 	}
 	h.live = h.live || h.podman // its containers are no children of its service
+	for _, c := range v.Components {
+		if name, ok := strings.CutPrefix(c.Name, "OCI Runtime ("); ok {
+			h.oci = strings.TrimSuffix(name, ")")
+		}
+	}
 	h.mend = !h.podman && apiBefore(v.APIVersion, 42)
 	// With the systemd driver parents are slices, which are systemd's to make.
 	h.cgroups = os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !slices.Contains(info.Info.SecurityOptions, "name=rootless")
@@ -96,15 +102,26 @@ func apiBefore(version string, minor int) bool {
 	return err == nil && major == "1" && n < minor
 }
 
-// components names the daemon and what it is made of.
+// components names the daemon and what it is made of. Podman's parts say their names again, and more, in their versions:
+// "conmon version 2.1.6, commit: unknown".
 func components(v client.ServerVersionResult) string {
-	parts := []string{"docker " + v.Version}
+	name := "docker"
+	var parts []string
 	for _, c := range v.Components {
-		if c.Name != "Engine" {
-			parts = append(parts, c.Name+" "+c.Version)
+		switch c.Name {
+		case "Engine":
+		case podmanEngine:
+			name = "podman"
+		default:
+			part, version := c.Name, firstLine(c.Version)
+			if p, rest, ok := strings.Cut(version, " version "); ok {
+				part = p
+				version, _, _ = strings.Cut(rest, ",")
+			}
+			parts = append(parts, part+" "+version)
 		}
 	}
-	return strings.Join(parts, ", ")
+	return strings.Join(append([]string{name + " " + v.Version}, parts...), ", ")
 }
 
 // Info says what the daemon is and has.

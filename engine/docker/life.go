@@ -34,6 +34,7 @@ type life struct {
 	id      string // the daemon's
 	writers map[string]*logfile.Writer
 	stdin   *stdin
+	oom     *oomWatch     // nil where the daemon tells, or nobody can
 	ended   chan struct{} // the exit is known
 	exit    *berth.Exit
 }
@@ -305,7 +306,7 @@ func (l *life) kill(ctx context.Context, sig string) (bool, error) {
 	defer cancel()
 	_, err := l.e.api.ContainerKill(ctx, l.docker(), client.ContainerKillOptions{Signal: sig})
 	switch {
-	case err == nil:
+	case err == nil || killWait(err):
 		return true, nil
 	case is(err, berth.ErrNotFound, berth.ErrConflict):
 		return false, nil

@@ -68,16 +68,17 @@ func (s *sink) close(drop bool) error {
 	return errors.Join(err, <-s.done)
 }
 
-// initWord holds back the first line of a stream where it may be what the daemon's init (tini) says of a command that
-// it cannot execute. Nothing comes after it then.
+// initWord holds back the first line of a stream where it may be what the daemon's init (tini, catatonit) says of a
+// command that it cannot execute. Nothing comes after it then.
 type initWord struct {
 	held   []byte
 	passed bool // it is another
 }
 
 const (
-	initFatal   = "[FATAL tini ("
-	initWordMax = 8 << 10
+	initFatal       = "[FATAL tini ("
+	podmanInitFatal = "ERROR (catatonit:"
+	initWordMax     = 8 << 10
 )
 
 // pass answers what is to be written, or that it is held.
@@ -86,12 +87,17 @@ func (w *initWord) pass(p []byte) (out []byte, held bool) {
 		return p, false
 	}
 	w.held = append(w.held, p...)
-	n := min(len(w.held), len(initFatal))
 	line := bytes.IndexByte(w.held, '\n')
-	if string(w.held[:n]) == initFatal[:n] && len(w.held) < initWordMax && (line < 0 || line == len(w.held)-1) {
+	if (mayBegin(w.held, initFatal) || mayBegin(w.held, podmanInitFatal)) && len(w.held) < initWordMax && (line < 0 || line == len(w.held)-1) {
 		return nil, true
 	}
 	return w.release(), false
+}
+
+// mayBegin reports whether p begins with the words, or is a part of them.
+func mayBegin(p []byte, words string) bool {
+	n := min(len(p), len(words))
+	return string(p[:n]) == words[:n]
 }
 
 func (w *initWord) release() []byte {

@@ -287,6 +287,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	cancel()
 	for _, c := range res.Items {
+		if !s.owns(c.Labels) {
+			continue
+		}
 		if err := s.e.life(s.spec.ID, c.Labels[LabelStep]).remove(ctx, c.ID); err != nil {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
@@ -321,6 +324,12 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	return nil
 }
 
+// owns reports whether what has these labels is this sandbox's. The daemon is asked for nothing else; but where it is
+// asked for volumes with two labels, Podman 4 answers with those that have either.
+func (s *Sandbox) owns(labels map[string]string) bool {
+	return labels[LabelOwner] == s.e.owner && labels[LabelSandbox] == s.spec.ID
+}
+
 func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error {
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
@@ -329,6 +338,9 @@ func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error 
 		return wrap(ctx, "close "+s.spec.ID, err)
 	}
 	for _, v := range vols.Items {
+		if !s.owns(v.Labels) {
+			continue
+		}
 		if _, err := s.e.api.VolumeRemove(ctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && !is(err, berth.ErrNotFound) {
 			return wrap(ctx, "close "+s.spec.ID, err)
 		}
@@ -345,6 +357,9 @@ func (s *Sandbox) removeLate(ctx context.Context, mine client.Filters) error {
 		return wrap(ctx, "close "+s.spec.ID, err)
 	}
 	for _, c := range res.Items {
+		if !s.owns(c.Labels) {
+			continue
+		}
 		_, err := s.e.api.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		if err != nil && !is(err, berth.ErrNotFound, berth.ErrConflict) { // or who starts it removes it
 			return wrap(ctx, "close "+s.spec.ID, err)
@@ -362,6 +377,9 @@ const halfAge = time.Minute
 func (e *Engine) sweep(ctx context.Context) error {
 	errs := []error{scratch.Sweep(ctx, e.trash())}
 	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
+	if err == nil {
+		e.sweepCgroups(entries)
+	}
 	for _, d := range entries {
 		dir := e.sandboxDir(d.Name())
 		st, err := d.Info()

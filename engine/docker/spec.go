@@ -186,9 +186,6 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		return client.ContainerCreateOptions{}, err
 	}
 	cfg := s.config(step, hash)
-	if host.podman { // which takes this for a check that it is to make
-		cfg.Healthcheck = nil
-	}
 	if err := s.planPorts(cfg, hc); err != nil {
 		return client.ContainerCreateOptions{}, err
 	}
@@ -246,7 +243,7 @@ func (s *Sandbox) planLimits(hc *container.HostConfig, host *hostInfo, step *ber
 	l := s.limits(step.Limits)
 	hc.NanoCPUs = int64(l.CPU * 1e9)
 	hc.Memory = l.Memory
-	if hc.Memory > 0 && hc.Memory < MinMemory {
+	if hc.Memory > 0 && hc.Memory < MinMemory && !host.podman { // which has none
 		s.e.cfg.Logger.Warn("memory limit raised to the daemon's minimum", "sandbox", s.spec.ID, "step", step.ID, "asked", hc.Memory, "minimum", MinMemory)
 		hc.Memory = MinMemory
 	}
@@ -272,12 +269,15 @@ func (s *Sandbox) planLimits(hc *container.HostConfig, host *hostInfo, step *ber
 	}
 }
 
+// defaultParent is the cgroup above those of steps.
+const defaultParent = "/berth-docker"
+
 // cgroupParent is a cgroup of the step's own above its container's, in which the kernel keeps what the
 // container used when that is gone.
 func cgroupParent(s *Sandbox, step string) string {
 	above := s.spec.CgroupParent
 	if above == "" {
-		above = "/berth-docker"
+		above = defaultParent
 	}
 	return path.Join("/", above, s.e.owner+"-"+s.spec.ID+"-"+step)
 }

@@ -84,7 +84,7 @@ func (l *life) startedAs(ctx context.Context, hash string) (bool, error) {
 	switch {
 	case err == nil:
 		have = c.Config.Labels[labelSpec]
-		started = isOver(c.State) || c.State.Status != container.StateCreated
+		started = isOver(c.State) || c.State.Status != container.StateCreated || l.known()
 	case !errors.Is(err, berth.ErrNotFound):
 		return false, err
 	default: // there is none, or somebody else removed that of an ended step
@@ -139,27 +139,34 @@ func (la *launch) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := la.create(ctx, opts); err != nil {
+	if err := la.create(ctx, host, opts); err != nil {
 		return err
 	}
-	if err := la.connect(ctx, rec); err != nil {
+	refused := la.prepare(ctx, host)
+	if refused != nil && startCode(refused.Error()) == 0 {
+		return refused
+	}
+	if err := la.connect(ctx, rec, refused == nil); err != nil {
 		return err
+	}
+	if refused != nil {
+		return la.neverStarted(refused)
 	}
 	return la.start(ctx)
 }
 
 // create makes the container. One of that name is there where a process died before it was started; where a start
 // was given up, the daemon may be making it still: its name is taken then, though there is nothing to remove yet.
-func (la *launch) create(ctx context.Context, opts client.ContainerCreateOptions) error {
+func (la *launch) create(ctx context.Context, host *hostInfo, opts client.ContainerCreateOptions) error {
 	ctx, cancel := la.s.e.call(ctx)
 	defer cancel()
-	res, err := la.s.e.api.ContainerCreate(ctx, opts)
+	res, err := la.s.e.createContainer(ctx, host, la.l.dir, opts)
 	for is(err, berth.ErrConflict) {
 		if _, rerr := la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); rerr != nil && !is(rerr, berth.ErrNotFound) && !is(rerr, berth.ErrConflict) {
 			err = rerr
 			break
 		}
-		if res, err = la.s.e.api.ContainerCreate(ctx, opts); !is(err, berth.ErrConflict) {
+		if res, err = la.s.e.createContainer(ctx, host, la.l.dir, opts); !is(err, berth.ErrConflict) {
 			break
 		}
 		select {
@@ -196,8 +203,8 @@ func (s *Sandbox) markFilled() error {
 	return os.WriteFile(s.filledFile(), nil, 0o600)
 }
 
-// connect opens the logs and attaches to the container's streams.
-func (la *launch) connect(ctx context.Context, rec *record) error {
+// connect opens the logs and attaches to the container's streams, if it has any.
+func (la *launch) connect(ctx context.Context, rec *record, streams bool) error {
 	copies, err := la.s.openCopies(ctx, &la.spec)
 	if err != nil {
 		return err
@@ -211,6 +218,12 @@ func (la *launch) connect(ctx context.Context, rec *record) error {
 	}
 	if la.out, err = la.l.openOutput(rec, copies); err != nil {
 		return err
+	}
+	if !streams {
+		if input != nil {
+			_ = input.Close()
+		}
+		return nil
 	}
 	if err := la.l.attach(ctx, la.out, la.spec.OpenStdin || input != nil); err != nil {
 		return err
@@ -261,15 +274,19 @@ func (la *launch) start(ctx context.Context) error {
 		}
 		return nil
 	}
-	code := startCode(err.Error())
-	if code == 0 {
+	if startCode(err.Error()) == 0 {
 		return wrap(cctx, "daemon", err)
 	}
 	la.out.hangUp()
+	return la.neverStarted(err)
+}
+
+// neverStarted records that the command could not be started.
+func (la *launch) neverStarted(why error) error {
 	if err := la.out.close(); err != nil {
 		return err
 	}
-	return la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: code, Detail: err.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
+	return la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(why.Error()), Detail: why.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
 }
 
 // undo leaves nothing of a start that failed.

@@ -2,8 +2,6 @@ package docker_test
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"testing"
 
 	"github.com/berth-project/berth"
@@ -23,8 +21,10 @@ var skips = map[string]string{
 }
 
 // TestSuite runs the suite that every engine must pass.
-func TestSuite(t *testing.T) {
-	cfg := docker.Config{Host: daemon(t).Host(), Dir: t.TempDir()}
+func TestSuite(t *testing.T) { runSuite(t, daemon(t), skips) }
+
+func runSuite(t *testing.T, d *dockertest.Daemon, skips map[string]string) {
+	cfg := docker.Config{Host: d.Host(), Dir: t.TempDir()}
 	e, img := newEngine(t, cfg)
 	env := &enginetest.Env{
 		Engine: e, Image: img, Dir: t.TempDir(),
@@ -36,46 +36,4 @@ func TestSuite(t *testing.T) {
 		Lacks:    map[enginetest.Ability]string{enginetest.Grants: "this engine refuses lent devices by now"},
 	}
 	enginetest.Run(t, env, skips)
-}
-
-// TestPodman: Podman's API service runs a container, says its exit, and loses none of its output. The suite is not run on
-// it yet.
-func TestPodman(t *testing.T) {
-	d := podman(t)
-	e, img := newEngine(t, docker.Config{Host: d.Host()})
-	_, c := begin(t, e, img, "seq 1 2000; echo err >&2; exit 7")
-	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 7 {
-		t.Errorf("exit %+v", exit)
-	}
-	want := ""
-	for i := 1; i <= 2000; i++ {
-		want += fmt.Sprintln(i)
-	}
-	if got := logs(t, c, false); got != want {
-		t.Errorf("stdout: %d bytes, which are not the %d that were written", len(got), len(want))
-	}
-	if got := logs(t, c, true); got != "err\n" {
-		t.Errorf("stderr %q", got)
-	}
-}
-
-func podman(t *testing.T) *dockertest.Daemon {
-	t.Helper()
-	dir, err := os.MkdirTemp("/var/tmp", "berth-podman-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := dockertest.StartPodman(context.Background(), dir)
-	if err != nil {
-		t.Fatal("needs Podman:", err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := importImage(t.Context(), d); err != nil {
-		t.Fatal(err)
-	}
-	return d
 }

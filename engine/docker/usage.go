@@ -6,8 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -97,10 +100,24 @@ func removeCgroup(cgroup string) {
 	if cgroup == "" {
 		return
 	}
+	removeConmon(cgroup)
 	dirs, _ := filepath.Glob(cgroupRoot + "/*" + cgroup)
 	for _, d := range append(dirs, cgroupRoot+cgroup) {
 		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
 			continue // not empty yet: whoever removes the container tries again
+		}
+	}
+}
+
+// sweepCgroups removes what is left of the cgroups of steps whose sandboxes are gone: Podman's conmon stays in them for
+// five minutes after an exec.
+func (e *Engine) sweepCgroups(sandboxes []fs.DirEntry) {
+	dirs, _ := filepath.Glob(cgroupRoot + "/*" + defaultParent + "/" + e.owner + "-*")
+	one, _ := filepath.Glob(cgroupRoot + defaultParent + "/" + e.owner + "-*")
+	for _, d := range append(dirs, one...) {
+		of := func(s fs.DirEntry) bool { return strings.HasPrefix(filepath.Base(d), e.owner+"-"+s.Name()+"-") }
+		if !slices.ContainsFunc(sandboxes, of) {
+			removeCgroup(path.Join(defaultParent, filepath.Base(d)))
 		}
 	}
 }

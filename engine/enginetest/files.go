@@ -291,6 +291,8 @@ func (t *trial) archived(a berth.Archiver, path string) (string, error) {
 		}
 		part := fmt.Sprintf("%s %o", h.Name, h.Mode&0o7777)
 		switch h.Typeflag {
+		case tar.TypeDir: // its type says so: the slash is the archiver's to write
+			part = fmt.Sprintf("%s/ %o", strings.TrimSuffix(h.Name, "/"), h.Mode&0o7777)
 		case tar.TypeSymlink:
 			part = h.Name + " -> " + h.Linkname
 		case tar.TypeReg:

@@ -1,28 +1,20 @@
 package dockertest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
-)
 
-// runtimeScript is runc without resource limits: Podman as root sets higher ones than a machine without
-// CAP_SYS_RESOURCE allows.
-const runtimeScript = `#!/bin/sh
-prev=
-for a; do
-	case $prev in
-	--bundle) sed -i 's/"rlimits":\[[^]]*\],//' "$a/config.json" ;;
-	--process) sed -i 's/"rlimits":\[[^]]*\],//' "$a" ;;
-	esac
-	prev=$a
-done
-exec runc "$@"
-`
+	"golang.org/x/sys/unix"
+)
 
 // StartPodman starts the API service of Podman, with storage, state and a socket of its own, and waits until it
 // answers. It needs root and Debian's podman. Its containers are not the service's children: Close ends what is left.
@@ -32,11 +24,10 @@ func StartPodman(ctx context.Context, dir string) (*Daemon, error) {
 		return nil, err
 	}
 	for name, text := range map[string]string{
-		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[containers]\nlog_driver = \"k8s-file\"\n",
-		"runtime":         runtimeScript,
+		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [" + ulimits() + "]\n",
 		"storage.conf":    "[storage]\ndriver = \"overlay\"\ngraphroot = \"" + d.path("root") + "\"\nrunroot = \"" + d.path("run") + "\"\n",
 	} {
-		if err := os.WriteFile(d.path(name), []byte(text), 0o700); err != nil {
+		if err := os.WriteFile(d.path(name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
@@ -59,10 +50,23 @@ func StartPodman(ctx context.Context, dir string) (*Daemon, error) {
 	return d, nil
 }
 
+// ulimits are those of containers: Podman as root sets higher ones than a machine without CAP_SYS_RESOURCE allows.
+func ulimits() string {
+	most := map[string]uint64{"nofile": 1 << 20, "nproc": 1 << 15} // which every kernel allows, and Podman sets for itself
+	var all []string
+	for name, resource := range map[string]int{"nofile": unix.RLIMIT_NOFILE, "nproc": unix.RLIMIT_NPROC} {
+		var own unix.Rlimit
+		if err := unix.Getrlimit(resource, &own); err == nil {
+			all = append(all, fmt.Sprintf("%q", fmt.Sprintf("%s=%[2]d:%[2]d", name, min(own.Max, most[name]))))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
 func (d *Daemon) podmanArgs() []string {
 	return []string{
 		"--root", d.path("root"), "--runroot", d.path("run"), "--tmpdir", d.path("tmp"), "--network-config-dir", d.path("networks"),
-		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", d.path("runtime"), "--events-backend", "file",
+		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--events-backend", "file",
 	}
 }
 
@@ -78,6 +82,24 @@ func (d *Daemon) endPodman() error {
 	cmd.Env = d.podmanEnv()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("podman rm: %w: %s", err, out)
+	}
+	return d.endConmons()
+}
+
+// endConmons ends what watches over execs, which stays for five minutes after their end.
+func (d *Daemon) endConmons() error {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range all {
+		raw, err := os.ReadFile(file)
+		if err != nil || !bytes.Contains(raw, []byte("conmon\x00")) || !bytes.Contains(raw, []byte(d.opts.Dir+"/")) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
 	}
 	return nil
 }

@@ -1,0 +1,143 @@
+package docker
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// oomWatch sees that the kernel kills processes of a container at its memory limit. Podman 4 never says so: conmon notes
+// it in a file of its working directory, and Podman looks for that in the container's.
+//
+// With cgroup v2 the count of the step's own cgroup is read at the end. With v1 the count is the container's cgroup's
+// alone, which is gone by then, so its events are listened to from before the start on.
+type oomWatch struct {
+	control string // the container's memory.oom_control
+	done    chan struct{}
+	events  uint64
+	killed  bool
+}
+
+const (
+	oomSettle = 200 * time.Millisecond // from the event to the count
+	oomLast   = 2 * time.Second        // from the end of a container to that of its cgroup's events
+)
+
+// watchOOM begins to watch where the daemon does not.
+func (l *life) watchOOM(r *record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	dir := filepath.Join(cgroupRoot, "memory", r.Cgroup, "libpod-"+l.id)
+	if l.oom != nil || r.Cgroup == "" || !exists(filepath.Join(dir, "memory.oom_control")) {
+		return
+	}
+	w := &oomWatch{control: filepath.Join(dir, "memory.oom_control"), done: make(chan struct{})}
+	events, err := listenOOM(dir, w.control)
+	if err != nil {
+		l.e.cfg.Logger.Warn("ends by the memory limit will not be told", "container", l.String(), "error", err)
+		return
+	}
+	l.oom = w
+	l.e.wg.Go(func() {
+		stop := make(chan struct{})
+		l.e.wg.Go(func() {
+			select {
+			case <-l.e.ctx.Done():
+			case <-stop:
+			}
+			_ = events.Close()
+		})
+		w.run(events)
+		close(stop)
+	})
+}
+
+// listenOOM has the kernel count in a descriptor: each time that the limit cannot be kept without a kill, and once when
+// the cgroup goes.
+func listenOOM(dir, control string) (*os.File, error) {
+	f, err := os.Open(control) //nolint:gosec // a cgroup's file
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	line := strconv.Itoa(fd) + " " + strconv.FormatUint(uint64(f.Fd()), 10)
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.event_control"), []byte(line), 0o600); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "oom events"), nil
+}
+
+// run reads events until a kill is known or the cgroup is gone.
+func (w *oomWatch) run(events *os.File) {
+	defer close(w.done)
+	var n [8]byte
+	for !w.killed {
+		if _, err := events.Read(n[:]); err != nil {
+			return
+		}
+		w.events += binary.NativeEndian.Uint64(n[:])
+		for end := time.Now().Add(oomSettle); !w.killed && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			kills, there := w.kills()
+			if w.killed = kills > 0; !there {
+				// The last event was the cgroup's end.
+				w.killed = w.killed || w.events > 1
+				_ = events.SetReadDeadline(time.Now().Add(oomSettle))
+				break
+			}
+		}
+	}
+}
+
+// kills reads the count.
+func (w *oomWatch) kills() (n int, there bool) {
+	raw, err := os.ReadFile(w.control)
+	return countOf(raw, "oom_kill"), err == nil
+}
+
+func countOf(raw []byte, name string) int {
+	for s := bufio.NewScanner(bytes.NewReader(raw)); s.Scan(); {
+		if v, ok := strings.CutPrefix(s.Text(), name+" "); ok {
+			n, _ := strconv.Atoi(v)
+			return n
+		}
+	}
+	return 0
+}
+
+// outOfMemory reports whether the kernel has killed a process of an ended container at its limit, where the daemon does
+// not say.
+func (l *life) outOfMemory(r *record) bool {
+	if r.Cgroup == "" || r.Limits.Memory == 0 {
+		return false
+	}
+	if raw, err := os.ReadFile(filepath.Join(cgroupRoot, r.Cgroup, "memory.events")); err == nil {
+		return countOf(raw, "oom_kill") > 0
+	}
+	l.mu.Lock()
+	w := l.oom
+	l.mu.Unlock()
+	if w == nil {
+		return false
+	}
+	if kills, there := w.kills(); there {
+		return kills > 0
+	}
+	select {
+	case <-w.done:
+		return w.killed
+	case <-time.After(oomLast):
+		return false
+	}
+}

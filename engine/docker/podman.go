@@ -1,0 +1,156 @@
+package docker
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+)
+
+// Podman's service speaks Docker's API beside its own. Containers are made by its own, and the rest is asked for as of
+// Docker: its create call of Docker's API leaves out without a word the cgroup namespace, masked paths, device rules and
+// device requests, the OCI runtime and the copying of a tmpfs, takes a seccomp profile for the path of a file, a mount
+// for a list with commas, and a source that is not there for a directory to be made.
+
+// podmanEngine is the component of Podman's service that no other daemon has.
+const podmanEngine = "Podman Engine"
+
+// libpod calls Podman's own API. in and out are JSON; nil is none.
+func (e *Engine) libpod(ctx context.Context, method, call string, in, out any) error {
+	raw, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	// The oldest version that Podman 4 and 5 serve.
+	req, err := http.NewRequestWithContext(ctx, method, "http://podman/v4.0.0/libpod/"+call, bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json") // else its body is taken for a form
+	dial := e.api.Dialer()
+	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
+	res, err := (&http.Client{Transport: t}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	if raw, err = io.ReadAll(io.LimitReader(res.Body, 1<<20)); err != nil {
+		return err
+	}
+	if res.StatusCode >= http.StatusBadRequest {
+		return podmanError(res.StatusCode, raw)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(raw, out)
+}
+
+// podmanError is an error of Podman's service. Most come with the status 500, and say what they are in words.
+func podmanError(status int, body []byte) error {
+	var said struct {
+		Message string `json:"message"`
+	}
+	if err := json.Unmarshal(body, &said); err != nil || said.Message == "" {
+		said.Message = strings.TrimSpace(string(body))
+	}
+	switch status {
+	case http.StatusBadRequest:
+		return fmt.Errorf("%s: %w", said.Message, errdefs.ErrInvalidArgument)
+	case http.StatusNotFound:
+		return fmt.Errorf("%s: %w", said.Message, errdefs.ErrNotFound)
+	case http.StatusConflict:
+		return fmt.Errorf("%s: %w", said.Message, errdefs.ErrConflict)
+	}
+	return errors.New(said.Message)
+}
+
+// createContainer makes a container. dir is the step's directory.
+func (e *Engine) createContainer(ctx context.Context, host *hostInfo, dir string, opts client.ContainerCreateOptions) (client.ContainerCreateResult, error) {
+	if !host.podman {
+		return e.api.ContainerCreate(ctx, opts)
+	}
+	spec, err := podmanSpecOf(opts, dir)
+	if err != nil {
+		return client.ContainerCreateResult{}, err
+	}
+	var res client.ContainerCreateResult
+	err = e.libpod(ctx, http.MethodPost, "containers/create", spec, &res)
+	return res, err
+}
+
+// prepare has Podman make the container's processes ready to be started: what cannot be started is told here. To attach
+// would make them ready too, but the answer does not come through. An error of which startCode knows the code is the
+// command's.
+func (la *launch) prepare(ctx context.Context, host *hostInfo) error {
+	if !host.podman {
+		return nil
+	}
+	cctx, cancel := la.s.e.call(ctx)
+	defer cancel()
+	if err := la.s.e.libpod(cctx, http.MethodPost, "containers/"+la.l.docker()+"/init", nil, nil); err != nil {
+		return wrap(cctx, "daemon", err)
+	}
+	la.l.watchOOM(la.l.rec)
+	return nil
+}
+
+// killWait reports whether an error of a kill is that the container did not end at once: Podman waits for that after it
+// has sent the signal, and conmon for whom it writes to.
+func killWait(err error) bool {
+	return strings.Contains(err.Error(), "timed out waiting for file")
+}
+
+// profileFile is the seccomp profile of a step, which Podman reads when the container is made.
+const profileFile = "seccomp.json"
+
+// writeProfile writes a profile to a file for Podman.
+func writeProfile(dir, profile string) (string, error) {
+	file := filepath.Join(dir, profileFile)
+	if err := os.WriteFile(file, []byte(profile), 0o600); err != nil {
+		return "", fmt.Errorf("seccomp profile: %w: %w", kindOf(err), err)
+	}
+	return file, nil
+}
+
+// removeConmon removes the cgroup that Podman makes beside the container's for the process that watches it, and leaves.
+func removeConmon(cgroup string) {
+	dirs, _ := filepath.Glob(cgroupRoot + "/*" + path.Join(cgroup, "conmon"))
+	for _, d := range append(dirs, cgroupRoot+path.Join(cgroup, "conmon")) {
+		_ = os.Remove(d) // where it is there and empty
+	}
+}
+
+// podmanExecWord is how the words begin that Podman puts on standard error in the place of an exec's command that it
+// could not start; "" is another daemon.
+func (h *hostInfo) podmanExecWord() string {
+	if !h.podman || h.oci == "" {
+		return ""
+	}
+	return "Error: " + h.oci + ": "
+}
+
+// linkArchive is the archive of a symbolic link. Podman follows one that it is asked for; it says where it leads, which
+// goes in place of what the link says.
+func linkArchive(p string, s container.PathStat) (io.ReadCloser, error) {
+	var b bytes.Buffer
+	t := tar.NewWriter(&b)
+	h := &tar.Header{Typeflag: tar.TypeSymlink, Name: path.Base(path.Clean(p)), Linkname: s.LinkTarget, Mode: 0o777, ModTime: s.Mtime}
+	if err := errors.Join(t.WriteHeader(h), t.Close()); err != nil {
+		return nil, fmt.Errorf("%s in the container: %w", p, err)
+	}
+	return io.NopCloser(&b), nil
+}
