@@ -18,7 +18,8 @@ import (
 type Host struct {
 	*device.Host
 	Devices []device.Device
-	Hooks   nvidia.Hooks // of specs of NVIDIA's devices
+	Hooks   nvidia.Hooks  // of specs of NVIDIA's devices
+	Config  nvidia.Config // of NVIDIA's container toolkit; see ReadConfig
 	// NoGroups leaves the groups of nodes out of specs, which readers of CDI before 0.7 do not know.
 	NoGroups bool
 }
@@ -56,7 +57,7 @@ func (h Host) Generate(vendor string) (*specs.Spec, error) {
 		if err != nil && !errors.Is(err, berth.ErrNotFound) {
 			return nil, err
 		}
-		return amd.Generator{Host: h.Host, Groups: !h.NoGroups}.Spec(gpus)
+		return h.amd().Spec(gpus)
 	case intel.Vendor:
 		return intel.Generator{Host: h.Host, Groups: !h.NoGroups}.Spec(intel.Find(h.Host))
 	}

@@ -64,6 +64,11 @@ func (c Capabilities) String() string {
 	return strings.Join(c, ",")
 }
 
+// CapabilitiesOf returns the parts of the driver for a container, as Request does.
+func (cfg Config) CapabilitiesOf(c Container) (Capabilities, error) {
+	return c.effective(ParseCapabilities(cfg.SupportedCapabilities))
+}
+
 // effective returns the parts of the driver for a container: what its NVIDIA_DRIVER_CAPABILITIES name, within
 // what is supported here.
 func (c Container) effective(supported Capabilities) (Capabilities, error) {

@@ -142,7 +142,7 @@ func (d *Driver) gpu(file, version string) (gpu device.Device, excluded bool, er
 	}
 	return device.Device{
 		Vendor: Vendor, UUID: info.UUID, PCI: strings.ToLower(info.Bus), Minor: int(minor), Model: info.Model,
-		Driver: version, CUDA: cudaOf(version), NUMA: d.numa(info.Bus), Slices: d.slices(int(minor), info.UUID),
+		Driver: version, CUDA: CUDAOf(version), NUMA: d.numa(info.Bus), Slices: d.slices(int(minor), info.UUID),
 	}, false, nil
 }
 

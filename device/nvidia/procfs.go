@@ -97,7 +97,8 @@ var cudaOfBranch = map[string]string{
 	"560": "12.6", "565": "12.7", "570": "12.8", "575": "12.9", "580": "13.0",
 }
 
-func cudaOf(driver string) string {
+// CUDAOf returns the newest CUDA that a version of the driver runs; "" if it is not known.
+func CUDAOf(driver string) string {
 	branch, _, _ := strings.Cut(driver, ".")
 	return cudaOfBranch[branch]
 }

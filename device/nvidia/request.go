@@ -29,7 +29,7 @@ func (cfg Config) Request(c Container) (*Request, error) {
 		}
 	}
 	var err error
-	if r.Capabilities, err = c.effective(ParseCapabilities(cfg.SupportedCapabilities)); err != nil {
+	if r.Capabilities, err = cfg.CapabilitiesOf(c); err != nil {
 		return nil, err
 	}
 	if !cfg.DisableRequire {

@@ -22,7 +22,7 @@ func (a *app) gpuCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.gpuLsCommand(), a.gpuNVMLCommand())
+	cmd.AddCommand(a.gpuLsCommand(), a.gpuExplainCommand(), a.gpuNVMLCommand())
 	return cmd
 }
 

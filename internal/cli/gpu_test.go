@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,5 +128,101 @@ func TestGPULsHolders(t *testing.T) {
 	_, out, _ = berthOf(t, "", "gpu", "ls", "--root", h.Root)
 	if !strings.Contains(out, fmt.Sprintf("(process %d)", os.Getpid())) {
 		t.Error(out)
+	}
+}
+
+func TestGPUExplain(t *testing.T) {
+	for name, c := range map[string]struct {
+		host string
+		args []string
+	}{
+		"all":         {"h200", []string{"-e", "NVIDIA_VISIBLE_DEVICES=all", "-e", "NVIDIA_REQUIRE_CUDA=cuda>=12.4"}},
+		"slice":       {"a100x8-mig", []string{"-e", "NVIDIA_VISIBLE_DEVICES=0:3,5"}},
+		"requirement": {"h200", []string{"-e", "NVIDIA_VISIBLE_DEVICES=all", "-e", "NVIDIA_REQUIRE_CUDA=cuda>=13.1"}},
+		"upgraded":    {"upgraded", []string{"--gpus", "1"}},
+		"amd":         {"mi300x-cpx", []string{"-e", "AMD_VISIBLE_DEVICES=8"}},
+		"model":       {"arc", []string{"--gpus", "model=A770"}},
+		"memory":      {"mi300x-cpx", []string{"--gpus", "memory=100GiB"}},
+		"nothing":     {"none", []string{"-e", "A=1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append([]string{"gpu", "explain", "--root", recordedHost(t, c.host)}, c.args...)
+			code, out, errs := berthOf(t, "", args...)
+			if code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			golden(t, "explain/"+name+".txt", out+"-- standard error\n"+errs)
+			_, out, _ = berthOf(t, "", append(args, "--format", "json")...)
+			golden(t, "explain/"+name+".json", out)
+		})
+	}
+}
+
+// The object has these keys and no others, and lists where there is nothing to list.
+func TestGPUExplainKeys(t *testing.T) {
+	_, out, _ := berthOf(t, "", "gpu", "explain", "--root", recordedHost(t, "none"), "-e", "A=1", "--format", "json")
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	keys := slices.Sorted(maps.Keys(got))
+	want := []string{"devices", "driver_capabilities", "edits", "errors", "mig_config_devices", "mig_monitor_devices", "requirements", "strategy", "vendor"}
+	if diff := cmp.Diff(want, keys); diff != "" {
+		t.Error(diff)
+	}
+	for _, key := range []string{"devices", "edits", "errors", "requirements"} {
+		if string(got[key]) != "[]" {
+			t.Errorf("%s is %s", key, got[key])
+		}
+	}
+}
+
+func TestGPUExplainBundle(t *testing.T) {
+	bundle, root := t.TempDir(), recordedHost(t, "h200")
+	file := filepath.Join(bundle, "config.json")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{"ociVersion":"1.2.0","process":{"env":["NVIDIA_VISIBLE_DEVICES=0","NVIDIA_MIG_CONFIG_DEVICES=all"]}}`)
+	code, out, _ := berthOf(t, "", "gpu", "explain", "--root", root, "--bundle", bundle)
+	if code != 0 || !strings.Contains(out, "only a privileged container may have it") {
+		t.Errorf("exit code %d, %s", code, out)
+	}
+	write(`{"ociVersion":"1.2.0","process":{"env":["NVIDIA_VISIBLE_DEVICES=0","NVIDIA_MIG_CONFIG_DEVICES=all"],"capabilities":{"bounding":["CAP_SYS_ADMIN"]}}}`)
+	code, out, _ = berthOf(t, "", "gpu", "explain", "--root", root, "--bundle", bundle)
+	if code != 0 || !strings.Contains(out, "node /dev/nvidia-caps/nvidia-cap1 235:1") {
+		t.Errorf("exit code %d, %s", code, out)
+	}
+	for text, says := range map[string]string{"{}": "it has no ociVersion", "[": "unexpected end", `{"ociVersion":"1.0.2"}`: "no process"} {
+		write(text)
+		code, out, errs := berthOf(t, "", "gpu", "explain", "--root", root, "--bundle", bundle)
+		if code != 2 || out != "" || !strings.Contains(errs, says) || !strings.Contains(errs, file) || strings.Count(errs, "\n") != 1 {
+			t.Errorf("%s: exit code %d, %s%s", text, code, out, errs)
+		}
+	}
+}
+
+func TestGPUExplainBadInput(t *testing.T) {
+	root := recordedHost(t, "h200")
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, 2, "what is to be explained"},
+		{[]string{"--bundle", "/x", "--gpus", "1"}, 2, "stands alone"},
+		{[]string{"--bundle", "/nowhere/at/all"}, 3, "/nowhere/at/all/config.json"},
+		{[]string{"-e", "A"}, 2, "write K=V"},
+		{[]string{"--gpus", "device=0,1"}, 2, "quote the whole field"},
+		{[]string{"--gpus", "2"}, 3, "this host has nvidia 0 (NVIDIA H200"},
+		{[]string{"--gpus", "device=7"}, 3, "no device 7"},
+		{[]string{"--gpus", "mig=1g.18gb"}, 3, "nothing here fits"},
+	} {
+		code, out, errs := berthOf(t, "", append([]string{"gpu", "explain", "--root", root}, c.args...)...)
+		if code != c.code || out != "" || !strings.Contains(errs, c.says) || strings.Count(errs, "\n") != 1 {
+			t.Errorf("%q: exit code %d, %q, %q", c.args, code, out, errs)
+		}
 	}
 }

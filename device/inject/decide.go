@@ -1,0 +1,124 @@
+package inject
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/amd"
+	"github.com/berth-project/berth/device/nvidia"
+)
+
+// Decide says what a container gets by the conventions of NVIDIA's and AMD's toolkits. An image that names
+// devices of a vendor that the host has none of goes without them if it gets devices of the other.
+func (h Host) Decide(c Container) *Decision {
+	d := newDecision()
+	n, a := h.decideNVIDIA(c), h.decideAMD(c)
+	if len(n.errs) > 0 && len(h.Of(nvidia.Vendor)) == 0 && len(a.Edits) > 0 {
+		n = &Decision{Strategy: None, Errors: n.Errors}
+	}
+	if n.Strategy != None {
+		d.DriverCapabilities, d.MIGConfig, d.MIGMonitor = n.DriverCapabilities, n.MIGConfig, n.MIGMonitor
+	}
+	d.join(n)
+	d.join(a)
+	if len(d.errs) > 0 {
+		d.Edits = []Edits{}
+	}
+	return d
+}
+
+// decideAMD follows AMD_VISIBLE_DEVICES. What ROCm's toolkit ignores with a warning is refused here, except the
+// words for no devices: a container must not start without the GPU that it names.
+func (h Host) decideAMD(c Container) *Decision {
+	d := newDecision()
+	value, ok := amd.VisibleOf(c.Environ)
+	_, own := c.Env["AMD_VISIBLE_DEVICES"]
+	if !ok || value == "" || value == "void" || value == "none" || !own && len(h.Of(amd.Vendor)) == 0 {
+		return d // without GPUs of AMD's, swarm's variables are for others
+	}
+	d.Vendor, d.Strategy = amd.Vendor, Generated
+	for part := range strings.SplitSeq(value, ",") {
+		if !slices.Contains(d.Devices, part) {
+			d.Devices = append(d.Devices, part)
+		}
+	}
+	gpus, err := amd.Find(h.Host)
+	if err != nil {
+		d.refuse(err)
+		return d
+	}
+	visible := amd.ParseVisible(value, len(gpus), amd.UniqueIDs(gpus))
+	for _, id := range append(visible.IgnoredIDs, visible.IgnoredRanges...) {
+		if id != "void" && id != "none" {
+			d.refuse(fmt.Errorf("AMD GPU %q: %w: this host has %d, by index or unique id", id, berth.ErrNotFound, len(gpus)))
+		}
+	}
+	uuids := amd.UUIDs(gpus)
+	for _, i := range slices.Compact(visible.Indices) {
+		edits, err := h.amd().Edits(gpus[i].DRM)
+		if err != nil {
+			d.refuse(fmt.Errorf("AMD GPU %d: %w", i, err))
+			continue
+		}
+		d.Edits = append(d.Edits, Edits{
+			Device: uuids[i], Name: fmt.Sprintf("%s=%d", amd.Kind, i), Rule: "AMD_VISIBLE_DEVICES=" + value, From: Generator, ContainerEdits: *edits,
+		})
+	}
+	if len(d.Edits) == 0 && len(d.errs) == 0 {
+		d.Strategy = None
+	}
+	return d
+}
+
+func (h Host) amd() amd.Generator { return amd.Generator{Host: h.Host, Groups: !h.NoGroups} }
+
+// Lend says what a container gets that is lent these devices and slices, by berth's own request: whatever its
+// image says of devices counts for nothing, and what it requires of the driver counts. The rule names the request.
+func (h Host) Lend(c Container, units []device.Unit, capabilities []string, rule string) *Decision {
+	d := newDecision()
+	if len(units) == 0 {
+		return d
+	}
+	d.Strategy = Lent
+	var of []device.Device // of NVIDIA's
+	for _, u := range units {
+		d.Devices = append(d.Devices, u.UUID())
+		if !slices.Contains(strings.Split(d.Vendor, ","), u.Device.Vendor) {
+			d.Vendor = both(d.Vendor, u.Device.Vendor)
+		}
+		if u.Device.Vendor == nvidia.Vendor {
+			of = append(of, u.Device)
+		}
+	}
+	if of != nil {
+		h.requireOf(d, c, of, capabilities)
+		if !h.addCommon(d, rule) {
+			units = nil
+		}
+	}
+	for _, u := range units {
+		h.addUnit(d, u, u.UUID(), rule)
+	}
+	if len(d.errs) > 0 {
+		d.Edits = []Edits{}
+	}
+	return d
+}
+
+// requireOf checks what an image requires of the driver, and says which parts of it the container gets: those that
+// the request names, else those that the image does.
+func (h Host) requireOf(d *Decision, c Container, of []device.Device, capabilities []string) {
+	named := nvidia.ParseCapabilities(capabilities...).Intersect(nvidia.AllCapabilities)
+	if len(named) == 0 {
+		var err error
+		named, err = h.Config.CapabilitiesOf(c.Container)
+		d.refuse(err)
+	}
+	d.DriverCapabilities = named.String()
+	requirements, err := c.Requirements()
+	d.refuse(err)
+	h.require(d, requirements, of)
+}
