@@ -36,7 +36,10 @@ type Exit struct {
 	Started time.Time `json:"started,omitzero"`
 	Ended   time.Time `json:"ended,omitzero"`
 	Usage   Usage     `json:"usage,omitzero"`
-	Runtime string    `json:"runtime,omitempty"` // what started it: "direct", "runc 1.1.5", …
+	// Unverified says why it was not seen whether the container held what it was lent; "" where it was seen, or
+	// nothing was lent.
+	Unverified string `json:"unverified,omitempty"`
+	Runtime    string `json:"runtime,omitempty"` // what started it: "direct", "runc 1.1.5", …
 }
 
 // OK reports whether the command ran and exited with 0.

@@ -3,18 +3,21 @@ package docker_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log"
 	"net/http/httptest"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/engine/docker"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -346,5 +349,52 @@ func TestLongLastLine(t *testing.T) {
 	exit := wait(t, c)
 	if got := logs(t, c, false); exit.Code != 4 || got != strings.Repeat("x", 20000) {
 		t.Errorf("exit %+v, %d bytes of 20000", exit, len(got))
+	}
+}
+
+// TestLentDevices: a daemon that cannot run the hooks of what was lent starts nothing; why a container's devices were
+// not looked at is in its exit; and one that holds something else is ended.
+func TestLentDevices(t *testing.T) {
+	nodes := fakeGPUs(t)
+	e, img := newEngine(t, docker.Config{})
+	open := func(edits string) berth.Sandbox {
+		t.Helper()
+		n := nodes[0]
+		n.Container = "/dev/nvidia0"
+		sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Grants: []berth.Grant{{Vendor: "nvidia", UUID: "GPU-0", Nodes: []berth.Node{n}, Edits: json.RawMessage(edits)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = sb.Close(context.Background()) })
+		return sb
+	}
+	sb := open(`{"hooks":[{"hookName":"createContainer","path":"/bin/true","args":["true","update-ldcache"]}]}`)
+	_, err := sb.Start(t.Context(), berth.StepSpec{ID: "s", Image: img, Command: []string{"true"}})
+	if !errors.Is(err, berth.ErrUnsupported) || !strings.Contains(err.Error(), "update-ldcache") {
+		t.Errorf("hooks: %v", err)
+	}
+	sb = open(`{}`)
+	_, err = sb.Start(t.Context(), berth.StepSpec{
+		ID: "other", Image: img, Command: []string{"sleep", "60"},
+		Mounts: []berth.Mount{{Source: nodes[1].Host, Target: "/dev/nvidia0"}},
+	})
+	if !errors.Is(err, grant.ErrDiffers) || !strings.Contains(err.Error(), "/dev/nvidia0") {
+		t.Errorf("another device in its place: %v", err)
+	}
+	if left, err := e.List(t.Context()); err != nil || slices.ContainsFunc(left, func(s berth.Status) bool { return s.Container == "other" }) {
+		t.Errorf("it is left: %+v, %v", left, err)
+	}
+	for name, tt := range map[string]struct {
+		command string
+		seen    bool
+	}{"long": {"sleep 2; exit 3", true}, "short": {"exit 3", false}} {
+		c, err := sb.Start(t.Context(), berth.StepSpec{ID: name, Image: img, Command: []string{"sh", "-c", tt.command}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		exit := wait(t, c)
+		if exit.Code != 3 || tt.seen && exit.Unverified != "" {
+			t.Errorf("%s: %+v", name, exit)
+		}
 	}
 }

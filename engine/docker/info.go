@@ -23,8 +23,9 @@ type hostInfo struct {
 	mend     bool // its log driver local leaves out newlines: see mender
 	live     bool // it restarts without ending its containers
 	runtimes []string
-	quota    bool   // its storage driver may be able to limit writable layers
-	runtime  string // "docker 20.10.24, runc 1.1.5"
+	cdiDirs  []string // whose CDI specs it injects; none where it cannot
+	quota    bool     // its storage driver may be able to limit writable layers
+	runtime  string   // "docker 20.10.24, runc 1.1.5"
 	platform
 }
 
@@ -52,6 +53,7 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		live:     info.Info.LiveRestoreEnabled,
 		runtimes: slices.Sorted(maps.Keys(info.Info.Runtimes)),
 		quota:    mayLimit(info.Info),
+		cdiDirs:  info.Info.CDISpecDirs,
 		runtime:  components(v),
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
 	}

@@ -46,7 +46,9 @@ type record struct {
 	Limits  berth.Limits   `json:"limits"` // in force
 	Cgroup  string         `json:"cgroup,omitempty"`
 	Runtime string         `json:"runtime"`
-	Created time.Time      `json:"created"`
+	// Unverified: see berth.Exit.
+	Unverified string    `json:"unverified,omitempty"`
+	Created    time.Time `json:"created"`
 }
 
 // intent is why berth ends a container. It is recorded before the first signal is sent.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/scratch"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
@@ -37,8 +38,8 @@ func checkSandbox(s *berth.SandboxSpec) error {
 	if s.Network.Mode == "" {
 		s.Network.Mode = berth.NetworkNone
 	}
-	if len(s.Grants) > 0 {
-		return fmt.Errorf("lent devices: %w on this engine", berth.ErrUnsupported)
+	if _, err := grant.Parse(s.Grants); err != nil {
+		return err
 	}
 	if err := checkLimits(s.Limits); err != nil {
 		return err

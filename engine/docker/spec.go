@@ -156,7 +156,7 @@ func (s *Sandbox) limits(step berth.Limits) berth.Limits {
 }
 
 // plan is what the daemon is asked for.
-func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec, hash, name string) (client.ContainerCreateOptions, error) {
+func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec, hash, name string) (opts client.ContainerCreateOptions, lent *lending, err error) {
 	hc := &container.HostConfig{
 		LogConfig:      host.log,
 		NetworkMode:    container.NetworkMode(s.spec.Network.Mode),
@@ -183,13 +183,18 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 	}
 	s.planLimits(hc, host, step)
 	if err := s.planMounts(ctx, hc, step); err != nil {
-		return client.ContainerCreateOptions{}, err
+		return opts, nil, err
 	}
 	cfg := s.config(step, hash)
 	if err := s.planPorts(cfg, hc); err != nil {
-		return client.ContainerCreateOptions{}, err
+		return opts, nil, err
 	}
-	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name}, nil
+	if len(s.spec.Grants) > 0 {
+		if lent, err = s.lend(host, cfg, hc); err != nil {
+			return opts, nil, err
+		}
+	}
+	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name}, lent, nil
 }
 
 // maskedPaths are those of daemons of today; older ones mask less.

@@ -110,6 +110,7 @@ type launch struct {
 	hash string
 	out  *output
 	made bool
+	lent *lending // nil where nothing was
 }
 
 func (la *launch) run(ctx context.Context) error {
@@ -119,10 +120,11 @@ func (la *launch) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts, err := s.plan(ctx, host, &la.spec, la.hash, name)
+	opts, lent, err := s.plan(ctx, host, &la.spec, la.hash, name)
 	if err != nil {
 		return err
 	}
+	la.lent = lent
 	rec := &record{Hash: la.hash, Spec: la.spec, Limits: s.limits(la.spec.Limits), Runtime: host.runtime, Created: time.Now()}
 	rec.Spec.Env = nil
 	if host.cgroups {
@@ -272,7 +274,7 @@ func (la *launch) start(ctx context.Context) error {
 		if !exists(filepath.Join(la.s.e.sandboxDir(la.s.spec.ID), sandboxFile)) {
 			return fmt.Errorf("sandbox %s: %w: it was closed meanwhile", la.s.spec.ID, berth.ErrNotFound)
 		}
-		return nil
+		return la.prove(cctx)
 	}
 	if startCode(err.Error()) == 0 {
 		return wrap(cctx, "daemon", err)

@@ -93,6 +93,8 @@ func (s *Set) add(g *berth.Grant) error {
 			return fmt.Errorf("CDI edits: %w: %w", berth.ErrInvalid, err)
 		}
 	}
+	// A node that may not be used is none that is lent.
+	e.DeviceNodes = slices.DeleteFunc(e.DeviceNodes, func(d *specs.DeviceNode) bool { return d.Permissions == "none" })
 	for _, h := range e.Hooks {
 		if !filepath.IsAbs(h.Path) {
 			return fmt.Errorf("%s hook %q: %w: its path is not absolute", h.HookName, h.Path, berth.ErrInvalid)
@@ -137,14 +139,10 @@ func (s *Set) complete(n *berth.Node) error {
 		if d.HostPath == "" && n.Host != d.Path {
 			d.HostPath = n.Host
 		}
-		switch {
-		case n.Permissions != "":
-			d.Permissions = n.Permissions
-		case strings.Trim(d.Permissions, "rwm") == "":
+		if n.Permissions == "" {
 			n.Permissions = d.Permissions
-		default:
-			return fmt.Errorf("%w: its edits give it no permissions", berth.ErrInvalid)
 		}
+		d.Permissions = n.Permissions
 	}
 	return nil
 }

@@ -1,0 +1,91 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
+)
+
+// daemonRules are what daemons and their runtimes allow every container on cgroup v1: /dev/console, and /dev/net/tun
+// with runc before 1.2.
+var daemonRules = []berth.Node{{Type: "c", Major: 5, Minor: 1}, {Type: "c", Major: 10, Minor: 200}}
+
+// prove compares a container that was started a moment ago with what it was lent. An error says in what they differ.
+// Why they could not be compared, as for one that ended first, is recorded.
+func (la *launch) prove(ctx context.Context) error {
+	if la.lent == nil {
+		return nil
+	}
+	err := la.compare(ctx)
+	if err == nil || errors.Is(err, grant.ErrDiffers) {
+		return err
+	}
+	la.l.mu.Lock()
+	defer la.l.mu.Unlock()
+	la.l.rec.Unverified = "whether it held what it was lent was not seen: " + err.Error()
+	if err := writeJSON(filepath.Join(la.l.dir, recordFile), la.l.rec); err != nil {
+		return fmt.Errorf("%w: %w", kindOf(err), err)
+	}
+	return nil
+}
+
+func (la *launch) compare(ctx context.Context) error {
+	c, err := la.l.inspect(ctx, la.l.docker())
+	if err != nil {
+		return err
+	}
+	if isOver(c.State) || c.State.Pid <= 0 {
+		return errors.New("it had ended before")
+	}
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", c.State.Pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	// The daemon may count processes in another namespace, and the container may be gone: its number is another's then.
+	if own, err := os.ReadFile("/proc/" + strconv.Itoa(c.State.Pid) + "/cgroup"); err != nil || !strings.Contains(string(own), c.ID) {
+		return errors.New("its process is not to be seen from here")
+	}
+	held := grant.Container{Root: root, Optional: la.lent.optional}
+	// It runs by now, and may have made nodes itself; without a rule for them they are of no use to it.
+	held.Bound = true
+	if held.Others, err = nodesOf(la.spec.Devices); err != nil {
+		return err
+	}
+	if err := la.lent.set.ProveNodes(held); err != nil {
+		return err
+	}
+	rules, err := grant.RulesOf(c.State.Pid)
+	if errors.Is(err, grant.ErrNoRules) { // v2: the program is the runtime's
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return la.lent.set.ProveRules(rules, held, daemonRules...)
+}
+
+// nodesOf are the numbers of devices on this host.
+func nodesOf(devices []berth.Device) (nodes []berth.Node, err error) {
+	for _, d := range devices {
+		var st unix.Stat_t
+		if err := unix.Stat(d.Host, &st); err != nil {
+			return nil, fmt.Errorf("device %s: %w", d.Host, err)
+		}
+		n := berth.Node{Device: d, Type: "c", Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			n.Type = "b"
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, nil
+}
