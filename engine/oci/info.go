@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	goruntime "runtime"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/network"
+	"github.com/berth-project/berth/engine/oci/rootfs"
 	"github.com/berth-project/berth/scratch"
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
@@ -87,11 +87,8 @@ func diskLimits(dir string) (offer berth.Offer, lack berth.Lack) {
 
 // kernel tells what the embedded engine needs of the kernel, and what of it is lacking.
 func kernel(offers []berth.Offer, lacks []berth.Lack) ([]berth.Offer, []berth.Lack) {
-	if raw, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(raw), "\toverlay\n") {
-		lacks = append(lacks, berth.Lack{
-			What: "overlay file system", Why: "/proc/filesystems does not name it: no container can start",
-			Remedy: "load it: modprobe overlay",
-		})
+	if err := rootfs.HasOverlay(); err != nil {
+		lacks = append(lacks, berth.Lack{What: "overlay file system", Why: "no container can start without it", Remedy: rootfs.OverlayRemedy})
 	} else {
 		offers = append(offers, berth.Offer{What: "overlay", How: "yes"})
 	}

@@ -60,6 +60,15 @@ echo == beside a shell
 sh -c 'echo $$ >/sys/fs/cgroup/shared/cgroup.procs; exec /as "berth run --memory 48MiB bb true; echo exit \$?; berth info | grep -A1 memory.limits
 	mkdir /sys/fs/cgroup/shared/shell && echo \$\$ >/sys/fs/cgroup/shared/shell/cgroup.procs; echo moved
 	sh /check"'
+kill $(monitors); ended
+
+echo == without overlay
+export BERTH_DATA_DIR=/mnt/root
+berth image import /image.tar bb >/dev/null
+rmmod overlay; echo removed $?
+berth info | grep -A1 'overlay'
+berth run bb true; echo exit $?
+berth ps -q
 `
 
 // TestDelegatedOnV2 is berth itself, with the programs that give an ordinary user its ids, where cgroups are of v2
@@ -113,6 +122,12 @@ exit 125
  +remedy: move them .*
 moved
 ` + all},
+		{"without overlay", `removed 0
+(?:lacks +| +)overlay file system: no container can start without it
+ +remedy: load it as root \(modprobe overlay\).*
+berth: .*overlay file system: unsupported by this kernel: load it as root \(modprobe overlay\).*
+exit 125
+`},
 	}
 	steps := strings.Split(string(r.Output), "== ")[1:]
 	for i, w := range want {

@@ -92,10 +92,35 @@ func readOnly(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "root"), nil
 }
 
+// OverlayRemedy is what to do where the kernel has no overlay file system.
+const OverlayRemedy = "load it as root (modprobe overlay), or use a kernel built with CONFIG_OVERLAY_FS"
+
+// HasOverlay looks whether the kernel has the overlay file system; where it is a module that can be loaded, the look
+// loads it. The error is berth.ErrUnsupported and names the remedy.
+func HasOverlay() error {
+	raw, err := os.ReadFile("/proc/filesystems")
+	if err == nil && strings.Contains(string(raw), "\toverlay\n") {
+		return nil
+	}
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return noOverlay(err)
+	}
+	return unix.Close(fs)
+}
+
+// noOverlay explains the error of fsopen(2).
+func noOverlay(err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("overlay file system: %w by this kernel: %s", berth.ErrUnsupported, OverlayRemedy)
+	}
+	return fmt.Errorf("overlay file system: %w", err)
+}
+
 func overlay(root bundle.Root) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return -1, fmt.Errorf("overlay file system: %w", err)
+		return -1, noOverlay(err)
 	}
 	c := config{fs: fs}
 	defer c.close()
