@@ -474,8 +474,8 @@ func TestFullDisk(t *testing.T) {
 	sb := openSandbox(t, e, berth.SandboxSpec{ID: "t1"})
 	// It fills the disk, and floods its log.
 	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "dd if=/dev/zero of=/fill bs=1M count=100 2>/dev/null || echo full; seq 1 200000; exit 3"}})
-	if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.Exited || exit.Code != 3 {
-		t.Errorf("a container that fills the disk: %+v, %v; want its own end, 3", exit, err)
+	if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.Exited || exit.Code != 3 || !strings.Contains(exit.Detail, "the disk of the data directory "+dir+" is full") {
+		t.Errorf("a container that fills the disk: %+v, %v; want its own end, 3, and that the disk is full", exit, err)
 	}
 	other, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t2"})
 	if err == nil {

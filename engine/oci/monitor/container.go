@@ -55,7 +55,11 @@ type container struct {
 	ended  chan struct{} // closed when exit is recorded
 	clean  chan struct{} // closed when nothing but records is left
 
+	removing bool          // its files are being removed; under sb.mu
+	removed  chan struct{} // closed when they are
+
 	started  chan struct{} // closed when the start has come to an end
+	abort    func()        // ends what the start copies
 	startErr error
 	proc     bundle.Process
 	group    *cgroup.Group
@@ -101,8 +105,8 @@ func (sb *sandbox) start(ctx context.Context, req *wire.Start) (*container, erro
 	if err := berth.CheckID(id); err != nil {
 		return nil, err
 	}
-	sb.mu.Lock()
-	if c := sb.containers[id]; c != nil {
+	c := sb.lockFree(id)
+	if c != nil {
 		sb.mu.Unlock()
 		<-c.started
 		if c.startErr != nil {
@@ -117,17 +121,18 @@ func (sb *sandbox) start(ctx context.Context, req *wire.Start) (*container, erro
 		sb.mu.Unlock()
 		return nil, fmt.Errorf("start %s: %w: sandbox %s is being closed", id, berth.ErrConflict, sb.id)
 	}
-	c := sb.newContainer(id, req.Step)
+	c = sb.newContainer(id, req.Step)
+	copying, abort := context.WithCancel(ctx)
+	defer abort()
+	c.abort = abort
 	sb.containers[id] = c
 	sb.mu.Unlock()
 	sb.m.runs(+1)
-	c.startErr = c.launch(ctx, req)
+	c.startErr = c.launch(ctx, copying, req)
 	if c.startErr != nil {
-		c.startErr = fmt.Errorf("start %s: %w", id, c.startErr)
-		sb.mu.Lock()
-		delete(sb.containers, id)
-		sb.mu.Unlock()
+		c.startErr = fmt.Errorf("start %s: %w", id, sb.m.saysFull(c.startErr))
 		c.discard()
+		sb.forget(c) // not before: whoever starts it again makes the same files
 		sb.m.runs(-1)
 		close(c.ended)
 		close(c.clean)
@@ -136,10 +141,32 @@ func (sb *sandbox) start(ctx context.Context, req *wire.Start) (*container, erro
 	return c, c.startErr
 }
 
+// lockFree locks sb.mu when no container of that ID is being removed, and returns the one that is there.
+func (sb *sandbox) lockFree(id string) *container {
+	for {
+		sb.mu.Lock()
+		c := sb.containers[id]
+		if c == nil || !c.removing {
+			return c
+		}
+		sb.mu.Unlock()
+		<-c.removed
+	}
+}
+
+// forget makes a container's ID free again.
+func (sb *sandbox) forget(c *container) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.containers[c.id] == c {
+		delete(sb.containers, c.id)
+	}
+}
+
 func (sb *sandbox) newContainer(id string, step berth.StepSpec) *container {
 	return &container{
 		sb: sb, id: id, dir: sb.containerDir(id), step: step,
-		ended: make(chan struct{}), clean: make(chan struct{}), started: make(chan struct{}),
+		ended: make(chan struct{}), clean: make(chan struct{}), started: make(chan struct{}), removed: make(chan struct{}), abort: func() {},
 		logs: map[string]*logfile.Writer{},
 	}
 }
@@ -150,11 +177,16 @@ func sameStep(a, b berth.StepSpec) bool {
 	return err1 == nil && err2 == nil && reflect.DeepEqual(ra, rb)
 }
 
-// launch makes everything that the container needs, and starts it. After an error discard removes it.
-func (c *container) launch(ctx context.Context, req *wire.Start) error {
+// launch makes everything that the container needs, and starts it, unless copying ends before there is all. After
+// an error discard removes it.
+func (c *container) launch(ctx, copying context.Context, req *wire.Start) error {
 	l := &launch{c: c, req: req}
 	defer l.closeFiles()
-	if err := l.prepare(ctx); err != nil {
+	if err := l.prepare(ctx, copying); err != nil {
+		if e, ok := c.whyUnfilled(err); ok {
+			c.neverRan(e)
+			return nil
+		}
 		return err
 	}
 	c.begun = time.Now()
@@ -256,6 +288,8 @@ func (c *container) judge(st bundle.Status, waitErr error, cause berth.Reason, d
 		if what, limit, used, full := c.sb.area.Full(); full && (e.Code != 0 || used > limit) {
 			e.Reason = berth.OutOfDisk
 			e.Detail = fmt.Sprintf("the %s of %s is full: %s are used", c.sb.limitName(what), berth.SizeInWords(limit), berth.SizeInWords(used))
+		} else if e.Code != 0 {
+			e.Detail = strings.TrimPrefix(strings.TrimSuffix(e.Detail+"; "+c.fullDisk(), "; "), "; ")
 		}
 	}
 	return e
@@ -296,10 +330,66 @@ func (c *container) neverStarted(e *bundle.StartError) {
 	})
 }
 
+// whyUnfilled says why a container ended before it ran, where what went wrong is no fault: its volumes could not
+// be filled with what the image holds for lack of space that the task has, or somebody ended it meanwhile.
+func (c *container) whyUnfilled(err error) (berth.Exit, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := berth.Exit{Reason: c.cause, Code: -1, Detail: c.detail}
+	if errors.Is(err, context.Canceled) && c.cause != "" {
+		return e, true
+	}
+	full, ok := errors.AsType[*fullError](err)
+	if !ok {
+		return e, false
+	}
+	e.Reason, e.Detail = berth.OutOfDisk, full.Error()
+	return e, true
+}
+
+// fullError says that what an image holds does not fit into the space that the task has.
+type fullError struct {
+	what  string
+	limit int64 // bytes
+}
+
+func (e *fullError) Error() string {
+	return fmt.Sprintf("what the image holds in its volumes does not fit into the %s of %s", e.what, berth.SizeInWords(e.limit))
+}
+
+// whyFull tells the task's own limits from a disk that is full for all.
+func (sb *sandbox) whyFull(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	if what, limit, _, full := sb.area.Full(); full {
+		return &fullError{sb.limitName(what), limit}
+	}
+	return err
+}
+
+// neverRan records why the command was not started at all. It has logs, of nothing.
+func (c *container) neverRan(e berth.Exit) {
+	for _, stream := range []string{"stdout", "stderr"} {
+		if stream == "stderr" && c.step.TTY {
+			break
+		}
+		w, err := logfile.Create(c.logDir(), c.logName(stream), logfile.Options{})
+		if err != nil {
+			c.sb.m.log.Warn("log", "container", c.id, "err", err)
+			continue
+		}
+		w.Abandon()
+		c.logs[stream] = w
+	}
+	e.Runtime, e.Started, e.Ended = c.runtime, time.Now(), time.Now()
+	c.finish(e)
+}
+
 // finish records the exit, tells those who wait, and then cleans up: the record comes first, so that no
 // crash can have the command run again.
 func (c *container) finish(exit berth.Exit) {
-	if err := writeNew(filepath.Join(c.dir, exitFile), exit); err != nil {
+	if err := c.writeExit(exit); err != nil {
 		c.sb.m.log.Error("record exit", "container", c.id, "err", err)
 		exit.Detail = strings.TrimPrefix(exit.Detail+"; the exit could not be recorded: "+err.Error(), "; ")
 	}
@@ -381,8 +471,12 @@ func (c *container) upper() string { return filepath.Join(c.sb.area.Dir(), "uppe
 func (c *container) work() string  { return filepath.Join(c.sb.area.Dir(), "work-"+c.id) }
 
 // end ends the container for the given cause, unless it has ended: its stop signal, then after grace KILL.
-// It does not wait.
+// It does not wait, but for the start.
 func (c *container) end(cause berth.Reason, detail string, grace time.Duration) {
+	c.mu.Lock()
+	c.blame(cause, detail)
+	c.mu.Unlock()
+	c.abort()
 	<-c.started
 	select {
 	case <-c.ended:
@@ -391,9 +485,7 @@ func (c *container) end(cause berth.Reason, detail string, grace time.Duration) 
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cause == "" {
-		c.cause, c.detail = cause, detail
-	}
+	c.blame(cause, detail)
 	if grace <= 0 {
 		c.kill()
 		return
@@ -407,6 +499,13 @@ func (c *container) end(cause berth.Reason, detail string, grace time.Duration) 
 		defer c.mu.Unlock()
 		c.kill()
 	}))
+}
+
+// blame notes who ended it, unless that is known; c.mu is held.
+func (c *container) blame(cause berth.Reason, detail string) {
+	if c.cause == "" {
+		c.cause, c.detail = cause, detail
+	}
 }
 
 // kill kills everything in the container; c.mu is held. Once the end is recorded the cgroup may be another
@@ -480,11 +579,16 @@ func (c *container) remove() {
 	c.end(berth.Stopped, "the container was removed", 0)
 	<-c.clean
 	c.sb.mu.Lock()
-	_, there := c.sb.containers[c.id]
-	delete(c.sb.containers, c.id)
+	another, gone := c.removing, c.sb.containers[c.id] != c
+	c.removing = c.removing || !gone
 	c.sb.mu.Unlock()
-	if there {
+	switch {
+	case another:
+		<-c.removed
+	case !gone:
 		c.removeFiles()
+		c.sb.forget(c) // not before: whoever starts the ID again makes the same files
+		close(c.removed)
 	}
 }
 
@@ -500,7 +604,11 @@ func (sb *sandbox) recoverContainers() error {
 	for _, e := range entries {
 		c := sb.newContainer(e.Name(), berth.StepSpec{})
 		var rec startRecord // cut off as it was written, it stands for a start that did not happen
-		if err := readJSON(filepath.Join(c.dir, startFile), &rec); err != nil {
+		err := readJSON(filepath.Join(c.dir, startFile), &rec)
+		if err != nil && !unwritten(err) {
+			return err
+		}
+		if err != nil {
 			if rerr := scratch.Remove(c.dir); rerr != nil { // cut off before its intent was recorded
 				return rerr
 			}
@@ -517,17 +625,22 @@ func (sb *sandbox) recoverContainers() error {
 
 func (c *container) recover() error {
 	err := readJSON(filepath.Join(c.dir, exitFile), &c.exit)
-	if err != nil { // not there, or cut off as it was written
+	if err != nil && !unwritten(err) {
+		return err
+	}
+	if err != nil {
 		c.exit = berth.Exit{
 			Reason: berth.Lost, Code: -1, Ended: time.Now(),
 			Detail: "the monitor that watched the container was killed, and the container with it",
 		}
-		err = writeJSON(filepath.Join(c.dir, exitFile), c.exit)
+		if err := c.writeExit(c.exit); err != nil { // the next monitor comes to the same
+			c.sb.m.log.Error("record exit", "container", c.id, "err", err)
+		}
 	}
 	// A runtime binary's mounts went with the earlier monitor's mount namespace; its records did not.
 	_ = scratch.Remove(filepath.Join(c.dir, bundleDir))
 	close(c.started)
 	close(c.ended)
 	close(c.clean)
-	return err
+	return nil
 }

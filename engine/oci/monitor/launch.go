@@ -46,7 +46,8 @@ func (l *launch) closeFiles() {
 	l.files = nil
 }
 
-func (l *launch) prepare(ctx context.Context) error {
+// prepare makes everything that the start needs. What it copies ends with copying.
+func (l *launch) prepare(ctx, copying context.Context) error {
 	c := l.c
 	l.spec = new(specs.Spec)
 	if err := json.Unmarshal(l.req.Spec, l.spec); err != nil {
@@ -72,10 +73,10 @@ func (l *launch) prepare(ctx context.Context) error {
 	if err := l.makeDirs(); err != nil {
 		return err
 	}
-	if err := l.copyUp(); err != nil {
+	if err := l.copyUp(copying); err != nil {
 		return err
 	}
-	if err := l.imageVolumes(); err != nil {
+	if err := l.imageVolumes(copying); err != nil {
 		return err
 	}
 	if err := l.makeGroup(); err != nil {
@@ -109,6 +110,9 @@ func (l *launch) makeDirs() error {
 		return err
 	}
 	if err := writeNew(filepath.Join(c.dir, startFile), startRecord{Step: l.req.Step, Layers: l.req.Layers, Spec: l.req.Spec}); err != nil {
+		return err
+	}
+	if err := c.reserveExit(); err != nil {
 		return err
 	}
 	dirs := []string{c.upper(), c.work()}

@@ -15,7 +15,7 @@ func testMonitor(t *testing.T) *Monitor {
 	t.Helper()
 	dir := t.TempDir()
 	return &Monitor{
-		cfg: Config{Dir: dir, Idle: time.Millisecond}, log: slog.New(slog.DiscardHandler), sandboxes: map[string]*sandbox{},
+		cfg: Config{Dir: dir, Idle: time.Millisecond}, log: slog.New(slog.DiscardHandler), sandboxes: map[string]*sandbox{}, unopened: map[string]error{},
 		state: filepath.Join(dir, "state"),
 	}
 }
@@ -58,7 +58,7 @@ func TestIdleRefusesClients(t *testing.T) {
 func TestSandboxThatCouldNotBeMade(t *testing.T) {
 	m := testMonitor(t)
 	spec := berth.SandboxSpec{ID: "s", Volumes: []berth.Volume{{Path: "/v"}}}
-	sb := &sandbox{m: m, id: "s", dir: filepath.Join(t.TempDir(), "s"), gone: make(chan struct{}), rec: record{Spec: spec}}
+	sb := &sandbox{m: m, id: "s", dir: filepath.Join(t.TempDir(), "s"), gone: make(chan struct{}), made: true, rec: record{Spec: spec}}
 	sb.closing = true
 	sb.remove()
 	if _, err := sb.describe(); !errors.Is(err, berth.ErrNotFound) {

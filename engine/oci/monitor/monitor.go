@@ -62,12 +62,16 @@ type Monitor struct {
 	start   *starters
 	// rootless: uid 0 here is an ordinary user of the host.
 	rootless bool
-	state    string // directory of the records; see openState
+	state    string   // directory of the records; see openState
+	places   []string // where it may be, in memory
 
 	skeletons *skeletons
 
+	opening sync.Mutex // held while a sandbox of an earlier monitor is opened or dropped; before mu
+
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox
+	unopened  map[string]error // those of an earlier monitor that could not be opened, and why
 	clients   int
 	running   int
 	quietFrom time.Time
@@ -115,7 +119,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("child subreaper: %w", err)
 	}
-	m := &Monitor{rootless: userns.RunningInUserNS(), cfg: cfg, log: cfg.Logger, sandboxes: map[string]*sandbox{}, quietFrom: time.Now(), cleaners: make(gate, maxCleaners)}
+	m := &Monitor{places: stateDirs, rootless: userns.RunningInUserNS(), cfg: cfg, log: cfg.Logger, sandboxes: map[string]*sandbox{}, unopened: map[string]error{}, quietFrom: time.Now(), cleaners: make(gate, maxCleaners)}
 	if err := m.open(ctx); err != nil {
 		return err
 	}

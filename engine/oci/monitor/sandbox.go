@@ -33,6 +33,7 @@ const (
 type record struct {
 	Spec    berth.SandboxSpec `json:"spec"`
 	Created time.Time         `json:"created"`
+	Boot    string            `json:"boot,omitempty"`   // start of the host in which it was made
 	Copied  []string          `json:"copied,omitempty"` // volumes whose CopyUp is done
 }
 
@@ -42,11 +43,14 @@ type sandbox struct {
 	id  string
 	dir string
 
+	copying sync.Mutex // held while volumes are filled; see launch.copyUp
+
 	mu         sync.Mutex
 	rec        record
 	area       *scratch.Area
 	volumes    []string // directories, as Spec.Volumes
 	net        *network.Net
+	made       bool // its directory is, by us: what is there else is another's
 	filed      bool // its files are made: see mountFiles
 	containers map[string]*container
 	bound      int  // connections that a bound sandbox ends with
@@ -64,33 +68,17 @@ func (m *Monitor) scratchDir(id string) string { return filepath.Join(m.cfg.Dir,
 // trash is the directory of what is removed beside the way.
 func (m *Monitor) trash() string { return filepath.Join(m.cfg.Dir, runDir, trashDir) }
 
-// stateDirs are where root's records may lie, the first that is in memory and root's: they mean nothing after
-// the next boot, and to make and remove files is what a short container costs most on some disks.
-var stateDirs = []string{"/run/berth/state", "/dev/shm/berth-state"}
-
-// openState finds the place of the records: in memory where that outlives us, else on the disk.
-func (m *Monitor) openState() error {
-	m.state = filepath.Join(m.cfg.Dir, runDir, "state")
-	if !m.rootless {
-		for _, dir := range stateDirs {
-			if inMemory(dir) {
-				m.state = filepath.Join(dir, m.cfg.Instance)
-				break
-			}
-		}
-	}
-	if err := os.MkdirAll(m.state, 0o700); err != nil {
-		return fmt.Errorf("records of sandboxes: %w", err)
-	}
-	m.skeletons = &skeletons{dir: filepath.Join(m.state, skeletonsDir), rootless: m.rootless, m: map[string]skeleton{}}
-	if err := scratch.Remove(m.skeletons.dir); err != nil { // an earlier monitor's, which nothing uses now
-		return err
-	}
-	return errors.Join(os.Mkdir(m.skeletons.dir, 0o711), os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700))
-}
-
 // find returns an open sandbox.
-func (m *Monitor) find(id string) (*sandbox, error) {
+func (m *Monitor) find(ctx context.Context, id string) (*sandbox, error) {
+	m.mu.Lock()
+	sb := m.sandboxes[id]
+	m.mu.Unlock()
+	if sb != nil {
+		return sb, nil
+	}
+	if err := m.openAgain(ctx, id); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if sb := m.sandboxes[id]; sb != nil {
@@ -102,6 +90,9 @@ func (m *Monitor) find(id string) (*sandbox, error) {
 // openSandbox makes the sandbox, or finds the one that was made by the same spec.
 func (m *Monitor) openSandbox(ctx context.Context, spec berth.SandboxSpec) (*sandbox, error) {
 	if err := berth.CheckID(spec.ID); err != nil {
+		return nil, err
+	}
+	if err := m.openAgain(ctx, spec.ID); err != nil && !errors.Is(err, berth.ErrNotFound) {
 		return nil, err
 	}
 	m.mu.Lock()
@@ -118,7 +109,7 @@ func (m *Monitor) openSandbox(ctx context.Context, spec berth.SandboxSpec) (*san
 		return sb, nil
 	}
 	sb := &sandbox{m: m, id: spec.ID, dir: m.sandboxDir(spec.ID), containers: map[string]*container{}, gone: make(chan struct{})}
-	sb.rec = record{Spec: spec, Created: time.Now()}
+	sb.rec = record{Spec: spec, Created: time.Now(), Boot: bootID()}
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	m.sandboxes[spec.ID] = sb
@@ -126,7 +117,7 @@ func (m *Monitor) openSandbox(ctx context.Context, spec berth.SandboxSpec) (*san
 	if err := sb.make(ctx); err != nil {
 		sb.closing = true
 		sb.remove()
-		return nil, fmt.Errorf("open sandbox %s: %w", spec.ID, err)
+		return nil, fmt.Errorf("open sandbox %s: %w", spec.ID, m.saysFull(err))
 	}
 	return sb, nil
 }
@@ -146,6 +137,7 @@ func (sb *sandbox) make(ctx context.Context) error {
 	if err := os.Mkdir(sb.dir, 0o700); err != nil {
 		return err
 	}
+	sb.made = true
 	if err := writeNew(filepath.Join(sb.dir, sandboxFile), sb.rec); err != nil { // intent before effect
 		return err
 	}
@@ -311,19 +303,6 @@ func (sb *sandbox) describe() (*wire.Sandbox, error) {
 	return w, nil
 }
 
-// inMemory makes dir, if need be, and reports whether it is a directory of root's in memory.
-func inMemory(dir string) bool {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return false
-	}
-	var fs unix.Statfs_t
-	var st unix.Stat_t
-	if unix.Statfs(dir, &fs) != nil || unix.Lstat(dir, &st) != nil {
-		return false
-	}
-	return fs.Type == unix.TMPFS_MAGIC && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Uid == 0 && st.Mode&0o022 == 0
-}
-
 // volume opens the directory of the volume mounted at p.
 func (sb *sandbox) volume(p string) (*os.File, error) {
 	sb.mu.Lock()
@@ -420,6 +399,18 @@ func (sb *sandbox) remove(later ...*container) {
 			sb.m.log.Error("close scratch", "sandbox", sb.id, "err", err)
 		}
 	}
+	if sb.made {
+		sb.removeRecords()
+	}
+	sb.m.mu.Lock()
+	delete(sb.m.sandboxes, sb.id)
+	sb.m.quietFrom = time.Now()
+	sb.m.mu.Unlock()
+	close(sb.gone)
+}
+
+// removeRecords removes the sandbox's own directory, and what it was given to remove.
+func (sb *sandbox) removeRecords() {
 	for _, p := range sb.rec.Spec.Scratch {
 		if err := scratch.Remove(p); err != nil {
 			sb.m.log.Error("remove scratch", "sandbox", sb.id, "path", p, "err", err)
@@ -431,11 +422,6 @@ func (sb *sandbox) remove(later ...*container) {
 	if err := scratch.Remove(sb.dir); err != nil {
 		sb.m.log.Error("remove sandbox", "sandbox", sb.id, "err", err)
 	}
-	sb.m.mu.Lock()
-	delete(sb.m.sandboxes, sb.id)
-	sb.m.quietFrom = time.Now()
-	sb.m.mu.Unlock()
-	close(sb.gone)
 }
 
 // closeArea takes the area away. Its files, which on some disks take longer to remove than all else of a short
@@ -500,119 +486,6 @@ func (sb *sandbox) shutdown() {
 		sb.net = nil
 	}
 }
-
-// recover finds the sandboxes of an earlier monitor: what ran in them then was ended with it and is Lost.
-func (m *Monitor) recover(ctx context.Context) error {
-	parents, err := recordedParents(m.state)
-	if err != nil {
-		return err
-	}
-	if err := m.cgroups.RemoveAll(ctx, m.cfg.Instance, parents...); err != nil {
-		m.log.Error("remove cgroups of an earlier monitor", "err", err)
-	}
-	if gone, err := m.nets.Recover(ctx, m.cfg.Instance); err != nil {
-		m.log.Error("remove networks of an earlier monitor", "err", err)
-	} else if len(gone) > 0 {
-		m.log.Info("removed networks of an earlier monitor", "what", gone)
-	}
-	entries, err := os.ReadDir(m.state)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == skeletonsDir {
-			continue
-		}
-		if err := m.reopen(ctx, e.Name()); err != nil {
-			m.log.Error("recover sandbox", "sandbox", e.Name(), "err", err)
-		}
-	}
-	return m.sweepScratch(ctx)
-}
-
-// sweepScratch removes what containers wrote whose records are gone: of an earlier boot, or cut off.
-func (m *Monitor) sweepScratch(ctx context.Context) error {
-	if err := scratch.Sweep(ctx, m.trash()); err != nil {
-		m.log.Error("remove what an earlier monitor discarded", "err", err)
-	}
-	root := filepath.Join(m.cfg.Dir, sandboxesDir)
-	entries, err := os.ReadDir(root)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if m.sandboxes[e.Name()] != nil {
-			continue
-		}
-		dir := filepath.Join(root, e.Name())
-		if area, err := scratch.Reopen(ctx, dir, m.log); err == nil {
-			err = area.Close()
-			if err == nil {
-				continue
-			}
-			m.log.Error("remove scratch of an earlier monitor", "dir", dir, "err", err)
-		}
-		if err := scratch.Remove(dir); err != nil {
-			m.log.Error("remove scratch of an earlier monitor", "dir", dir, "err", err)
-		}
-	}
-	return nil
-}
-
-// recordedParents are the cgroups below which sandboxes asked to be.
-func recordedParents(root string) ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(root, "*", sandboxFile))
-	if err != nil {
-		return nil, err
-	}
-	var parents []string
-	for _, f := range files {
-		var rec record
-		if readJSON(f, &rec) == nil && rec.Spec.CgroupParent != "" {
-			parents = append(parents, rec.Spec.CgroupParent)
-		}
-	}
-	return parents, nil
-}
-
-func (m *Monitor) reopen(ctx context.Context, id string) error {
-	sb := &sandbox{m: m, id: id, dir: m.sandboxDir(id), containers: map[string]*container{}, gone: make(chan struct{})}
-	if err := readJSON(filepath.Join(sb.dir, sandboxFile), &sb.rec); err != nil {
-		return scratch.Remove(sb.dir) // it was cut off before its intent was recorded
-	}
-	var err error
-	sb.area, err = scratch.Reopen(ctx, m.scratchDir(id), m.log)
-	if errors.Is(err, berth.ErrNotFound) {
-		// Nothing ever ran in it, or it was being closed: the area comes after the record, and goes before it.
-		return scratch.Remove(sb.dir)
-	}
-	if err != nil {
-		return err
-	}
-	if err := sb.makeVolumes(); err != nil {
-		return err
-	}
-	if err := sb.recoverContainers(); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	m.sandboxes[id] = sb
-	m.mu.Unlock()
-	sb.sample()
-	if sb.rec.Spec.Bound { // its client has a moment to come back
-		m.wg.Go(func() {
-			select {
-			case <-ctx.Done():
-			case <-time.After(rebindTime):
-				sb.closeIf(func() bool { return sb.bound == 0 })
-			}
-		})
-	}
-	return nil
-}
-
-// rebindTime is how long a bound sandbox waits for its client after the monitor was started anew.
-const rebindTime = 2 * time.Second
 
 func writeJSON(path string, v any) error {
 	raw, err := json.Marshal(v)

@@ -70,10 +70,13 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 	case wire.OpList:
 		return s.conn.Send(wire.Answer{List: s.m.statuses()})
 	}
-	sb, err := s.m.find(req.Sandbox)
+	sb, err := s.m.find(ctx, req.Sandbox)
 	if err != nil {
-		if req.Op == wire.OpClose {
-			err = nil // gone is closed
+		switch {
+		case req.Op == wire.OpClose:
+			err = s.m.drop(ctx, req.Sandbox) // gone is closed
+		case req.Op == wire.OpAttach && errors.Is(err, berth.ErrUnavailable): // so that it can be closed
+			return s.conn.Send(wire.Answer{Sandbox: &wire.Sandbox{Spec: s.m.recorded(req.Sandbox).Spec}})
 		}
 		return s.conn.Send(wire.Answer{Err: wire.ErrorOf(err)})
 	}
@@ -111,6 +114,9 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 }
 
 func (s *session) serveContainer(ctx context.Context, c *container, req *wire.Request, files []*os.File) error {
+	if req.Op == wire.OpStop {
+		c.end(berth.Stopped, "", req.Grace) // also while it starts
+	}
 	<-c.started // until then most of it belongs to the start
 	if err := c.startErr; err != nil {
 		if req.Op == wire.OpRemove {
@@ -132,7 +138,6 @@ func (s *session) serveContainer(ctx context.Context, c *container, req *wire.Re
 		exit := c.result()
 		return s.conn.Send(wire.Answer{Exit: &exit})
 	case wire.OpStop:
-		c.end(berth.Stopped, "", req.Grace)
 		<-c.ended
 		return s.conn.Send(wire.Answer{})
 	case wire.OpSignal:
@@ -241,8 +246,11 @@ func (s *session) watchPeer(gone chan<- error) (stop func()) {
 func (m *Monitor) statuses() []berth.Status {
 	m.mu.Lock()
 	all := m.list()
+	out := make([]berth.Status, 0, len(all)+len(m.unopened))
+	for id := range m.unopened {
+		out = append(out, berth.Status{Sandbox: id, State: berth.ContainerCreated})
+	}
 	m.mu.Unlock()
-	var out []berth.Status
 	for _, sb := range all {
 		out = append(out, berth.Status{Sandbox: sb.id, State: berth.ContainerCreated, Labels: sb.rec.Spec.Labels})
 		for _, c := range sb.all() {

@@ -1,16 +1,14 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
@@ -140,14 +138,15 @@ func cloneWith(src string, attrs uint64) (int, error) {
 	return tree, nil
 }
 
-// copyUp fills the sandbox's empty volumes with what the first step's image holds in their places.
-func (l *launch) copyUp() error {
+// copyUp fills the sandbox's empty volumes with what the first step's image holds in their places. Another step
+// that starts meanwhile waits; nobody else does.
+func (l *launch) copyUp(ctx context.Context) error {
 	sb := l.c.sb
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
+	sb.copying.Lock()
+	defer sb.copying.Unlock()
 	var image *os.File
 	for i, v := range sb.rec.Spec.Volumes {
-		if !v.CopyUp || slices.Contains(sb.rec.Copied, v.Path) {
+		if !v.CopyUp || sb.isCopied(v.Path) {
 			continue
 		}
 		if image == nil {
@@ -158,21 +157,33 @@ func (l *launch) copyUp() error {
 			defer func() { _ = f.Close() }()
 			image = f
 		}
-		if err := copyDir(image, v.Path, sb.volumes[i]); err != nil {
+		if err := copyDir(ctx, image, v.Path, sb.volumes[i], sb.whyFull); err != nil {
 			return fmt.Errorf("copy %s of the image into its volume: %w", v.Path, err)
 		}
-		sb.rec.Copied = append(sb.rec.Copied, v.Path)
-		if err := sb.save(); err != nil {
+		if err := sb.setCopied(v.Path); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func (sb *sandbox) isCopied(volume string) bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return slices.Contains(sb.rec.Copied, volume)
+}
+
+func (sb *sandbox) setCopied(volume string) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec.Copied = append(sb.rec.Copied, volume)
+	return sb.save()
+}
+
 // imageVolumes gives the container a directory of its own for each volume that its image declares and that
 // nothing else is mounted on, filled with what the image has there, as Docker does. It can be written even
 // where the root cannot.
-func (l *launch) imageVolumes() error {
+func (l *launch) imageVolumes(ctx context.Context) error {
 	c := l.c
 	for i, p := range c.step.Image.Config.Volumes {
 		p = path.Clean("/" + p)
@@ -184,7 +195,7 @@ func (l *launch) imageVolumes() error {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		if err := copyImageDir(l.req.Layers, c.sb.m.rootless, p, dir); err != nil {
+		if err := copyImageDir(ctx, l.req.Layers, c.sb.m.rootless, p, dir, c.sb.whyFull); err != nil {
 			return fmt.Errorf("volume %s of the image: %w", p, err)
 		}
 		m := specs.Mount{Destination: p, Type: "bind", Source: dir, Options: []string{"rbind", "rprivate", "nosuid", "nodev"}}
@@ -202,97 +213,4 @@ func (l *launch) imageVolumes() error {
 
 func (c *container) imageVolume(i int) string {
 	return filepath.Join(c.sb.area.Dir(), fmt.Sprintf("image-volume-%s-%d", c.id, i))
-}
-
-func copyImageDir(layers []string, rootless bool, p, dst string) error {
-	image, err := rootfs.Overlay(bundle.Root{Layers: layers, UserXattr: rootless})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = image.Close() }()
-	return copyDir(image, p, dst)
-}
-
-// copyDir copies the directory at p below root, if there is one, into the directory dst.
-func copyDir(root *os.File, p, dst string) error {
-	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(int(root.Fd()), strings.TrimPrefix(p, "/"), how)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	src, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = src.Close() }()
-	to, err := os.OpenRoot(dst)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = to.Close() }()
-	return fs.WalkDir(src.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return copyOne(src, to, name)
-	})
-}
-
-func copyOne(src, dst *os.Root, name string) error {
-	st, err := src.Lstat(name)
-	if err != nil {
-		return err
-	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("%s: no stat", name)
-	}
-	switch mode := st.Mode(); {
-	case mode.IsDir():
-		if name != "." {
-			if err := dst.Mkdir(name, 0o700); err != nil {
-				return err
-			}
-		}
-	case mode&fs.ModeSymlink != 0:
-		target, err := src.Readlink(name)
-		if err != nil {
-			return err
-		}
-		if err := dst.Symlink(target, name); err != nil {
-			return err
-		}
-		return dst.Lchown(name, int(sys.Uid), int(sys.Gid))
-	case mode.IsRegular():
-		if err := copyFile(src, dst, name); err != nil {
-			return err
-		}
-	default: // a device or a socket of an image means nothing in a volume
-		return nil
-	}
-	if err := dst.Lchown(name, int(sys.Uid), int(sys.Gid)); err != nil {
-		return err
-	}
-	return errors.Join(dst.Chmod(name, st.Mode().Perm()|st.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)), dst.Chtimes(name, st.ModTime(), st.ModTime()))
-}
-
-func copyFile(src, dst *os.Root, name string) error {
-	in, err := src.Open(name)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
-	out, err := dst.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(out, in); err != nil {
-		_ = out.Close()
-		return err
-	}
-	return out.Close()
 }
