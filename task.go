@@ -145,5 +145,6 @@ type Result struct {
 	Runtime         string       `json:"runtime"`
 	Outputs         []OutputFile `json:"outputs"`
 	GPUs            []LentGPU    `json:"gpus,omitempty"`
+	Kept            string       `json:"kept,omitempty"` // the host directory of what Task.Keep kept
 	Steps           []StepResult `json:"steps,omitempty"`
 }

@@ -131,8 +131,9 @@ func (d *drive) finish() (berth.Result, error) {
 			d.warn("the sandbox could not be removed; `berth system cleanup` tries again: " + err.Error())
 		}
 	}
-	if d.rec.Sandbox != "" && d.rec.Task.Keep && !d.rec.Detached {
-		if err := d.keepSandbox(ctx); err != nil {
+	if d.rec.Sandbox != "" && d.rec.Task.Keep {
+		var err error
+		if res.Kept, err = d.keepSandbox(ctx); err != nil {
 			d.warn("what is left of the task could not be kept: " + d.plainly(err).Error())
 		}
 	}
@@ -153,18 +154,21 @@ func (d *drive) finish() (berth.Result, error) {
 	return res, nil
 }
 
-// keepSandbox has the sandbox stay when this process ends.
-func (d *drive) keepSandbox(ctx context.Context) error {
+// keepSandbox has the sandbox stay when this process ends, and says where it is.
+func (d *drive) keepSandbox(ctx context.Context) (dir string, err error) {
 	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
 	if errors.Is(err, berth.ErrNotFound) {
-		return nil
+		return "", nil
 	} else if err != nil {
-		return err
+		return "", err
 	}
-	if s, ok := sandbox.(Stayer); ok {
-		return s.Keep(ctx)
+	if s, ok := sandbox.(Stayer); ok && !d.rec.Detached {
+		err = s.Keep(ctx)
 	}
-	return nil
+	if s, ok := sandbox.(Placed); ok && err == nil {
+		dir = s.Dir()
+	}
+	return dir, err
 }
 
 // cleanupTime bounds what is done after a task has ended.

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/berth-project/berth"
 )
@@ -97,8 +98,13 @@ func describe(e berth.Exit) string {
 	default:
 		s = string(e.Reason)
 	}
-	if e.Detail != "" {
-		s += ": " + e.Detail
+	switch {
+	case e.Detail == "":
+		return s
+	case e.Reason == berth.TimedOut && strings.HasPrefix(e.Detail, "the time limit"):
+		return e.Detail
+	case e.Reason == berth.Signaled && strings.HasPrefix(e.Detail, fmt.Sprintf("signal %d ", e.Signal)):
+		return "ended by " + e.Detail
 	}
-	return s
+	return s + ": " + e.Detail
 }

@@ -40,6 +40,11 @@ type Stayer interface {
 	Keep(ctx context.Context) error
 }
 
+// Placed is a berth.Sandbox that says in which directory of this host what its containers write lies.
+type Placed interface {
+	Dir() string
+}
+
 // What a task was lent is given back when what uses it has ended, not when the process that asked for it has.
 // So the runner asks engines of this host who that is, by type assertion.
 type (

@@ -28,6 +28,8 @@ type Config struct {
 	Clock    Clock
 	// Mine reports whether a task is the engine's: Reconcile leaves all others alone. nil: all are.
 	Mine func(berth.Task) bool
+	// UniqueNames: a task is refused while another of its submitter has its name and has not ended.
+	UniqueNames bool
 	// Tries is how often a call is made that answers ErrUnavailable; the pauses double from a tenth of a
 	// second up to five. Default 6.
 	Tries int
@@ -117,9 +119,9 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	} else if err != nil {
 		return nil, fmt.Errorf("task %s: %w", task.ID, err)
 	}
-	sub := store.Submission{Task: *task, UID: r.submitter(), Detached: detached, Time: r.cfg.Clock.Now()}
+	sub := store.Submission{Task: *task, UID: r.submitter(), Detached: detached, Time: r.cfg.Clock.Now(), UniqueName: r.cfg.UniqueNames}
 	if _, err := r.cfg.Store.Submit(ctx, sub); err != nil {
-		if !errors.Is(err, berth.ErrConflict) {
+		if taken := (*store.NameError)(nil); errors.As(err, &taken) || !errors.Is(err, berth.ErrConflict) {
 			_ = dir.remove()
 		}
 		_ = lock.Close()

@@ -24,7 +24,7 @@ type CollectOptions struct {
 	// still there after a crash is removed by RemoveLeftovers. Its error ends the output.
 	Journal func(tmp string) error
 	// Warn is told, in one line, what was left out or is otherwise than it should: pipes, sockets and devices
-	// in a directory, patterns that match nothing, owners.
+	// in a directory, owners.
 	Warn func(string)
 }
 
@@ -38,8 +38,8 @@ type CollectOptions struct {
 // then renamed. Where a directory is there already, the output is merged into it, file by file, each of
 // them whole. Modes (less set-user-ID and set-group-ID) and modification times are kept.
 //
-// A pattern that matches nothing is no error, as POSIX and TES clients have it; Warn is told. It takes only
-// files if the output's Type is File or it has a **, only directories if Type is Directory, else both.
+// A pattern takes only files if the output's Type is File or it has a **, only directories if Type is Directory,
+// else both. One that matches nothing was not produced, like a file that is not there, unless the output is Optional.
 func Collect(ctx context.Context, view *View, outputs []berth.Output, opts CollectOptions) ([]berth.OutputFile, error) {
 	c := &collector{view: view, opts: opts}
 	var errs []error
@@ -154,8 +154,10 @@ func (c *collector) noMatch(ctx context.Context, o berth.Output, prefix string) 
 	if n, err := c.view.resolve(p, true); err == nil {
 		n.close()
 	} else {
-		c.warn("output %s: nothing matches", o.Path)
-		return nil
+		if o.Optional {
+			return nil
+		}
+		return &fault{text: "output " + o.Path + " was not produced: nothing matches", kind: berth.ErrNotFound}
 	}
 	rest := strings.TrimPrefix(p, prefix)
 	_, err := c.one(ctx, berth.Output{Path: p, Type: o.Type}, p, join(o.URL, rest))

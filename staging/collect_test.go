@@ -244,6 +244,7 @@ func TestCollectPatterns(t *testing.T) {
 	tests := []struct {
 		name, path, prefix string
 		typ                berth.FileType
+		optional           bool
 		want, err          string
 		warns              string
 	}{
@@ -265,7 +266,8 @@ func TestCollectPatterns(t *testing.T) {
 		{name: "directories only", path: "/other/*", typ: berth.Directory, want: "out/dir/back=1 out/dir/x=1 out/dir/y->x"},
 		{name: "what is mounted", path: "/work/i*", want: "out/in.txt=input"},
 		{name: "mount points", path: "/*/o.txt", want: "out/other/o.txt=other"},
-		{name: "nothing", path: "/work/*.bam", warns: "output /work/*.bam: nothing matches"},
+		{name: "nothing", path: "/work/*.bam", err: "output /work/*.bam was not produced: nothing matches"},
+		{name: "nothing, and optional", path: "/work/*.bam", optional: true},
 		{name: "a link that leads nowhere", path: "/work/gon*", err: "output /work/gone: the symbolic link leads nowhere"},
 		{name: "to the directory above", path: `/work/.\./*`, err: `output /work/.\./*: pattern "/work/.\\./*": invalid: it has a ".."`},
 	}
@@ -274,7 +276,7 @@ func TestCollectPatterns(t *testing.T) {
 			dest := t.TempDir()
 			var warns []string
 			_, err := staging.Collect(t.Context(), container(t, work...),
-				[]berth.Output{{Path: tt.path, URL: "file://" + dest + "/out", PathPrefix: tt.prefix, Type: tt.typ}},
+				[]berth.Output{{Path: tt.path, URL: "file://" + dest + "/out", PathPrefix: tt.prefix, Type: tt.typ, Optional: tt.optional}},
 				staging.CollectOptions{Warn: func(s string) { warns = append(warns, s) }})
 			if fmt.Sprint(err) != tt.err && (err != nil || tt.err != "") {
 				t.Errorf("err %v, want %s", err, tt.err)

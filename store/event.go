@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -39,11 +40,41 @@ type Submission struct {
 	UID      int  // who submits
 	Detached bool // it outlives the process that submits it
 	Driver   Driver
-	Data     json.RawMessage // of the event
-	Time     time.Time       // the zero time is now
+	// UniqueName: no task of this user that has not ended may have the same name.
+	UniqueName bool
+	Data       json.RawMessage // of the event
+	Time       time.Time       // the zero time is now
 }
 
-// Submit records a new task, Queued, with its first event. berth.ErrConflict if there is one of its ID.
+// NameError says that a name is that of a task which has not ended. It is a berth.ErrConflict.
+type NameError struct {
+	Name, ID string
+	State    berth.State
+}
+
+func (e *NameError) Error() string {
+	return fmt.Sprintf("the name %q is that of task %s, which is %s", e.Name, e.ID, e.State)
+}
+
+func (e *NameError) Unwrap() error { return berth.ErrConflict }
+
+// nameFree answers a NameError where a name is taken.
+func (s *Store) nameFree(ctx context.Context, tx *sql.Tx, sub *Submission) error {
+	if !sub.UniqueName || sub.Task.Name == "" {
+		return nil
+	}
+	e := &NameError{Name: sub.Task.Name}
+	err := s.row(ctx, tx, `SELECT id, state FROM tasks WHERE name = ? AND name <> '' AND uid = ? AND state IN
+		('QUEUED', 'INITIALIZING', 'RUNNING', 'CANCELING') LIMIT 1`, sub.Task.Name, sub.UID).Scan(&e.ID, &e.State)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return e
+}
+
+// Submit records a new task, Queued, with its first event. berth.ErrConflict if there is one of its ID, or a NameError.
 func (s *Store) Submit(ctx context.Context, sub Submission) (seq int64, err error) {
 	t := sub.Task
 	if err := berth.CheckID(t.ID); err != nil {
@@ -58,6 +89,9 @@ func (s *Store) Submit(ctx context.Context, sub Submission) (seq int64, err erro
 		e.Time = time.Now()
 	}
 	err = s.write(ctx, func(tx *sql.Tx) error {
+		if err := s.nameFree(ctx, tx, &sub); err != nil {
+			return err
+		}
 		var n int64
 		err := s.row(ctx, tx, `INSERT INTO tasks (id, name, state, created, updated, uid, detached, open, sandbox,
 			driver_pid, driver_start, driver_boot) VALUES (?, ?, ?, ?, ?, ?, ?, 1, '', ?, ?, ?)

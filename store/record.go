@@ -74,6 +74,26 @@ func (s *Store) Find(ctx context.Context, ref string) (Record, error) {
 	return rs[0], nil
 }
 
+// Named lists the IDs of the tasks of a name: those that have not ended before those that have, and of each the newest
+// first; at most the first of limit.
+func (s *Store) Named(ctx context.Context, name string, limit int) ([]string, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT id FROM tasks WHERE name = ? AND name <> ''
+		ORDER BY state IN ('QUEUED', 'INITIALIZING', 'RUNNING', 'CANCELING') DESC, n DESC LIMIT ?`, name, limit)
+	if err != nil {
+		return nil, fmt.Errorf("tasks of the name %q: %w", name, kinded(err))
+	}
+	defer rows.Close()
+	var ids []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("tasks of the name %q: %w", name, kinded(err))
+		}
+		ids = append(ids, id)
+	}
+	return ids, kinded(rows.Err())
+}
+
 // after is the least string that is greater than all that begin with prefix.
 func after(prefix string) string { return prefix + "\U0010ffff" }
 

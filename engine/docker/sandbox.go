@@ -261,6 +261,9 @@ func (s *Sandbox) DiskEnforcement() berth.DiskEnforcement {
 	return s.area.Enforcement()
 }
 
+// Dir is the directory of this host in which the sandbox's volumes lie; the writable layers are the daemon's.
+func (s *Sandbox) Dir() string { return s.e.sandboxDir(s.spec.ID) }
+
 // Volume opens the directory of a volume.
 func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 	for i, v := range s.spec.Volumes {

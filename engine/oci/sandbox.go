@@ -97,7 +97,7 @@ func (s *Sandbox) lent() (*grant.Set, error) {
 
 // hold keeps an image as long as the sandbox is there, whether or not this process is.
 func (s *Sandbox) hold(image string) error {
-	if err := s.e.images.Hold(image, s.dir()); err != nil {
+	if err := s.e.images.Hold(image, s.Dir()); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -114,7 +114,7 @@ func (s *Sandbox) release() error {
 	defer s.mu.Unlock()
 	var errs []error
 	for _, image := range s.held {
-		errs = append(errs, s.e.images.Release(image, s.dir()))
+		errs = append(errs, s.e.images.Release(image, s.Dir()))
 	}
 	s.held = nil
 	return errors.Join(errs...)
@@ -126,7 +126,8 @@ func (s *Sandbox) Keep(ctx context.Context) error {
 	return s.e.client.call(ctx, &wire.Request{Op: wire.OpKeep, Sandbox: s.id}, &a)
 }
 
-func (s *Sandbox) dir() string { return path.Join(s.e.cfg.Dir, "sandboxes", s.id) }
+// Dir is the directory of this host in which what the sandbox's containers write lies.
+func (s *Sandbox) Dir() string { return path.Join(s.e.cfg.Dir, "sandboxes", s.id) }
 
 // Container finds a step that was started.
 func (s *Sandbox) Container(ctx context.Context, id string) (berth.Container, error) {

@@ -32,6 +32,8 @@ type app struct {
 	rootless bool // root of a user namespace that berth has made
 	// noNamespace says why there is no user namespace, to a command that can do without.
 	noNamespace string
+	// uniqueNames: tasks are submitted by names that their user gives, which no other of his that runs may have.
+	uniqueNames bool
 }
 
 // globalOptions are the flags that every command has.
@@ -137,6 +139,7 @@ func (a *app) getenv(name string) string {
 }
 
 func (a *app) root() *cobra.Command {
+	version := false
 	root := &cobra.Command{
 		Use:   "berth",
 		Short: "Run container tasks on this machine, with no daemon",
@@ -148,6 +151,9 @@ outputs that are yours, and nothing left behind.`,
 		DisableAutoGenTag: true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return a.tellVersion("table")
+			}
 			return cmd.Help()
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -161,6 +167,7 @@ outputs that are yours, and nothing left behind.`,
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(flagError)
+	root.Flags().BoolVar(&version, "version", false, "tell the version of berth")
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.global.dataDir, "data-dir", "", "`DIR` of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
@@ -211,6 +218,12 @@ func noArgs(cmd *cobra.Command, args []string) error {
 			names = append(names, c.Name())
 		}
 	}
+	if hint := commandHints[args[0]]; hint != "" && !cmd.HasParent() {
+		return usageError(cmd, "there is no command %q: %s", args[0], hint)
+	}
+	if i := slices.Index(names, "run"); i > 0 {
+		names[0], names[i] = names[i], names[0] // of two that are as near, the one that removes nothing
+	}
 	return usageError(cmd, "there is no command %q%s", args[0], document.DidYouMean(args[0], names))
 }
 
@@ -251,6 +264,30 @@ func invalid(format string, args ...any) error {
 
 func unsupported(format string, args ...any) error {
 	return &quietError{fmt.Sprintf(format, args...), berth.ErrUnsupported}
+}
+
+// commandHints say what to do in place of commands that users know from elsewhere.
+var commandHints = map[string]string{
+	"pull":    "write berth image pull",
+	"load":    "write berth image load",
+	"import":  "write berth image import",
+	"images":  "write berth image ls",
+	"rmi":     "write berth image rm",
+	"build":   "berth builds no images; berth image load and berth image import take those of other tools",
+	"create":  "write berth run --detach",
+	"start":   "write berth run",
+	"restart": "a task runs once; write berth run",
+	"attach":  "write berth logs -f, or berth exec",
+	"kill":    "write berth stop --now",
+	"cancel":  "write berth stop",
+	"submit":  "write berth run --detach",
+	"ls":      "write berth ps",
+	"list":    "write berth ps",
+	"events":  "write berth ps --watch",
+	"top":     "write berth inspect, which tells what a running task uses",
+	"stats":   "write berth inspect, which tells what a running task uses",
+	"prune":   "write berth rm --all for ended tasks, or berth image prune",
+	"cleanup": "write berth system cleanup",
 }
 
 // hints say what to do in place of flags that users know from elsewhere.

@@ -69,6 +69,28 @@ of 1024; without a unit they are bytes. Durations: ` + "`90s`, `1h30m`, `2d`" + 
 | anything else that is berth's own | 125 | 125 | 1 |
 
 A command's own 124, 125 or 137 looks the same to a shell: the last line on standard error and ` + "`--result`" + ` tell them apart.
+
+## How a task ended
+
+` + "`run --result`, `wait --format json` and `inspect`" + ` tell it the same, whatever engine and runtime ran the task. ` + "`exit_code`" + ` is the
+command's own: 128+n where signal n ended it, -1 where no command ran or nobody knows. ` + "`berth_exit_code`" + ` is that of ` + "`berth run`" + `.
+` + "`reason`" + ` says why the last step ended, and ` + "`detail`" + ` the rest in words; ` + "`state`" + ` alone says whether all is well.
+
+| what happened | ` + "`state` | `reason` | `exit_code` | `berth_exit_code`" + ` |
+| --- | --- | --- | --- | --- |
+| all is well | COMPLETE | Exited | 0 | 0 |
+| the command exited with n | EXECUTOR_ERROR | Exited | n | n |
+| a signal n ended it that is not berth's | EXECUTOR_ERROR | Signaled | 128+n | 128+n |
+| it cannot be run / is not there | EXECUTOR_ERROR | NeverStarted | 126 / 127 | 126 / 127 |
+| memory limit | EXECUTOR_ERROR | OutOfMemory | its own, mostly 137 | 137 |
+| time limit | EXECUTOR_ERROR | TimedOut | its own, mostly 143 (TERM) or 137 (KILL); -1 between two steps | 124 |
+| disk limit | EXECUTOR_ERROR | OutOfDisk | its own | 125 |
+| canceled while it ran | CANCELED | Canceled | its own, mostly 143 or 137 | 130 |
+| canceled before it ran | CANCELED | Canceled | -1 | 130 |
+| refused, or no image, input or container | SYSTEM_ERROR | | -1 | 125 |
+| an output was not produced or cannot be written | SYSTEM_ERROR | Exited | 0 | 125 |
+| nobody knows how it ended | SYSTEM_ERROR | Lost | -1 | 125 |
+| a cluster took its place back | SYSTEM_ERROR | Preempted | its own, or -1 | 125 |
 `
 
 // writeReference writes what the help of every command says, as one document.

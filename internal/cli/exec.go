@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,10 +74,33 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 	if err != nil {
 		return err
 	}
+	if exit.Signal == int(syscall.SIGKILL) || exit.Reason == berth.Lost {
+		if how := endedMeanwhile(ctx, c); how != "" {
+			a.say("the command was ended with its task: %s", how)
+			return exitOf(execCode(exit))
+		}
+	}
 	if exit.Reason != berth.Exited && exit.Reason != berth.Signaled && exit.Detail != "" {
 		a.say("%s", colon(string(exit.Reason), exit.Detail))
 	}
 	return exitOf(execCode(exit))
+}
+
+// endWord is how long to wait for the end of a container that seems to have ended.
+const endWord = time.Second
+
+// endedMeanwhile says how a container ended; "" where it has not.
+func endedMeanwhile(ctx context.Context, c berth.Container) string {
+	ctx, cancel := context.WithTimeout(ctx, endWord)
+	defer cancel()
+	exit, err := c.Wait(ctx)
+	switch {
+	case err != nil:
+		return ""
+	case exit.Reason == berth.Exited:
+		return fmt.Sprintf("that exited with %d", exit.Code)
+	}
+	return colon(string(exit.Reason), exit.Detail)
 }
 
 func execCode(e berth.Exit) int {

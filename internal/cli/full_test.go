@@ -92,7 +92,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	push(t, host+"/big:1", layer, v1.ConfigFile{OS: "linux", Architecture: "amd64"})
 	out, code := b.output("run", host+"/big:1", "true")
-	one("while pulling", out, code, 125, "berth: SYSTEM_ERROR: ", host+"/big:1", "no space left on device")
+	one("while pulling", out, code, 125, "berth: ", host+"/big:1", "no space left on device")
 	if out, _ := b.output("image", "ls", "-q"); strings.Count(out, "\n") != 1 {
 		t.Errorf("images are left: %s", out)
 	}
@@ -104,12 +104,12 @@ func TestFullDisk(t *testing.T) {
 	one("while running", out, code, 1, "records out")
 
 	out, code = b.output("run", "--output", filepath.Join(disk, "out")+":/out/x", "bb", "sh", "-c", "head -c 30000000 /dev/zero >/out/x")
-	one("while collecting", out, code, 125, "berth: SYSTEM_ERROR: output /out/x: cannot write "+disk+"/out: the disk is full")
+	one("while collecting", out, code, 125, "berth: output /out/x: cannot write "+disk+"/out: the disk is full")
 	if _, err := os.Lstat(filepath.Join(disk, "out")); err == nil {
 		t.Error("half an output is there")
 	}
 	out, code = b.output("run", "--stdout", filepath.Join(disk, "out"), "bb", "sh", "-c", "head -c 30000000 /dev/zero")
-	one("while collecting standard output", out, code, 125, "berth: SYSTEM_ERROR: --stdout: cannot write "+disk+"/out: the disk is full")
+	one("while collecting standard output", out, code, 125, "berth: --stdout: cannot write "+disk+"/out: the disk is full")
 
 	// The log fills the disk, and stays. The task's end is recorded nevertheless, and the log can be removed.
 	out, code = b.output("run", "--name", "fills", "bb", "sh", "-c", "head -c 100000000 /dev/zero; echo; echo last; echo last >&2; exit 7")

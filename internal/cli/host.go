@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -107,6 +108,9 @@ func (a *app) openTasks(ctx context.Context) (*host, error) {
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return h, nil
 	}
+	if err := checkTasks(dir); err != nil {
+		return h, err
+	}
 	if err := h.openStore(ctx, file); err != nil {
 		return h, err
 	}
@@ -126,13 +130,37 @@ func (h *host) openStore(ctx context.Context, file string) error {
 	return nil
 }
 
-// find finds a task as a user names it: by name, ID, or the beginning of an ID.
-func (h *host) find(ctx context.Context, ref string) (store.Record, error) {
+// find finds a task as a user names it: by ID, by name, or by the beginning of an ID. Of several of a name it is the one
+// that has not ended, else the newest, and that is said.
+func (a *app) find(ctx context.Context, h *host, ref string) (store.Record, error) {
 	if h.tasks == nil {
 		return store.Record{}, &quietError{"task \"" + ref + "\": there is no such task", berth.ErrNotFound}
 	}
-	return h.tasks.Find(ctx, ref)
+	r, err := h.tasks.Find(ctx, ref)
+	if err != nil || r.Name != ref || r.ID == ref {
+		return r, err
+	}
+	ids, err := h.tasks.Named(ctx, ref, sameNames+1)
+	if err != nil || len(ids) < 2 {
+		return r, err
+	}
+	if r, err = h.tasks.Get(ctx, ids[0]); err != nil {
+		return r, err
+	}
+	which := "the newest"
+	if !r.State.Final() {
+		which = "the one that has not ended"
+	}
+	many := strconv.Itoa(len(ids))
+	if len(ids) > sameNames {
+		many = "more than " + strconv.Itoa(sameNames)
+	}
+	a.say("%s tasks have the name %q: this is %s, %s", many, ref, which, r.ID)
+	return r, nil
 }
+
+// sameNames is how many tasks of a name are counted.
+const sameNames = 99
 
 // openOf opens a task's engine, and finds the task.
 func (a *app) openOf(ctx context.Context, ref string) (*host, store.Record, error) {

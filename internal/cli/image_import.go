@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,9 +84,21 @@ func (a *app) imageImport(ctx context.Context, o *imageImportOptions, file, name
 	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
 		img, err := images.Import(ctx, in, name, image.ImportOptions{Platform: o.platform, Config: config})
 		if err != nil {
-			return err
+			return ofArchive(err, file, name)
 		}
 		_, err = fmt.Fprintln(a.out, img.ID)
 		return err
 	})
+}
+
+// ofArchive has an error that is the archive's name that, in place of the image that was to be.
+func ofArchive(err error, file, name string) error {
+	what, ok := strings.CutPrefix(err.Error(), "import "+name+": ")
+	if !ok || !errors.Is(err, berth.ErrInvalid) {
+		return err
+	}
+	if file == "-" {
+		file = "standard input"
+	}
+	return &quietError{"image import: " + file + ": " + strings.TrimPrefix(what, "invalid: "), err}
 }

@@ -37,7 +37,7 @@ type taskDetails struct {
 	Task     json.RawMessage `json:"task"`
 	Steps    []stepDetails   `json:"steps"`
 	Log      []runner.Line   `json:"log"`
-	Result   *berth.Result   `json:"result"`
+	Result   *told           `json:"result"`
 	ExitCode *int            `json:"exit_code"` // of berth run
 }
 
@@ -87,11 +87,11 @@ func (h *host) details(ctx context.Context, id string, rec *runner.Record) (task
 	}
 	d := taskDetails{
 		ID: id, Name: rec.Task.Name, State: rec.State, Created: rec.Created, Detached: rec.Detached, Attempts: 1 + rec.Attempts,
-		Task: doc, Steps: []stepDetails{}, Log: rec.Log, Result: rec.Result,
+		Task: doc, Steps: []stepDetails{}, Log: rec.Log,
 	}
 	if rec.Result != nil {
-		res, code := complete(*rec.Result), taskExit(*rec.Result)
-		d.Result, d.ExitCode = &res, &code
+		res := tell(*rec.Result)
+		d.Result, d.ExitCode = &res, &res.BerthExitCode
 	}
 	if d.Log == nil {
 		d.Log = []runner.Line{}

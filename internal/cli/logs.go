@@ -85,7 +85,7 @@ func (a *app) logs(ctx context.Context, o *logsOptions, ref string) error {
 		return err
 	}
 	defer h.close()
-	r, err := h.find(ctx, ref)
+	r, err := a.find(ctx, h, ref)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -67,7 +68,7 @@ func params(setup func(*testscript.Env) error, engine string) testscript.Params 
 			return cond == engine, nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait,
+			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait, "cmp-result": cmdCmpResult,
 		},
 	}
 }
@@ -146,6 +147,22 @@ func cmdSays(ts *testscript.TestScript, _ bool, args []string) {
 	line, ok := strings.CutSuffix(got, "\n")
 	if !ok || strings.Contains(line, "\n") || !matches(line, args[0]) {
 		ts.Fatalf("standard error is\n%swant one line\n%s", got, args[0])
+	}
+}
+
+// cmdCmpResult compares r.json: cmp-result STATE REASON EXIT-CODE BERTH-EXIT-CODE.
+func cmdCmpResult(ts *testscript.TestScript, _ bool, args []string) {
+	var r struct {
+		State, Reason string
+		Code          *int `json:"exit_code"`
+		Own           *int `json:"berth_exit_code"`
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("r.json")), &r))
+	if r.Code == nil || r.Own == nil {
+		ts.Fatalf("an exit code is missing: %s", ts.ReadFile("r.json"))
+	}
+	if got, want := fmt.Sprint(r.State, " ", dash(r.Reason), " ", *r.Code, " ", *r.Own), strings.Join(args, " "); got != want {
+		ts.Fatalf("the result is %s, want %s", got, want)
 	}
 }
 

@@ -54,6 +54,7 @@ type taskLine struct {
 	State    berth.State       `json:"state"`
 	Reason   berth.Reason      `json:"reason,omitempty"`
 	ExitCode *int              `json:"exit_code,omitempty"`
+	Detail   string            `json:"detail,omitempty"`
 	Image    string            `json:"image"`
 	Command  []string          `json:"command,omitempty"`
 	Steps    int               `json:"steps"`
@@ -70,7 +71,7 @@ func lineOf(r store.Record) taskLine {
 		l.Image, l.Command = r.Task.Steps[0].Image, append(r.Task.Steps[0].Entrypoint, r.Task.Steps[0].Command...)
 	}
 	if res := r.Result; res != nil {
-		l.Reason, l.ExitCode, l.Started, l.Ended = res.Reason, &res.ExitCode, res.Started, res.Ended
+		l.Reason, l.ExitCode, l.Detail, l.Started, l.Ended = res.Reason, &res.ExitCode, res.Detail, res.Started, res.Ended
 	}
 	return l
 }
@@ -232,16 +233,27 @@ func (p *printer) task(l taskLine) error {
 	if err := p.header(); err != nil {
 		return err
 	}
-	state := string(l.State)
-	if l.State == berth.ExecutorError && l.ExitCode != nil {
-		state += fmt.Sprintf(" (%s", l.Reason)
-		if l.Reason == berth.Exited || l.Reason == berth.NeverStarted {
-			state += fmt.Sprintf(" %d", *l.ExitCode)
-		}
-		state += ")"
-	}
-	_, err := fmt.Fprintf(p.table, "%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, dash(l.Name), state, ago(l.Created), l.Image, command(l.Command))
+	_, err := fmt.Fprintf(p.table, "%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, dash(l.Name), l.stateWhy(), ago(l.Created), l.Image, command(l.Command))
 	return err
+}
+
+// stateWhy is the state, and why a task that failed did.
+func (l *taskLine) stateWhy() string {
+	why := string(l.Reason)
+	switch {
+	case l.State == berth.ExecutorError && l.ExitCode != nil:
+		if l.Reason == berth.Exited || l.Reason == berth.NeverStarted {
+			why += fmt.Sprintf(" %d", *l.ExitCode)
+		}
+	case l.State == berth.SystemError && (why == "" || l.Reason == berth.Exited):
+		why = short(l.Detail)
+	case l.State != berth.SystemError:
+		return string(l.State)
+	}
+	if why == "" {
+		return string(l.State)
+	}
+	return string(l.State) + " (" + why + ")"
 }
 
 func (p *printer) header() error {
@@ -270,9 +282,11 @@ func dash(s string) string {
 	return s
 }
 
-// command is a command on one short line of printable characters.
-func command(argv []string) string {
-	s := strings.Join(argv, " ")
+// command is a command on one short line.
+func command(argv []string) string { return dash(short(strings.Join(argv, " "))) }
+
+// short is the beginning of a text, in printable characters.
+func short(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return ' '
@@ -282,7 +296,7 @@ func command(argv []string) string {
 	if r := []rune(s); len(r) > 40 {
 		s = string(r[:39]) + "…"
 	}
-	return dash(s)
+	return s
 }
 
 // ago says roughly how long ago t was.

@@ -19,12 +19,18 @@ import (
 // taskExit is the exit code of berth run for a task that ended so.
 func taskExit(res berth.Result) int { return runner.ExitCode(res) }
 
-// complete makes lists of what is nil, so that programs find a list.
-func complete(res berth.Result) berth.Result {
+// told is a result as programs are told it: with lists where there is nothing, and the exit code of berth run beside
+// the command's own.
+type told struct {
+	berth.Result
+	BerthExitCode int `json:"berth_exit_code"`
+}
+
+func tell(res berth.Result) told {
 	if res.Outputs == nil {
 		res.Outputs = []berth.OutputFile{}
 	}
-	return res
+	return told{res, taskExit(res)}
 }
 
 // checkResultFile refuses, before anything runs, a file that could not be written.
@@ -53,7 +59,7 @@ func (a *app) checkResultFile(command, name string) error {
 
 // writeResult writes a result to a file, which appears whole or not at all.
 func (a *app) writeResult(name string, res berth.Result) error {
-	data, err := json.MarshalIndent(complete(res), "", "  ")
+	data, err := json.MarshalIndent(tell(res), "", "  ")
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
@@ -73,8 +79,8 @@ func verdict(res berth.Result) string {
 		return ""
 	case res.State == berth.Canceled:
 		return colon("Canceled", res.Detail)
-	case res.State == berth.SystemError && (res.Reason == "" || res.Reason == berth.Exited):
-		return colon(string(res.State), res.Detail)
+	case res.State == berth.SystemError && (res.Reason == "" || res.Reason == berth.Exited) && res.Detail != "":
+		return res.Detail
 	}
 	return colon(string(res.Reason), stepDetail(res)) + causes(res)
 }

@@ -117,16 +117,16 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.StringVar(&o.stdout, "stdout", "", "also write standard output to this `FILE`, the host's or in the task's volumes")
 	flags.StringVar(&o.stderr, "stderr", "", "also write standard error to this `FILE`, the host's or in the task's volumes")
 
-	flags.Var(floatValue{&o.limits.CPU}, "cpus", "CPUs that the task may use, as in 2 or 0.5")
-	flags.Var(sizeValue{&o.limits.Memory}, "memory", "memory that the task may use, as in 512MiB or 4G; no swap beside it")
-	flags.Var(sizeValue{&o.limits.Disk}, "disk", "disk that the task may fill: writable layer and volumes together")
+	flags.Var(floatValue{&o.limits.CPU}, "cpus", "CPUs that the task may use, as in 2 or 0.5; 0 is no limit")
+	flags.Var(sizeValue{&o.limits.Memory}, "memory", "memory that the task may use, as in 512MiB or 4G, with no swap beside it; 0 is no limit")
+	flags.Var(sizeValue{&o.limits.Disk}, "disk", "disk that the task may fill: writable layer and volumes together; 0 is no limit")
 	flags.Var(intValue{&o.limits.PIDs, -1}, "pids", "processes and threads that the task may have; -1 is no limit")
 	flags.Var(sizeValue{&o.shmSize}, "shm-size", "size of /dev/shm (default 64MiB)")
 	list(&o.tmpfs, "tmpfs", "", "DST[:SIZE]", "mount a directory in memory (repeat)")
 	list(&o.ulimits, "ulimit", "", "NAME=SOFT[:HARD]", "limit a resource of each process, as in nofile=1024 (repeat)")
 	o.overCapacity = overDeny
 	flags.Var(choiceValue{&o.overCapacity, []string{overDeny, overTry}}, "over-capacity", "what to do with a task that asks for more CPUs or memory than there are")
-	flags.Var(durationValue{&o.timeout}, "timeout", "end the task after this time, as in 90s or 1h30m")
+	flags.Var(durationValue{&o.timeout}, "timeout", "end the task after this time, as in 90s or 1h30m; 0s is no limit")
 	o.grace = -1
 	flags.Var(durationValue{&o.grace}, "grace", "time between the stop signal and KILL (default 10s)")
 	flags.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the task to end (default the image's, else TERM)")
@@ -147,7 +147,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.allowBusy, "allow-busy", false, "lend GPUs, too, that processes of others have open")
 	list(&o.devices, "device", "", "HOST[:CONTAINER][:rwm]", "give the task a device (repeat)")
 
-	flags.StringVar(&o.name, "name", "", "`NAME` of the task")
+	flags.StringVar(&o.name, "name", "", "`NAME` of the task; no other of yours that has not ended may have it")
 	list(&o.labels, "label", "", "K=V", "label the task (repeat)")
 	flags.Var(choiceValue{&o.pull, []string{"always", "missing", "never"}}, "pull", "when to fetch the image (default missing)")
 	flags.BoolVar(&o.insecure, "insecure", false, "allow registries without TLS, or with a certificate that cannot be verified")
@@ -155,7 +155,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.StringVar(&o.runtime, "runtime", "", "what starts the container: `direct|auto|NAME|PATH` of an OCI runtime")
 	flags.BoolVar(&o.detach, "detach", false, "print the task's ID and let it run")
 	flags.BoolVar(&o.noWait, "no-wait", false, "fail where the machine has no room now")
-	flags.BoolVar(&o.keep, "keep", false, "keep what is left of the task, until berth rm")
+	flags.BoolVar(&o.keep, "keep", false, "keep what is left of the task, until berth rm, and say where")
 	flags.BoolVar(&o.quiet, "quiet", false, "say nothing but what went wrong")
 	o.progress = "auto"
 	flags.Var(choiceValue{&o.progress, []string{"auto", "plain", "none"}}, "progress", "how to show the progress of pulls")
@@ -188,6 +188,7 @@ func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
 		}
 	}
 	task.ID = berth.NewID()
+	a.uniqueNames = o.name != ""
 	if o.detach {
 		return a.runDetached(ctx, o, task)
 	}

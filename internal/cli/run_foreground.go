@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/runner"
+	"github.com/berth-project/berth/store"
 )
 
 // foreground is a task that this process runs and shows.
@@ -48,6 +49,9 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 	if err != nil {
 		return err
 	}
+	if res.Kept != "" && !o.quiet {
+		a.say("kept in %s until: berth rm %s", res.Kept, res.ID)
+	}
 	if last := verdict(res); last != "" {
 		a.say("%s", oneLine(errors.New(asFlags(last))))
 	}
@@ -55,6 +59,23 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 		return fmt.Errorf("what the task wrote was not all shown: %w: %w", berth.ErrUnavailable, lost)
 	}
 	return exitOf(taskExit(res))
+}
+
+// unlessDead submits a task again where its name was that of one whose berth was killed, once that has its end.
+func (a *app) unlessDead(ctx context.Context, h *host, submit func() error) error {
+	err := submit()
+	taken, ok := errors.AsType[*store.NameError](err)
+	if !ok {
+		return err
+	}
+	if r, bad := h.tasks.Get(ctx, taken.ID); bad == nil && h.adrift(r) {
+		a.settle(ctx, h)
+		err = submit()
+	}
+	if taken, ok = errors.AsType[*store.NameError](err); ok {
+		return &quietError{fmt.Sprintf("run: --name: %v; choose another name, or end that task (berth stop %s)", taken, taken.ID), err}
+	}
+	return err
 }
 
 // forUser tells of an error without an ID that nobody was told, and by the flags that were given.
@@ -72,12 +93,12 @@ func forUser(err error, id string) error {
 
 // refused is the result of a task that came to nothing, so that --result never shows an older one.
 func refused(task berth.Task, err error) berth.Result {
-	res := berth.Result{ID: task.ID, Name: task.Name, State: berth.SystemError, ExitCode: exitOwn, Detail: oneLine(err), DiskEnforcement: string(berth.DiskNone)}
+	res := berth.Result{ID: task.ID, Name: task.Name, State: berth.SystemError, ExitCode: -1, Detail: oneLine(err), DiskEnforcement: string(berth.DiskNone)}
 	if len(task.Steps) > 0 {
 		res.Image = task.Steps[0].Image
 	}
 	if errors.Is(err, berth.ErrCanceled) {
-		res.State, res.Reason, res.ExitCode = berth.Canceled, berth.Stopped, exitCanceled
+		res.State, res.Reason = berth.Canceled, berth.Stopped
 	}
 	return res
 }
@@ -105,7 +126,10 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	defer f.tellOfGrace(ctx)()
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		f.sizes = sizes
-		res, err = h.runner.Run(ctx, task, f.hooks(&task))
+		err = a.unlessDead(ctx, h, func() (err error) {
+			res, err = h.runner.Run(ctx, task, f.hooks(&task))
+			return err
+		})
 		return err
 	})
 	f.streams.Wait()
@@ -278,7 +302,11 @@ func (a *app) runDetached(ctx context.Context, o *runOptions, task berth.Task) e
 		return err
 	}
 	a.revive(ctx, h)
-	id, err := h.runner.Submit(ctx, task)
+	var id string
+	err = a.unlessDead(ctx, h, func() (err error) {
+		id, err = h.runner.Submit(ctx, task)
+		return err
+	})
 	if err != nil {
 		return forUser(err, task.ID)
 	}

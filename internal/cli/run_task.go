@@ -161,13 +161,21 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 	replace(o, "hostname", &t.Hostname, o.hostname)
 	replace(o, "pull", &t.Pull, berth.PullPolicy(o.pull))
 	replace(o, "network", &t.Network.Mode, berth.NetworkMode(o.network))
-	replace(o, "timeout", &t.Timeout, o.timeout)
+	replaceLimit(o, "timeout", &t.Timeout, o.timeout)
 	if o.grace >= 0 && (t.Grace < 0 || o.changed("grace")) {
 		t.Grace = o.grace
 	}
-	replace(o, "cpus", &t.Resources.CPU, o.limits.CPU)
-	replace(o, "memory", &t.Resources.Memory, o.limits.Memory)
-	replace(o, "disk", &t.Resources.Disk, o.limits.Disk)
+	for _, size := range []struct {
+		flag  string
+		bytes int64
+	}{{"memory", o.limits.Memory}, {"disk", o.limits.Disk}, {"shm-size", o.shmSize}} {
+		if size.bytes > 0 && size.bytes < leastSize {
+			return invalid("run: --%s: that is %d bytes, in which nothing fits; did you mean %dMiB?", size.flag, size.bytes, size.bytes)
+		}
+	}
+	replaceLimit(o, "cpus", &t.Resources.CPU, o.limits.CPU)
+	replaceLimit(o, "memory", &t.Resources.Memory, o.limits.Memory)
+	replaceLimit(o, "disk", &t.Resources.Disk, o.limits.Disk)
 	replace(o, "pids", &t.Resources.PIDs, o.limits.PIDs)
 	if err := applyGPUs(o, t); err != nil {
 		return err
@@ -189,6 +197,9 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 	return nil
 }
 
+// leastSize is below what any size can mean, in bytes: its unit was left out.
+const leastSize = 4096
+
 // replace sets what a flag is about, if it has a value. The command line wins over a document, and the
 // document over settings.
 func replace[T comparable](o *runOptions, flag string, to *T, v T) {
@@ -196,6 +207,14 @@ func replace[T comparable](o *runOptions, flag string, to *T, v T) {
 	if v != zero && (*to == zero || o.changed(flag)) {
 		*to = v
 	}
+}
+
+// replaceLimit is replace of a limit: on the command line, 0 is none.
+func replaceLimit[T comparable](o *runOptions, flag string, to *T, v T) {
+	if o.changed(flag) {
+		*to = v
+	}
+	replace(o, flag, to, v)
 }
 
 // applyFiles sets inputs, outputs and volumes.

@@ -62,7 +62,7 @@ func (a *app) findAll(ctx context.Context, refs []string, missing bool) ([]found
 	var all []foundTask
 	seen := map[string]bool{}
 	for _, ref := range refs {
-		r, err := h.find(ctx, ref)
+		r, err := a.find(ctx, h, ref)
 		if missing && isNotFound(err) {
 			continue
 		}

@@ -49,22 +49,24 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:   "version [flags]",
 		Short: "Tell the version of berth",
 		Args:  noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			b := buildOf()
-			if format == "json" {
-				return jsonEncoder(a.out).Encode(b)
-			}
-			text := "berth " + dash(b.Version)
-			if b.Commit != "" {
-				text += ", commit " + b.Commit[:min(12, len(b.Commit))]
-				if b.Modified {
-					text += " and changes"
-				}
-			}
-			_, err := fmt.Fprintf(a.out, "%s, %s, %s\n", text, b.Go, b.Platform)
-			return err
-		},
+		RunE:  func(*cobra.Command, []string) error { return a.tellVersion(format) },
 	}
 	formatFlag(cmd, &format)
 	return cmd
+}
+
+func (a *app) tellVersion(format string) error {
+	b := buildOf()
+	if format == "json" {
+		return jsonEncoder(a.out).Encode(b)
+	}
+	text := "berth " + dash(b.Version)
+	if b.Commit != "" {
+		text += ", commit " + b.Commit[:min(12, len(b.Commit))]
+		if b.Modified {
+			text += " and changes"
+		}
+	}
+	_, err := fmt.Fprintf(a.out, "%s, %s, %s\n", text, b.Go, b.Platform)
+	return err
 }

@@ -43,7 +43,7 @@ func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
 	defer h.close()
 	ids := make([]string, len(refs))
 	for i, ref := range refs {
-		r, err := h.find(ctx, ref)
+		r, err := a.find(ctx, h, ref)
 		if err != nil {
 			return err
 		}
@@ -71,7 +71,7 @@ func (a *app) printResult(o *waitOptions, res berth.Result) error {
 		}
 	}
 	if o.format == "json" {
-		return jsonEncoder(a.out).Encode(complete(res))
+		return jsonEncoder(a.out).Encode(tell(res))
 	}
 	_, err := fmt.Fprintln(a.out, taskExit(res))
 	return err

@@ -78,6 +78,9 @@ func dockerDir(dir, daemon string) string {
 // openEngine opens the engine, and its images, of the data directory.
 func (a *app) openEngine() (*host, error) {
 	dir, err := a.dataDir()
+	if err == nil {
+		err = checkData(dir)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +147,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 	h.runner = runner.New(runner.Config{
 		Devices: h.devices,
 		Engine:  h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
-		Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
+		UniqueNames: a.uniqueNames, Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})
 	return h, nil
 }
