@@ -110,6 +110,10 @@ type StepSpec struct {
 	StopSignal string        `json:"stop_signal,omitempty"` // "" is the image's, else TERM
 	Grace      time.Duration `json:"grace,omitempty"`       // between the stop signal and KILL at Timeout; 0 kills at once
 
+	// Ephemeral: the engine keeps nothing of what the step writes but what is in LogDir. Where a daemon has to keep a
+	// copy for a process that comes later, it does not: then the output of a container that outlives the process is
+	// not whole, and has a mark where some may be missing.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 	// LogDir: the host directory in which the files stdout and stderr are kept beyond the container's removal.
 	// "" keeps them with the container. LogLimit bounds each, in bytes: the head is freed, the tail kept;
 	// 0 is the engine's default (64 MiB), -1 none.

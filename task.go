@@ -23,6 +23,7 @@ type Task struct {
 	Pull        PullPolicy        `json:"pull,omitempty"`
 	Insecure    bool              `json:"insecure,omitempty"`  // registries without TLS
 	NoWait      bool              `json:"no_wait,omitempty"`   // refuse where the machine has no room now
+	Ephemeral   bool              `json:"ephemeral,omitempty"` // a daemon keeps nothing of what is written; see StepSpec
 	Keep        bool              `json:"keep,omitempty"`      // keep the sandbox after the end, for a look
 	RunAgain    bool              `json:"run_again,omitempty"` // a Lost step may be run again
 	// Engine names the engine that runs the task, and Daemon where that is; "" is the embedded engine.

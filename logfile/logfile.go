@@ -5,7 +5,8 @@
 // The log of stream S in directory D is the file D/S, whose offsets are those of the stream for ever, and
 // D/S.idx, 16-byte records of two little-endian int64: time in nanoseconds since 1970 and the offset after
 // the bytes that arrived then; or dropMark and the offset before which bytes were dropped; or lostMark and
-// the offset from which nothing more could be written.
+// the offset from which nothing more could be written; or gapMark and an offset before which bytes, nobody knows
+// how many, are missing that offsets do not count.
 package logfile
 
 import (
@@ -23,6 +24,7 @@ const (
 	recordSize = 16
 	dropMark   = -1
 	lostMark   = -2
+	gapMark    = -3
 	indexExt   = ".idx"
 	// indexStep is the finest time that the index tells apart: records nearer to each other are one.
 	indexStep = 20 * time.Millisecond
@@ -46,7 +48,9 @@ func getRecord(b []byte) (at, end int64) {
 type Index struct {
 	Dropped int64 // bytes at the start that are gone; a reader begins there
 	Lost    int64 // offset from which nothing more could be written (a full disk); -1 if all was
-	marks   []mark
+	// Gaps are the offsets at which bytes may be missing that came to nobody; see Writer.Gap.
+	Gaps  []int64
+	marks []mark
 }
 
 type mark struct{ at, end int64 }
@@ -66,11 +70,21 @@ func ReadIndex(dir, stream string) (*Index, error) {
 			ix.Dropped = max(ix.Dropped, end)
 		case lostMark:
 			ix.Lost = end
+		case gapMark:
+			ix.Gaps = append(ix.Gaps, end)
 		default:
 			ix.marks = append(ix.marks, mark{at, end})
 		}
 	}
 	return ix, nil
+}
+
+// Span says when the first and the last bytes arrived, as far as records tell times apart; zero where none did.
+func (ix *Index) Span() (first, last time.Time) {
+	if len(ix.marks) == 0 {
+		return first, last
+	}
+	return time.Unix(0, ix.marks[0].at), time.Unix(0, ix.marks[len(ix.marks)-1].at)
 }
 
 // At says when the byte at offset arrived; the zero time if that is unknown.

@@ -45,6 +45,7 @@ type Writer struct {
 	done    bool
 	cut     bool
 	eased   bool
+	gaps    []int64  // to be recorded
 	from    *os.File // what Pump reads
 	err     error
 	subs    map[*Follower]struct{}
@@ -304,12 +305,14 @@ func (w *Writer) advance(n int64) {
 	w.mu.Lock()
 	w.end += n
 	end := w.end
+	gaps := w.takeGaps(end - n)
 	drop := int64(0)
 	if over := end - w.dropped - w.opts.Limit; w.opts.Limit > 0 && over >= max(w.opts.Limit/8, block) {
 		drop = min(w.dropped+over, w.held(end)) &^ (block - 1)
 	}
 	dropped := w.dropped
 	w.mu.Unlock()
+	w.markGaps(gaps)
 	w.stamp(end)
 	if drop > dropped {
 		w.dropHead(drop)
@@ -353,6 +356,28 @@ func (w *Writer) writeRecord(at, end int64) error {
 	putRecord(&b, at, end)
 	_, err := w.index.WriteAt(b[:], w.idxPos)
 	return err
+}
+
+// Gap says that before the byte at offset others, nobody knows how many, may have been written that never came here.
+// Offsets do not count them. The offset is not before the log's end.
+func (w *Writer) Gap(offset int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gaps = append(w.gaps, offset)
+}
+
+// takeGaps takes the gaps up to an offset; mu is held.
+func (w *Writer) takeGaps(offset int64) (gaps []int64) {
+	for len(w.gaps) > 0 && w.gaps[0] <= offset {
+		gaps, w.gaps = append(gaps, w.gaps[0]), w.gaps[1:]
+	}
+	return gaps
+}
+
+func (w *Writer) markGaps(gaps []int64) {
+	for _, g := range gaps {
+		w.special(gapMark, g)
+	}
 }
 
 // special writes a record that is no time, after the open one. It reports whether it could.
@@ -412,10 +437,12 @@ func (w *Writer) failure() error {
 func (w *Writer) finish() {
 	w.mu.Lock()
 	done := w.done
+	gaps := w.takeGaps(w.end)
 	w.mu.Unlock()
 	if done {
 		return
 	}
+	w.markGaps(gaps)
 	_ = w.file.Close()
 	if w.index != nil {
 		_ = w.index.Close()
@@ -429,6 +456,9 @@ func (w *Writer) finish() {
 
 // Abandon ends a Writer whose Pump is never called.
 func (w *Writer) Abandon() { w.finish() }
+
+// Path is the log's file.
+func (w *Writer) Path() string { return w.file.Name() }
 
 // State says how far the log has come.
 func (w *Writer) State() (end, dropped int64, done bool) {

@@ -285,6 +285,7 @@ func stepOf(t *berth.Task, i int) berth.StepSpec {
 		Platform:   s.Platform,
 		StopSignal: s.StopSignal,
 		Grace:      grace(t),
+		Ephemeral:  t.Ephemeral,
 	}
 }
 

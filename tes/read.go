@@ -49,6 +49,7 @@ func (r *reader) task(n *document.Node, t *berth.Task) {
 		"insecure":  r.boolean(&t.Insecure),
 		"no_wait":   r.boolean(&t.NoWait),
 		"keep":      r.boolean(&t.Keep),
+		"ephemeral": r.boolean(&t.Ephemeral),
 		"run_again": r.boolean(&t.RunAgain),
 
 		"id": server, "state": server, "logs": server, "creation_time": server,

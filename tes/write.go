@@ -144,6 +144,7 @@ func (w *writer) task(t berth.Task) *document.Node {
 	put(n, "insecure", boolean(t.Insecure))
 	put(n, "no_wait", boolean(t.NoWait))
 	put(n, "keep", boolean(t.Keep))
+	put(n, "ephemeral", boolean(t.Ephemeral))
 	put(n, "run_again", boolean(t.RunAgain))
 	return n
 }

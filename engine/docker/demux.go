@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -89,26 +88,6 @@ func (m *mender) flush() error {
 	}
 	m.owing = false
 	_, err := m.w.Write([]byte{'\n'})
-	return err
-}
-
-// demuxLog is demux of a daemon's log, whose frames are messages.
-func demuxLog(r io.Reader, stdout, stderr io.Writer) error {
-	out, errs := &message{w: stdout}, &message{w: stderr}
-	return demuxFrames(r, out, errs, func(w io.Writer) error { return w.(*message).end() })
-}
-
-// message gathers a frame.
-type message struct {
-	w io.Writer
-	b bytes.Buffer
-}
-
-func (m *message) Write(p []byte) (int, error) { return m.b.Write(p) }
-
-func (m *message) end() error {
-	_, err := m.w.Write(m.b.Bytes())
-	m.b.Reset()
 	return err
 }
 

@@ -44,6 +44,9 @@ type Config struct {
 	CallMax time.Duration
 	// StreamsMax is how long the output may take to end after the container has; 0 is 5 min.
 	StreamsMax time.Duration
+	// LogKeep is how much of what a container writes the daemon keeps, in bytes and about, for a berth that comes later;
+	// 0 is 128 MiB.
+	LogKeep int64
 	// Stall is how long a pull may tell of nothing, a load neither take nor tell anything, and a file that is read
 	// out of a container bring nothing; 0 is 2 min.
 	Stall time.Duration
@@ -64,6 +67,7 @@ const (
 	defaultWatchdog = 2 * time.Minute
 	defaultCall     = 2 * time.Minute
 	defaultStall    = 2 * time.Minute
+	defaultLogKeep  = 128 << 20
 )
 
 // Engine runs containers on a daemon. It may be used concurrently.
@@ -109,6 +113,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	if cfg.Stall <= 0 {
 		cfg.Stall = defaultStall
+	}
+	if cfg.LogKeep <= 0 {
+		cfg.LogKeep = defaultLogKeep
 	}
 	if cfg.StreamsMax <= 0 {
 		cfg.StreamsMax = defaultStreams

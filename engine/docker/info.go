@@ -49,7 +49,7 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	}
 	h = &hostInfo{
 		podman:   slices.ContainsFunc(v.Components, func(c system.ComponentVersion) bool { return c.Name == podmanEngine }),
-		log:      logConfig(info.Info.Plugins.Log),
+		log:      logConfig(info.Info.Plugins.Log, e.cfg.LogKeep),
 		live:     info.Info.LiveRestoreEnabled,
 		runtimes: slices.Sorted(maps.Keys(info.Info.Runtimes)),
 		quota:    mayLimit(info.Info),
@@ -74,12 +74,15 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 
 // logConfig is how the daemon is to keep what a container writes, bounded: by the driver local, or what it has in that
 // one's place.
-func logConfig(drivers []string) container.LogConfig {
+func logConfig(drivers []string, keep int64) container.LogConfig {
 	if !slices.Contains(drivers, "local") && slices.Contains(drivers, "k8s-file") {
-		return container.LogConfig{Type: "k8s-file", Config: map[string]string{"max-size": "128m"}}
+		return container.LogConfig{Type: "k8s-file", Config: map[string]string{"max-size": strconv.FormatInt(keep, 10)}}
 	}
-	return container.LogConfig{Type: "local", Config: map[string]string{"max-size": "32m", "max-file": "4"}}
+	return container.LogConfig{Type: "local", Config: map[string]string{"max-size": strconv.FormatInt(keep/logFiles, 10), "max-file": strconv.Itoa(logFiles)}}
 }
+
+// logFiles is in how many files the daemon keeps a log: the oldest goes when they are full.
+const logFiles = 4
 
 // liveRestore reports whether the daemon lets its containers run while it is away.
 func (e *Engine) liveRestore(ctx context.Context) bool {

@@ -54,6 +54,7 @@ type keeperConfig struct {
 	Watchdog time.Duration `json:"watchdog"`
 	CallMax  time.Duration `json:"call_max"`
 	Streams  time.Duration `json:"streams_max"`
+	LogKeep  int64         `json:"log_keep"`
 	Worker   []string      `json:"worker,omitempty"`
 	Idle     time.Duration `json:"idle"`
 }
@@ -139,7 +140,7 @@ func runKeeper(ctx context.Context, dir string, cfg keeperConfig, log *slog.Logg
 		}
 		return err
 	}
-	e, err := New(Config{Host: cfg.Host, Dir: dir, Owner: cfg.Owner, Watchdog: cfg.Watchdog, CallMax: cfg.CallMax, StreamsMax: cfg.Streams, Logger: log})
+	e, err := New(Config{Host: cfg.Host, Dir: dir, Owner: cfg.Owner, Watchdog: cfg.Watchdog, CallMax: cfg.CallMax, StreamsMax: cfg.Streams, LogKeep: cfg.LogKeep, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -700,7 +701,7 @@ func (e *Engine) keeperCommand() (*exec.Cmd, error) {
 		argv = []string{"/proc/self/exe"}
 	}
 	raw, err := json.Marshal(keeperConfig{
-		Host: e.api.DaemonHost(), Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Streams: e.cfg.StreamsMax, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
+		Host: e.api.DaemonHost(), Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Streams: e.cfg.StreamsMax, LogKeep: e.cfg.LogKeep, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
 	})
 	if err != nil {
 		return nil, err

@@ -24,10 +24,11 @@ const defaultLogLimit = 64 << 20 // bytes
 
 // output moves what a container writes into its logs.
 type output struct {
-	l   *life
-	tty bool
-	out *sink
-	err *sink // nil with a terminal
+	l         *life
+	tty       bool
+	ephemeral bool // the daemon keeps no log
+	out       *sink
+	err       *sink // nil with a terminal
 	// refused: the command could not be executed, and the daemon's init said so in its place.
 	refused bool
 	mu      sync.Mutex
@@ -42,10 +43,20 @@ type sink struct {
 	n    int64
 	done chan error
 	init initWord
+	// Of what was taken: the end of it, and when its first and last bytes came.
+	tail        []byte
+	first, last time.Time
+	broken      bool    // what comes next is from another connection than what came before
+	gaps        []int64 // where some may be missing
 }
 
 func (s *sink) Write(p []byte) (int, error) {
+	if s.broken {
+		s.broken = false
+		s.gap(s.n)
+	}
 	s.n += int64(len(p))
+	s.note(p)
 	out, held := s.init.pass(p)
 	if !held {
 		if _, err := s.pipe.Write(out); err != nil {
@@ -131,6 +142,10 @@ func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error)
 	}
 	have, _, _ := w.State()
 	s := &sink{pipe: pw, w: w, n: have, done: make(chan error, 1), init: initWord{passed: have > 0 || r.Spec.NoInit}}
+	if err := s.recall(dir, stream); err != nil {
+		w.Abandon()
+		return nil, errors.Join(err, pr.Close(), pw.Close())
+	}
 	l.e.wg.Go(func() { s.done <- w.Pump(pr) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +158,7 @@ func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error)
 
 // openOutput opens the logs of a step. copies are the files in volumes that get the streams too.
 func (l *life) openOutput(r *record, copies map[string]*os.File) (*output, error) {
-	o := &output{l: l, tty: r.Spec.TTY}
+	o := &output{l: l, tty: r.Spec.TTY, ephemeral: r.Spec.Ephemeral}
 	var err error
 	if o.out, err = l.openSink(r, "stdout", copies["stdout"]); err != nil {
 		return nil, fmt.Errorf("logs of %s: %w: %w", l, kindOf(err), err)
@@ -202,6 +217,9 @@ func (o *output) initSays() []byte {
 // at: they end as well when the daemon does, or when the command closes them.
 const endMax = 5 * time.Second
 
+// again is how soon a stream that has ended is connected to anew where nothing keeps what comes meanwhile.
+const again = 50 * time.Millisecond
+
 // drain reads until the stream's end after the container's. Where the stream ends earlier, as it does with the
 // daemon, it goes on from the daemon's log.
 func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
@@ -216,6 +234,9 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		if r != nil {
 			if err = o.copy(r); err == nil {
 				pause = endMax
+			}
+			if o.ephemeral {
+				pause = again
 			}
 		}
 		select {
@@ -255,40 +276,12 @@ func (o *output) catchUp(ctx context.Context) error {
 	return errors.Join(o.copy(r), settle(r))
 }
 
-// openLog reads the daemon's log of the container from where ours ends.
-func (o *output) openLog(ctx context.Context, follow bool) error {
-	host, err := o.l.e.daemon(ctx)
-	if err != nil {
-		return err
-	}
-	res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
-		return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
-	})
-	if err != nil {
-		return err
-	}
-	b := &backlog{Reader: res, out: &mender{w: &skipper{w: o.out, left: o.out.n}, off: !host.mend}}
-	if o.err != nil {
-		b.err = &mender{w: &skipper{w: o.err, left: o.err.n}, off: !host.mend}
-	}
-	o.set(res, b)
-	return nil
-}
-
-// backlog is the daemon's log, of which the first bytes are in ours already.
-type backlog struct {
-	io.Reader
-	out, err *mender
-}
-
 // copy reads a stream to its end.
 func (o *output) copy(r io.Reader) error {
 	b, ok := r.(*backlog)
 	switch {
-	case ok && o.tty:
-		return copyAll(&skipper{w: o.out, left: o.out.n}, b.Reader)
 	case ok:
-		return demuxLog(b.Reader, b.out, b.err)
+		return b.read()
 	case o.tty:
 		return copyAll(o.out, r)
 	}
@@ -302,17 +295,10 @@ func copyAll(w io.Writer, r io.Reader) error {
 
 // settle ends what was read of an ended container's log.
 func settle(r io.Reader) error {
-	b, ok := r.(*backlog)
-	if !ok || b.err == nil {
-		return nil
+	if b, ok := r.(*backlog); ok {
+		return b.settle()
 	}
-	var errs []error
-	for _, m := range []*mender{b.out, b.err} {
-		if s, ok := m.w.(*skipper); ok && s.wrote { // else all was there before, with its newline or without
-			errs = append(errs, m.flush())
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // attach connects to the container's streams. Before it is started, so that no byte is lost.

@@ -181,6 +181,9 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 	if step.Seccomp != "" {
 		hc.SecurityOpt = append(hc.SecurityOpt, "seccomp="+step.Seccomp)
 	}
+	if step.Ephemeral {
+		hc.LogConfig = container.LogConfig{Type: "none"}
+	}
 	s.planLimits(hc, host, step)
 	if err := s.planMounts(ctx, hc, step); err != nil {
 		return opts, nil, err

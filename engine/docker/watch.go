@@ -96,7 +96,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		out.hangUp()
 		late = l.streamsLate()
 	}
-	if late != nil || away.ever {
+	if (late != nil || away.ever) && !out.ephemeral {
 		late = l.catchUp(ctx, out, late)
 	}
 	exit := berth.Exit{Reason: berth.Lost, Code: -1, Runtime: r.Runtime}
@@ -113,6 +113,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
 	late = errors.Join(late, out.close())
+	if err := out.gapsIn(); err != nil {
+		late = errors.Join(late, err)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

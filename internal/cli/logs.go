@@ -185,6 +185,11 @@ func (a *app) printLog(ctx context.Context, h *host, id string, step int, stream
 		r = follow
 	}
 	_, err = io.Copy(to, r)
+	for _, at := range log.Index().Gaps {
+		if err == nil {
+			a.say("some may be missing of %s after byte %d: no berth read it, and the daemon kept no more", stream, at)
+		}
+	}
 	if skipped := log.Skipped(); skipped > 0 && err == nil {
 		a.say("%d bytes of %s were dropped by the log's limit", skipped, stream)
 	}

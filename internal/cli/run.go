@@ -39,7 +39,7 @@ type runOptions struct {
 	labels                                         []string
 	pull, platform, runtime                        string
 	insecure                                       bool
-	detach, noWait, keep, quiet, dryRun            bool
+	detach, noWait, keep, quiet, dryRun, ephemeral bool
 	progress, result, format                       string
 	gpus                                           []string
 	allowBusy                                      bool
@@ -154,6 +154,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.StringVar(&o.platform, "platform", "", "`OS/ARCH` of the image (default this machine's)")
 	flags.StringVar(&o.runtime, "runtime", "", "what starts the container: `direct|auto|NAME|PATH` of an OCI runtime")
 	flags.BoolVar(&o.detach, "detach", false, "print the task's ID and let it run")
+	flags.BoolVar(&o.ephemeral, "ephemeral", false, "have the daemon keep no copy of what the task writes, with --engine docker")
 	flags.BoolVar(&o.noWait, "no-wait", false, "fail where the machine has no room now")
 	flags.BoolVar(&o.keep, "keep", false, "keep what is left of the task, until berth rm, and say where")
 	flags.BoolVar(&o.quiet, "quiet", false, "say nothing but what went wrong")
@@ -209,6 +210,8 @@ func (o *runOptions) check(args []string) error {
 		return invalid("run: %q is an argument too many: with --file the document says what is run; flags go before --file's value or after it, and no IMAGE", args[0])
 	case o.detach && o.interactive:
 		return invalid("run: --detach and --interactive contradict each other: a detached task has no standard input")
+	case o.detach && o.ephemeral:
+		return invalid("run: --detach and --ephemeral contradict each other: what a detached task writes is kept by the daemon while no berth reads it")
 	case o.detach && o.result != "":
 		return invalid("run: --result needs a task in the foreground; of a detached one, berth wait --result FILE writes it")
 	}

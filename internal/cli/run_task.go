@@ -183,6 +183,7 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 	t.Insecure = t.Insecure || o.insecure
 	t.NoWait = t.NoWait || o.noWait
 	t.Keep = t.Keep || o.keep
+	t.Ephemeral = t.Ephemeral || o.ephemeral
 	t.Network.Hosts = append(t.Network.Hosts, o.addHost...)
 	for _, l := range o.labels {
 		k, v, _ := strings.Cut(l, "=")

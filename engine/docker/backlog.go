@@ -1,0 +1,331 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/logfile"
+	"github.com/moby/moby/client"
+)
+
+const (
+	// slack is by how much the daemon's time of a message and that of its arrival here may differ. It is less than the
+	// time in which a container can fill the daemon's log.
+	slack = 500 * time.Millisecond
+	// tailMax is how much of what was taken last is remembered, in bytes, to be found again in the daemon's log.
+	tailMax = 4 << 10
+	// overlapMin is the least that tells where ours ends in a log that begins after our tail does.
+	overlapMin = 16
+)
+
+// backlog is the daemon's log of a container, of which some is in ours already. The log is bounded: where its beginning
+// is gone, what is ours is found in it by time and content; where that is not there, what follows has a gap before it.
+type backlog struct {
+	io.Reader
+	out    *resumer
+	err    *resumer // nil with a terminal
+	stamps bool     // messages have their times; without them the log is taken to be whole
+	begun  bool
+	now    time.Time // when the log was asked for, by the daemon's clock
+	none   bool      // nothing is ours
+	old    int64     // bytes in the log of messages from before it was asked for, about
+	most   int64     // from here on some may be gone
+}
+
+// openLog reads the daemon's log of the container from where ours ends.
+func (o *output) openLog(ctx context.Context, follow bool) error {
+	if o.ephemeral {
+		return o.attachAgain(ctx, follow)
+	}
+	host, err := o.l.e.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	stamps := !o.tty && !host.podman
+	now := time.Now()
+	res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
+		return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: stamps})
+	})
+	if err != nil {
+		return err
+	}
+	b := &backlog{Reader: res, stamps: stamps, now: now, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1), out: newResumer(o.out, host.mend)}
+	if o.err != nil {
+		b.err = newResumer(o.err, host.mend)
+	}
+	o.set(res, b)
+	return nil
+}
+
+// attachAgain goes on with a container whose log the daemon does not keep. What it wrote meanwhile is gone.
+func (o *output) attachAgain(ctx context.Context, follow bool) error {
+	if !follow {
+		return errors.New("it is ephemeral: the daemon keeps no log to catch up from")
+	}
+	if err := o.l.attach(ctx, o, false); err != nil {
+		return err
+	}
+	o.out.broken = true
+	if o.err != nil {
+		o.err.broken = true
+	}
+	return nil
+}
+
+// read reads the log to its end.
+func (b *backlog) read() error {
+	if b.err == nil {
+		return copyAll(&skipper{w: b.out.s, left: b.out.left}, b.Reader)
+	}
+	out, errs := &message{b: b, to: b.out}, &message{b: b, to: b.err}
+	return demuxFrames(b.Reader, out, errs, func(w io.Writer) error { return w.(*message).end() })
+}
+
+// settle ends what was read of an ended container's log.
+func (b *backlog) settle() error {
+	if b.err == nil {
+		return nil
+	}
+	return errors.Join(b.out.settle(), b.err.settle())
+}
+
+// message gathers a frame, which is one message of the log.
+type message struct {
+	b    *backlog
+	to   *resumer
+	text bytes.Buffer
+}
+
+func (m *message) Write(p []byte) (int, error) { return m.text.Write(p) }
+
+func (m *message) end() error {
+	defer m.text.Reset()
+	if !m.b.stamps {
+		return m.to.take(m.text.Bytes(), time.Time{})
+	}
+	stamp, text, ok := bytes.Cut(m.text.Bytes(), []byte{' '})
+	at, err := time.Parse(time.RFC3339Nano, string(stamp))
+	if !ok || err != nil {
+		return fmt.Errorf("message of the daemon's log without its time: %.40q", m.text.Bytes())
+	}
+	m.b.begin(at, len(text))
+	return m.to.take(text, at)
+}
+
+// messageCost is about what the driver local adds to a message, in bytes.
+const messageCost = 36
+
+// begin decides, by the first message, whether the log has its beginning still.
+func (b *backlog) begin(at time.Time, size int) {
+	if !b.begun {
+		b.begun = true
+		b.none = b.out.s.n+b.err.s.n == 0
+		first, last := b.out.s.first, b.out.s.last
+		if e := b.err.s.first; first.IsZero() || !e.IsZero() && e.Before(first) {
+			first = e
+		}
+		if e := b.err.s.last; e.After(last) {
+			last = e
+		}
+		if !b.none && at.After(first.Add(slack)) {
+			b.out.seek(at, last)
+			b.err.seek(at, last)
+		}
+	}
+	// Where nothing is ours, nothing can be found in it: only its size says that some may be gone.
+	if b.none && !at.After(b.now) {
+		if b.old += int64(size) + messageCost; b.old > b.most {
+			b.none = false
+			b.out.s.gap(0)
+			b.err.s.gap(0)
+		}
+	}
+}
+
+// resumer goes on with one stream where ours ends in the daemon's log.
+type resumer struct {
+	s       *sink
+	m       mender
+	left    int64 // bytes to be passed over: ours
+	wrote   bool  // it has come to what was not there
+	seeking bool
+	buf     []byte    // while seeking
+	whole   bool      // while seeking: buf begins where the log does
+	at      time.Time // of the message that is taken
+}
+
+func newResumer(s *sink, mend bool) *resumer {
+	r := &resumer{s: s, left: s.n}
+	r.m = mender{w: writerFunc(r.write), off: !mend}
+	return r
+}
+
+// seek has the resumer look for what is ours in a log that begins with a message of start. last is when anything came
+// last: what was written before, of whatever stream, has come.
+func (r *resumer) seek(start, last time.Time) {
+	lost := start.After(last.Add(slack))
+	r.left = 0
+	switch {
+	case lost && r.s.n == 0:
+		r.s.gap(0)
+	case r.s.n == 0, !lost && start.After(r.s.last.Add(slack)):
+	default:
+		r.seeking, r.whole = true, true
+	}
+}
+
+// take takes one message of the stream.
+func (r *resumer) take(p []byte, at time.Time) error {
+	r.at = at
+	_, err := r.m.Write(p)
+	return err
+}
+
+func (r *resumer) settle() error {
+	if r.seeking && r.decide(true) {
+		if err := r.through(); err != nil {
+			return err
+		}
+	}
+	if r.wrote { // else all was there before, with its newline or without
+		return r.m.flush()
+	}
+	return nil
+}
+
+func (r *resumer) write(p []byte) (int, error) {
+	if !r.seeking {
+		skip := min(r.left, int64(len(p)))
+		r.left -= skip
+		if int(skip) < len(p) {
+			r.wrote = true
+			if _, err := r.s.Write(p[skip:]); err != nil {
+				return 0, err
+			}
+		}
+		return len(p), nil
+	}
+	late := r.at.After(r.s.last.Add(slack))
+	if late && !r.decide(true) { // all that is ours is gone
+		r.s.gap(r.s.n)
+		r.seeking, r.buf = false, nil
+		return r.write(p)
+	}
+	if !late {
+		r.buf = append(r.buf, p...)
+		if !r.decide(false) {
+			return len(p), nil
+		}
+		return len(p), r.through()
+	}
+	if err := r.through(); err != nil {
+		return 0, err
+	}
+	return r.write(p)
+}
+
+// decide looks for our end in what was read. last: nothing more will be added to it. It leaves in buf what comes after.
+func (r *resumer) decide(last bool) bool {
+	tail := r.s.tail
+	if i := bytes.Index(r.buf, tail); i >= 0 {
+		r.buf = r.buf[i+len(tail):]
+		return true
+	}
+	if r.whole && (last || len(r.buf) >= len(tail)) {
+		for n := min(len(tail), len(r.buf)); n >= overlapMin; n-- {
+			if bytes.HasSuffix(tail, r.buf[:n]) {
+				r.buf = r.buf[n:]
+				return true
+			}
+		}
+	}
+	if keep := len(tail) - 1; len(r.buf) > keep && len(r.buf) >= len(tail) {
+		r.buf, r.whole = append([]byte(nil), r.buf[len(r.buf)-keep:]...), false
+	}
+	return false
+}
+
+// through ends the seeking with what comes after ours.
+func (r *resumer) through() error {
+	rest := r.buf
+	r.seeking, r.buf = false, nil
+	_, err := r.write(rest)
+	return err
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// note remembers what came last, and when.
+func (s *sink) note(p []byte) {
+	s.last = time.Now()
+	if s.first.IsZero() {
+		s.first = s.last
+	}
+	if len(p) >= tailMax {
+		s.tail = append(s.tail[:0], p[len(p)-tailMax:]...)
+		return
+	}
+	if over := len(s.tail) + len(p) - tailMax; over > 0 {
+		s.tail = append(s.tail[:0], s.tail[over:]...)
+	}
+	s.tail = append(s.tail, p...)
+}
+
+// recall finds out the same of what another process has taken.
+func (s *sink) recall(dir, stream string) error {
+	if s.n == 0 {
+		return nil
+	}
+	ix, err := logfile.ReadIndex(dir, stream)
+	if err != nil {
+		return err
+	}
+	s.first, s.last = ix.Span()
+	f, err := os.Open(s.w.Path())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	s.tail = make([]byte, min(tailMax, s.n-ix.Dropped))
+	_, err = f.ReadAt(s.tail, s.n-int64(len(s.tail)))
+	return err
+}
+
+// gap marks that some may be missing here.
+func (s *sink) gap(at int64) {
+	s.w.Gap(at)
+	s.gaps = append(s.gaps, at)
+}
+
+// gapsIn tells of what may be missing.
+func (o *output) gapsIn() error {
+	var all []string
+	for _, s := range []struct {
+		name string
+		*sink
+	}{{"stdout", o.out}, {"stderr", o.err}} {
+		if s.sink == nil {
+			continue
+		}
+		for _, at := range s.gaps {
+			all = append(all, fmt.Sprintf("%s after byte %d", s.name, at))
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	why := "which had it no more: it keeps " + berth.SizeInWords(o.l.e.cfg.LogKeep)
+	if o.ephemeral {
+		why = "which keeps none of an ephemeral task"
+	}
+	return fmt.Errorf("some may be missing of %s, while berth did not read and of the daemon, %s", strings.Join(all, " and of "), why)
+}
