@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -122,11 +123,11 @@ func podmanSpecOf(opts client.ContainerCreateOptions, dir string) (*podmanSpec, 
 	if c.Healthcheck != nil {
 		s.Health.Test = c.Healthcheck.Test
 	}
-	size, err := strconv.ParseInt(strings.TrimSuffix(h.LogConfig.Config["max-size"], "m"), 10, 64)
+	size, err := strconv.ParseInt(cmp.Or(h.LogConfig.Config["max-size"], "0"), 10, 64)
 	if err != nil {
 		return nil, fmt.Errorf("size of the log: %w: %w", berth.ErrInvalid, err)
 	}
-	s.Log = podmanLog{Driver: h.LogConfig.Type, Size: size << 20}
+	s.Log = podmanLog{Driver: h.LogConfig.Type, Size: size}
 	s.limit(h)
 	for _, f := range []func(*container.HostConfig) error{s.secure(dir), s.mount, s.network, s.devices} {
 		if err := f(h); err != nil {
