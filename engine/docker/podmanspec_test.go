@@ -18,7 +18,7 @@ import (
 func podmanOptions() client.ContainerCreateOptions {
 	return client.ContainerCreateOptions{
 		Config:     &container.Config{},
-		HostConfig: &container.HostConfig{LogConfig: container.LogConfig{Type: "k8s-file", Config: map[string]string{"max-size": "128m"}}},
+		HostConfig: &container.HostConfig{LogConfig: container.LogConfig{Type: "k8s-file", Config: map[string]string{"max-size": "134217728"}}},
 	}
 }
 
