@@ -76,7 +76,7 @@ func (p *Pool) Grants(ctx context.Context, task *berth.Task, lent []ledger.Devic
 			notes = append(notes, fmt.Sprintf("the task's share of %s of %s is advisory: the driver does not enforce it", berth.SizeInWords(g.Memory), u))
 		}
 		if len(grants) == len(units)-1 {
-			edits.Env = append(edits.Env, p.environment(units)...)
+			edits.Env = append(edits.Env, p.environment(units, shares)...)
 		}
 		if g.Edits, err = json.Marshal(edits); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", u, err)
@@ -125,12 +125,18 @@ func (p *Pool) require(units []Unit, envs [][]string) error {
 }
 
 // environment is what a container with these units finds in its environment.
-func (p *Pool) environment(units []Unit) []string {
-	var uuids []string
+func (p *Pool) environment(units []Unit, shares map[string]int64) []string {
+	var uuids, bytes []string
 	for _, u := range units {
 		uuids = append(uuids, u.UUID())
+		if n := shares[u.UUID()]; n > 0 {
+			bytes = append(bytes, strconv.FormatInt(n, 10))
+		}
 	}
 	env := []string{"BERTH_GPUS=" + strings.Join(uuids, ",")}
+	if bytes != nil { // of shares: the task must keep to them itself
+		env = append(env, "BERTH_GPU_MEMORY="+strings.Join(bytes, ","))
+	}
 	for _, v := range p.cfg.Vendors {
 		of := slices.DeleteFunc(slices.Clone(units), func(u Unit) bool { return u.Device.Vendor != v.Name() })
 		if len(of) > 0 {

@@ -138,6 +138,9 @@ func (h *Host) Resolve(name string) (string, error) {
 
 // at returns where a path of the host lies on this machine.
 func (h *Host) at(name string) (string, error) {
+	if h.root == "/" {
+		return path.Clean("/" + name), nil // the kernel resolves it as well, and faster
+	}
 	resolved, err := h.Resolve(name)
 	return filepath.Join(h.root, resolved), err
 }

@@ -3,6 +3,8 @@ package device
 import (
 	"context"
 
+	specs "tags.cncf.io/container-device-interface/specs-go"
+
 	"github.com/berth-project/berth/device/cdi"
 )
 
@@ -17,6 +19,8 @@ type Injector interface {
 	Stamp() string
 	// Edits is what a unit brings beside that: its own nodes, and no other unit's.
 	Edits(u Unit) (*cdi.Edits, error)
+	// Nodes are the nodes of Edits, which are found though all else may be missing.
+	Nodes(u Unit) ([]*specs.DeviceNode, error)
 	// Env is what depends on all units of a container: the vendor's masks, whose indices begin at 0 there.
 	Env(units []Unit) []string
 }

@@ -151,12 +151,12 @@ func (p *Pool) numbers(units []Unit) (of map[string][]Number, all []Number) {
 	of = map[string][]Number{}
 	users := map[Number]int{}
 	for _, u := range units {
-		edits, err := p.injector(u.Device.Vendor).Edits(u)
+		nodes, err := p.injector(u.Device.Vendor).Nodes(u)
 		if err != nil {
 			p.cfg.Logger.Warn("nodes of a device not known", "device", u.UUID(), "err", err)
 			continue
 		}
-		for _, n := range edits.DeviceNodes {
+		for _, n := range nodes {
 			number := Number{uint32(n.Major), uint32(n.Minor)} //nolint:gosec // from a node of the host
 			of[u.UUID()] = append(of[u.UUID()], number)
 			users[number]++

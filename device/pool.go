@@ -176,11 +176,11 @@ func (p *Pool) canOpen() func(Device) bool {
 	}
 	return func(d Device) bool {
 		for _, u := range Units([]Device{d}) {
-			edits, err := p.injector(d.Vendor).Edits(u)
+			nodes, err := p.injector(d.Vendor).Nodes(u)
 			if err != nil {
 				return false
 			}
-			for _, n := range edits.DeviceNodes {
+			for _, n := range nodes {
 				name := n.HostPath
 				if name == "" {
 					name = n.Path

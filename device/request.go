@@ -210,7 +210,7 @@ func (p *parser) finish() (Request, error) {
 	case slices.Contains(r.IDs, "all"):
 		return r, fmt.Errorf("all devices, and some")
 	case p.counted != "" && len(r.IDs) > 0:
-		return r, fmt.Errorf("the count %s and devices (%s); give one of them", p.counted, strings.Join(r.IDs, ", "))
+		return r, fmt.Errorf("the count %s and devices (%s); give one of them", strings.TrimPrefix(p.counted, "count="), strings.Join(r.IDs, ", "))
 	case p.driver == "cdi" && len(r.IDs) == 0:
 		return r, fmt.Errorf("driver=cdi has no counts; name devices as in device=nvidia.com/gpu=0")
 	case p.counted == "" && len(r.IDs) == 0:

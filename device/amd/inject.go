@@ -85,6 +85,15 @@ func without(nodes []*specs.DeviceNode, name string) (rest []*specs.DeviceNode) 
 	return rest
 }
 
+// Nodes are the nodes of a GPU.
+func (i *Injector) Nodes(u device.Unit) ([]*specs.DeviceNode, error) {
+	edits, err := i.Edits(u)
+	if err != nil {
+		return nil, err
+	}
+	return edits.DeviceNodes, nil
+}
+
 // Env renumbers what ROCm sees from 0. It applies its own mask first, and then those of HIP.
 func (i *Injector) Env(units []device.Unit) []string {
 	all := device.FromZero(len(units))

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 
+	specs "tags.cncf.io/container-device-interface/specs-go"
+
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/cdi"
@@ -53,6 +55,15 @@ func (i *Injector) Edits(u device.Unit) (*cdi.Edits, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s: %w: it is not there any more", u, berth.ErrUnavailable)
+}
+
+// Nodes are the nodes of a GPU.
+func (i *Injector) Nodes(u device.Unit) ([]*specs.DeviceNode, error) {
+	edits, err := i.Edits(u)
+	if err != nil {
+		return nil, err
+	}
+	return edits.DeviceNodes, nil
 }
 
 // Env renumbers what oneAPI sees from 0.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 
+	specs "tags.cncf.io/container-device-interface/specs-go"
+
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/require"
@@ -64,6 +66,17 @@ func (i *Injector) Edits(u device.Unit) (*cdi.Edits, error) {
 		return g.Slice(u.Device, *u.Slice)
 	}
 	return g.GPU(u.Device)
+}
+
+// Nodes are the nodes of a GPU or slice.
+func (i *Injector) Nodes(u device.Unit) ([]*specs.DeviceNode, error) {
+	g := i.Generator
+	g.Hooks = Hooks{Path: "/", Disabled: []string{hookAll}}
+	edits, err := (&Injector{Driver: i.Driver, Generator: g}).Edits(u)
+	if err != nil {
+		return nil, err
+	}
+	return edits.DeviceNodes, nil
 }
 
 // Env renumbers what CUDA sees from 0, in the order of PCI addresses, which is that of the host.

@@ -1,0 +1,300 @@
+package device_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/devicetest"
+	"github.com/berth-project/berth/ledger"
+)
+
+// What a process is told that takes devices, holds them for a moment, and may be killed meanwhile.
+const (
+	takerRoot   = "DEVICE_TEST_TAKER"  // root directory of the host
+	takerLedger = "DEVICE_TEST_LEDGER" // directory of the ledger
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(takerRoot) != "" {
+		taker(os.Args[1:])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func openLedger(dir string) *ledger.Ledger {
+	l, err := ledger.New(ledger.Config{Dirs: ledger.Dirs{Shared: filepath.Join(dir, "ledger")}})
+	if err != nil {
+		panic(err)
+	}
+	return l
+}
+
+// taker runs tasks, one a line of its input: an ID and a request. Of each it says which devices it holds and, having
+// held them, that it no longer does. It proves by a lock on a file for each device that nobody else holds them.
+func taker(args []string) {
+	dir := os.Getenv(takerLedger)
+	l := openLedger(dir)
+	p := pool(panics{}, os.Getenv(takerRoot), nil)
+	ctx := context.Background()
+	proof := map[string]*os.File{}
+	devices, err := p.Devices(ctx)
+	if err != nil {
+		panic(err)
+	}
+	for _, d := range devices {
+		if proof[d.UUID], err = os.OpenFile(filepath.Join(dir, d.UUID), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+			panic(err)
+		}
+	}
+	for _, arg := range args {
+		id, request, _ := strings.Cut(arg, " ")
+		task := asks(request)
+		task.ID = id
+		c, err := p.Choose(ctx, task)
+		if err != nil {
+			panic(err)
+		}
+		lease, err := l.Acquire(ctx, ledger.Request{Task: id, Choose: c})
+		if err != nil {
+			panic(err)
+		}
+		holdAlone(proof, lease.Devices())
+		fmt.Println(id, "done")
+		lease.Release()
+	}
+}
+
+// holdAlone locks the files of devices for a moment, and writes itself into them. Only a process that is being killed
+// may still have one locked: the kernel does not end all that it had in the order of its taking.
+func holdAlone(proof map[string]*os.File, devices []ledger.Device) {
+	for _, d := range devices {
+		f := proof[d.ID]
+		for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			if pid := writer(f); pid > 0 && lives(pid) {
+				fmt.Printf("%s is held by %d and by %d\n", d.ID, pid, os.Getpid())
+				os.Exit(9)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		write(f, os.Getpid())
+	}
+	time.Sleep(time.Duration(rand.IntN(10)) * time.Millisecond) // a task that runs
+	for _, d := range devices {
+		write(proof[d.ID], 0)
+		if err := unix.Flock(int(proof[d.ID].Fd()), unix.LOCK_UN); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func write(f *os.File, pid int) {
+	if _, err := f.WriteAt(fmt.Appendf(nil, "%-9d\n", pid), 0); err != nil {
+		panic(err)
+	}
+}
+
+func writer(f *os.File) (pid int) {
+	b := make([]byte, 9)
+	if _, err := f.ReadAt(b, 0); err == nil {
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	return pid
+}
+
+// lives says whether a process is there and is not about to end.
+func lives(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	const exiting = 4 // PF_EXITING
+	flags, err := strconv.Atoi(f[6])
+	return err == nil && flags&exiting == 0 && f[0] != "Z"
+}
+
+// panics is a testing.TB for a process that is no test.
+type panics struct{ testing.TB }
+
+func (panics) Helper()           {}
+func (panics) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
+func (panics) TempDir() string   { return "" }
+
+// Many tasks of many processes, of which some are killed at any instant: no device is ever held twice, none is lost,
+// and all tasks whose process lives come to their turn.
+func TestDevicesAreLentOnce(t *testing.T) {
+	const tasks, processes, gpus = 200, 8, 4
+	h := devicetest.New(t, devicetest.Options{NVIDIA: gpus, Recorded: true})
+	dir := t.TempDir()
+	var next, killed atomic.Int64
+	var mu sync.Mutex
+	done := map[string]int{}
+	var wg sync.WaitGroup
+	for range processes {
+		wg.Go(func() {
+			for {
+				var args []string
+				for range 5 {
+					if n := next.Add(1); n <= tasks {
+						args = append(args, fmt.Sprintf("t%d %d", n, 1+n%3))
+					}
+				}
+				for len(args) > 0 {
+					out, err := takeAndMaybeDie(t, h.Root, dir, args, &killed)
+					mu.Lock()
+					for line := range strings.Lines(out) {
+						id, what, _ := strings.Cut(strings.TrimSpace(line), " ")
+						if what != "done" {
+							t.Error(line)
+							continue
+						}
+						done[id]++
+						args = slices.DeleteFunc(args, func(a string) bool { return strings.HasPrefix(a, id+" ") })
+					}
+					mu.Unlock()
+					if err != nil {
+						t.Errorf("%v: %s", err, out)
+						return
+					}
+				}
+				if next.Load() >= tasks {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(done) != tasks {
+		t.Errorf("%d tasks were done of %d", len(done), tasks)
+	}
+	t.Logf("%d processes were killed", killed.Load())
+	if killed.Load() == 0 {
+		t.Error("none was killed; the test saw nothing")
+	}
+	// None is lost: all are to be had at once.
+	c, err := pool(t, h.Root, nil).Choose(t.Context(), asks(strconv.Itoa(gpus)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, err := openLedger(dir).Acquire(t.Context(), ledger.Request{Task: "last", Choose: c, NoWait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.Release()
+}
+
+// takeAndMaybeDie runs a process that takes devices, and kills it at some instant, or not.
+func takeAndMaybeDie(t *testing.T, root, dir string, args []string, killed *atomic.Int64) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), takerRoot+"="+root, takerLedger+"="+dir)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	if rand.IntN(3) == 0 {
+		timer := time.AfterFunc(time.Duration(rand.IntN(120))*time.Millisecond, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+	}
+	err := cmd.Wait()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL && ctx.Err() == nil {
+		killed.Add(1)
+		err = nil
+	}
+	return out.String(), err
+}
+
+// BenchmarkLend lends and frees a device, while other processes do the same.
+func BenchmarkLend(b *testing.B) {
+	h := devicetest.New(b, devicetest.Options{NVIDIA: 16, Recorded: true})
+	dir := b.TempDir()
+	l := openLedger(dir)
+	for i := range 7 {
+		var args []string
+		for n := range 10_000 {
+			args = append(args, fmt.Sprintf("p%d-%d 1", i, n))
+		}
+		cmd := exec.CommandContext(b.Context(), "/proc/self/exe", args...)
+		cmd.Env = append(os.Environ(), takerRoot+"="+h.Root, takerLedger+"="+dir)
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	}
+	time.Sleep(200 * time.Millisecond)
+	p := pool(b, h.Root, nil)
+	n := 0
+	for b.Loop() {
+		n++
+		task := &berth.Task{ID: "b" + strconv.Itoa(n), Resources: berth.Resources{GPUs: []byte(`1`)}}
+		c, err := p.Choose(b.Context(), task)
+		if err != nil {
+			b.Fatal(err)
+		}
+		lease, err := l.Acquire(b.Context(), ledger.Request{Task: task.ID, Choose: c})
+		if err != nil {
+			b.Fatal(err)
+		}
+		lease.Release()
+	}
+}
+
+// BenchmarkFind finds 16 GPUs, as each process does once.
+func BenchmarkFind(b *testing.B) {
+	for name, o := range map[string]devicetest.Options{"nvidia": {NVIDIA: 16, Recorded: true}, "amd": {AMD: 16, Recorded: true}} {
+		b.Run(name, func(b *testing.B) {
+			h := devicetest.New(b, o)
+			for b.Loop() {
+				if devices, err := pool(b, h.Root, nil).Devices(b.Context()); err != nil || len(devices) != 16 {
+					b.Fatal(devices, err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkGrants says what a device brings into a container, in a process that has not said it before.
+func BenchmarkGrants(b *testing.B) {
+	h := devicetest.New(b, devicetest.Options{NVIDIA: 4, Recorded: true})
+	for i := range 60 {
+		h.Write(fmt.Sprintf("/usr/lib/x86_64-linux-gnu/libnvidia-%d.so.%s", i, devicetest.DriverVersion), "no library\n")
+	}
+	h.Write("/opt/berth/berth-cdi-hook", "no program\n")
+	if err := os.Chmod(h.Path("/opt/berth/berth-cdi-hook"), 0o755); err != nil {
+		b.Fatal(err)
+	}
+	dir := b.TempDir()
+	lent := []ledger.Device{{ID: h.NVIDIA[2].UUID}}
+	for b.Loop() {
+		b.StopTimer()
+		p := pool(b, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir })
+		if _, err := p.Devices(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if _, _, err := p.Grants(b.Context(), asks("1"), lent, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
