@@ -86,11 +86,7 @@ func (d *drive) result(files []berth.OutputFile) berth.Result {
 		res.ImageDigest = cmp.Or(im.Digest, im.ID)
 	}
 	res.Engine, res.DiskEnforcement = d.rec.Engine, string(cmp.Or(d.rec.Disk, berth.DiskNone))
-	if o := d.rec.Opening; o != nil {
-		for _, g := range o.Spec.Grants {
-			res.GPUs = append(res.GPUs, berth.LentGPU{Vendor: g.Vendor, UUID: g.UUID, Index: g.Index, Memory: g.Memory})
-		}
-	}
+	res.GPUs = d.rec.GPUs()
 	for _, s := range res.Steps {
 		if !s.Exit.Started.IsZero() && res.Started == nil {
 			res.Started = &s.Exit.Started

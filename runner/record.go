@@ -214,6 +214,17 @@ func (rec *Record) image(ref, platform string) (berth.Image, bool) {
 	return berth.Image{}, false
 }
 
+// GPUs are the devices that the task had last.
+func (rec *Record) GPUs() (gpus []berth.LentGPU) {
+	if rec.Opening == nil {
+		return nil
+	}
+	for _, g := range rec.Opening.Spec.Grants {
+		gpus = append(gpus, berth.LentGPU{Vendor: g.Vendor, UUID: g.UUID, Index: g.Index, Memory: g.Memory})
+	}
+	return gpus
+}
+
 // exits are the steps that have ended, in order.
 func (rec *Record) exits() []berth.StepResult {
 	var out []berth.StepResult

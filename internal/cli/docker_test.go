@@ -55,7 +55,7 @@ func stopDockerd() {
 // TestScriptsDocker runs the scripts on a Docker daemon: the same tasks, the same answers.
 func TestScriptsDocker(t *testing.T) {
 	d := startDockerd(t)
-	testscript.Run(t, params(func(env *testscript.Env) error {
+	testscript.Run(t, params(t, func(env *testscript.Env) error {
 		env.Vars = append(env.Vars, "BERTH_ENGINE=docker", "DOCKER_HOST="+d.Host())
 		return setup(env)
 	}, engineDocker))

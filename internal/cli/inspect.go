@@ -36,6 +36,7 @@ type taskDetails struct {
 	Attempts int             `json:"attempts"` // of which all but the first were for what was lost
 	Task     json.RawMessage `json:"task"`
 	Steps    []stepDetails   `json:"steps"`
+	GPUs     []berth.LentGPU `json:"gpus,omitempty"` // that it has, or had
 	Log      []runner.Line   `json:"log"`
 	Result   *told           `json:"result"`
 	ExitCode *int            `json:"exit_code"` // of berth run
@@ -87,7 +88,7 @@ func (h *host) details(ctx context.Context, id string, rec *runner.Record) (task
 	}
 	d := taskDetails{
 		ID: id, Name: rec.Task.Name, State: rec.State, Created: rec.Created, Detached: rec.Detached, Attempts: 1 + rec.Attempts,
-		Task: doc, Steps: []stepDetails{}, Log: rec.Log,
+		Task: doc, Steps: []stepDetails{}, GPUs: rec.GPUs(), Log: rec.Log,
 	}
 	if rec.Result != nil {
 		res := tell(*rec.Result)

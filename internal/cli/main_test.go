@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/berth-project/berth/device/devicetest"
 	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/internal/cli/userns"
 )
@@ -52,15 +53,18 @@ func TestScripts(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: the scripts run containers with limits")
 	}
-	testscript.Run(t, params(setup, engineOCI))
+	testscript.Run(t, params(t, setup, engineOCI))
 }
 
 // params are those of the scripts. The condition of an engine's name holds on that engine.
-func params(setup func(*testscript.Env) error, engine string) testscript.Params {
+func params(t *testing.T, setup func(*testscript.Env) error, engine string) testscript.Params {
 	return testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
-		Setup:               setup,
+		Setup: func(env *testscript.Env) error {
+			env.Values[testKey{}] = t
+			return setup(env)
+		},
 		Condition: func(cond string) (bool, error) {
 			if !slices.Contains(engines(), cond) {
 				return false, fmt.Errorf("there is no engine %q", cond)
@@ -68,7 +72,7 @@ func params(setup func(*testscript.Env) error, engine string) testscript.Params 
 			return cond == engine, nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait, "cmp-result": cmdCmpResult,
+			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait, "cmp-result": cmdCmpResult, "gpus": cmdGPUs,
 		},
 	}
 }
@@ -211,6 +215,23 @@ func cmdClean(ts *testscript.TestScript, _ bool, _ []string) {
 		}
 	}
 }
+
+// cmdGPUs makes a host with GPUs, whose GPUs are lent from here on: gpus NVIDIA AMD, how many there are of each.
+func cmdGPUs(ts *testscript.TestScript, _ bool, args []string) {
+	var o devicetest.Options
+	_, err := fmt.Sscan(strings.Join(args, " "), &o.NVIDIA, &o.AMD)
+	ts.Check(err)
+	h := devicetest.New(ts.Value(testKey{}).(testing.TB), o)
+	ts.Setenv("BERTH_GPU_ROOT", h.Root)
+	for i, g := range append(slices.Clone(h.NVIDIA), h.AMD...) {
+		ts.Setenv(fmt.Sprintf("GPU%d", i), g.UUID)
+		ts.Setenv(fmt.Sprintf("NODE%d", i), g.Node.Path)
+		ts.Setenv(fmt.Sprintf("HOSTNODE%d", i), h.Path(g.Node.Path))
+	}
+}
+
+// testKey is under what scripts find the test that they are of.
+type testKey struct{}
 
 // cmdAwait runs a command again and again until its output has a text: await TEXT PROGRAM ARG...
 func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
