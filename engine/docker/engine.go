@@ -31,12 +31,15 @@ const (
 
 // Config configures an Engine.
 type Config struct {
-	// Host is the daemon: "unix:///run/docker.sock"; "" is DOCKER_HOST, else Docker's default.
+	// Host is the daemon: "unix:///run/docker.sock"; "" is what Locate finds in the environment.
 	Host string
 	// Dir is the data directory: volumes, records of sandboxes, logs without a LogDir.
 	Dir string
 	// Owner is the instance id that labels what this engine makes; "" is that of Dir, made on first use.
 	Owner string
+	// Group is a group that containers get beside their own, so that they can write where it may, as in a directory of mode
+	// 0770; 0 is this process's, unless that is root's, and -1 none.
+	Group int
 	// Watchdog is how often a running container is looked at, and how long a look may take; 0 is 2 min.
 	// After 5 failures in a row its end is Lost.
 	Watchdog time.Duration
@@ -72,10 +75,11 @@ const (
 
 // Engine runs containers on a daemon. It may be used concurrently.
 type Engine struct {
-	cfg   Config
-	owner string
-	api   *client.Client
-	pulls pulls
+	cfg      Config
+	owner    string
+	api      *client.Client
+	pulls    pulls
+	pressure pressure
 
 	// The life of the engine, which its goroutines end with.
 	ctx    context.Context //nolint:containedctx // ended by Close
@@ -102,6 +106,9 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Group == 0 {
+		cfg.Group = os.Getegid()
+	}
 	if cfg.Watchdog <= 0 {
 		cfg.Watchdog = defaultWatchdog
 	}
@@ -120,11 +127,11 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.StreamsMax <= 0 {
 		cfg.StreamsMax = defaultStreams
 	}
-	opts := []client.Opt{client.FromEnv}
-	if cfg.Host != "" {
-		opts = append(opts, client.WithHost(cfg.Host))
+	host, err := Locate(cfg.Host, os.Getenv)
+	if err != nil {
+		return nil, fmt.Errorf("docker: %w", err)
 	}
-	api, err := client.New(opts...)
+	api, err := client.New(client.FromEnv, client.WithHost(host))
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w: %w", berth.ErrInvalid, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -396,5 +397,31 @@ func TestLentDevices(t *testing.T) {
 		if exit.Code != 3 || tt.seen && exit.Unverified != "" {
 			t.Errorf("%s: %+v", name, exit)
 		}
+	}
+}
+
+// TestGroup: a container of another user works in a directory of the invoker's group, of mode 0770.
+func TestGroup(t *testing.T) {
+	t.Parallel()
+	const group = 4242
+	e, img := newEngine(t, docker.Config{Group: group})
+	dir := t.TempDir()
+	if err := errors.Join(os.Chown(dir, 0, group), os.Chmod(dir, 0o770), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close(t.Context()) }()
+	c, err := s.Start(t.Context(), berth.StepSpec{
+		ID: berth.NewID(), Image: img, User: "1234:1234", Groups: []string{"77"}, Command: []string{"sh", "-c", "id -G; echo done > /work/file"},
+		Mounts: []berth.Mount{{Source: dir, Target: "/work"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, got := wait(t, c), logs(t, c, false); exit.Code != 0 || got != "1234 77 4242\n" {
+		t.Errorf("exit %+v, groups %q", exit, got)
 	}
 }

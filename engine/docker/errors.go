@@ -13,11 +13,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// notAllowed is what the client says of a socket that this user may not connect to.
+const notAllowed = "permission denied while trying to connect to the docker API"
+
 // words are what daemons say in errors whose status says too little.
 var words = []struct {
 	text string
 	kind error
 }{
+	{notAllowed, berth.ErrDenied},
 	{"no space left on device", berth.ErrExhausted},
 	{"disk quota exceeded", berth.ErrExhausted},
 	{"Range of CPUs is from", berth.ErrExhausted},
@@ -105,6 +109,10 @@ func wrapAs(ctx context.Context, kind error, what string, err error) error {
 type daemonError struct{ error }
 
 func (e daemonError) Error() string {
-	return strings.ReplaceAll(e.error.Error(), "Error response from daemon: ", "")
+	s := strings.ReplaceAll(e.error.Error(), "Error response from daemon: ", "")
+	if strings.Contains(s, notAllowed) {
+		s += "; become a member of the group that owns the socket, as with `usermod -aG docker USER` and a new login, or be root"
+	}
+	return s
 }
 func (e daemonError) Unwrap() error { return e.error }

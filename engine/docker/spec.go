@@ -167,7 +167,7 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		ExtraHosts:     slices.Clone(s.spec.Network.Hosts),
 		MaskedPaths:    maskedPaths(),
 		ReadonlyPaths:  readonlyPaths(),
-		GroupAdd:       step.Groups,
+		GroupAdd:       s.groups(step),
 		ReadonlyRootfs: step.ReadOnly,
 		SecurityOpt:    []string{"no-new-privileges"},
 		ShmSize:        step.ShmSize,
@@ -198,6 +198,15 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		}
 	}
 	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name}, lent, nil
+}
+
+// groups are the step's supplementary groups, with the one that the invoker works in.
+func (s *Sandbox) groups(step *berth.StepSpec) []string {
+	own := strconv.Itoa(s.e.cfg.Group)
+	if s.e.cfg.Group <= 0 || slices.Contains(step.Groups, own) {
+		return step.Groups
+	}
+	return append(slices.Clone(step.Groups), own)
 }
 
 // maskedPaths are those of daemons of today; older ones mask less.

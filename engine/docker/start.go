@@ -160,6 +160,11 @@ func (la *launch) run(ctx context.Context) error {
 // create makes the container. One of that name is there where a process died before it was started; where a start
 // was given up, the daemon may be making it still: its name is taken then, though there is nothing to remove yet.
 func (la *launch) create(ctx context.Context, host *hostInfo, opts client.ContainerCreateOptions) error {
+	leave, err := la.s.e.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx, cancel := la.s.e.call(ctx)
 	defer cancel()
 	res, err := la.s.e.createContainer(ctx, host, la.l.dir, opts)
@@ -267,9 +272,14 @@ func (la *launch) start(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	leave, err := la.s.e.turn(ctx)
+	if err != nil {
+		return err
+	}
 	cctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
 	defer cancel()
-	_, err := la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
+	_, err = la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
+	leave()
 	if err == nil {
 		if !exists(filepath.Join(la.s.e.sandboxDir(la.s.spec.ID), sandboxFile)) {
 			return fmt.Errorf("sandbox %s: %w: it was closed meanwhile", la.s.spec.ID, berth.ErrNotFound)
