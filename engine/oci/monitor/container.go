@@ -55,6 +55,7 @@ type container struct {
 	ended  chan struct{} // closed when exit is recorded
 	clean  chan struct{} // closed when nothing but records is left
 
+	made     bool          // its directory is, by us: what is there else is another's
 	removing bool          // its files are being removed; under sb.mu
 	removed  chan struct{} // closed when they are
 
@@ -438,7 +439,9 @@ func (c *container) discard() {
 			_ = os.Remove(filepath.Join(c.step.LogDir, stream))
 		}
 	}
-	c.removeFiles()
+	if c.made {
+		c.removeFiles()
+	}
 }
 
 func (c *container) removeFiles() {

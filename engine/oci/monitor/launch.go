@@ -109,6 +109,7 @@ func (l *launch) makeDirs() error {
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return err
 	}
+	c.made = true
 	if err := writeNew(filepath.Join(c.dir, startFile), startRecord{Step: l.req.Step, Layers: l.req.Layers, Spec: l.req.Spec}); err != nil {
 		return err
 	}

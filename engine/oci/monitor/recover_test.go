@@ -174,6 +174,14 @@ func TestFailedStartsAtOnce(t *testing.T) {
 	if left := names(t, filepath.Join(sb.dir, containersDir)); left != "" {
 		t.Errorf("left: %s", left)
 	}
+	// What is there and was not made by the start stays.
+	other := filepath.Join(sb.containerDir("c"), "other")
+	if err := os.MkdirAll(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.start(t.Context(), req); !errors.Is(err, os.ErrExist) || !isThere(other) {
+		t.Errorf("%v, it is there: %t", err, isThere(other))
+	}
 }
 
 // An exit is recorded on a disk that is full, and what was reserved for it is none.
