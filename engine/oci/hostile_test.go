@@ -477,6 +477,12 @@ func TestFullDisk(t *testing.T) {
 	if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.Exited || exit.Code != 3 || !strings.Contains(exit.Detail, "the disk of the data directory "+dir+" is full") {
 		t.Errorf("a container that fills the disk: %+v, %v; want its own end, 3, and that the disk is full", exit, err)
 	}
+	if err := syscall.Kill(monitorPid(t, dir), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.Exited || exit.Code != 3 {
+		t.Errorf("by the next monitor on the full disk: %+v, %v; want its own end, 3", exit, err)
+	}
 	other, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t2"})
 	if err == nil {
 		x, serr := other.Start(t.Context(), berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "exit 4"}})
