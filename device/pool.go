@@ -30,7 +30,7 @@ type PoolConfig struct {
 		Snapshot(ctx context.Context) (ledger.Snapshot, error)
 	}
 	Quarantine Quarantine
-	// Timeout bounds how long a vendor's driver may take to answer. Default 20 s.
+	// Timeout bounds how long a vendor's driver may take to answer. Default 30 s.
 	Timeout time.Duration
 	Logger  *slog.Logger // nil discards
 }
@@ -51,7 +51,7 @@ type Pool struct {
 // NewPool returns the pool of a host. It looks at nothing yet.
 func NewPool(cfg PoolConfig) *Pool {
 	if cfg.Timeout == 0 {
-		cfg.Timeout = 20 * time.Second
+		cfg.Timeout = 30 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -33,7 +33,7 @@ func (a *app) openPool(dir string, l *ledger.Ledger) (*device.Pool, error) {
 		env[name] = value
 	}
 	return device.NewPool(device.PoolConfig{
-		Host: h, Vendors: injectors(h), Specs: cdi.NewCache(h.CDI()), Env: env, Dir: filepath.Join(dir, "gpu"), Ledger: l, Logger: a.logger(),
+		Host: h, Vendors: injectors(h, filepath.Join(dir, "gpu")), Specs: cdi.NewCache(h.CDI()), Env: env, Dir: filepath.Join(dir, "gpu"), Ledger: l, Logger: a.logger(),
 		Quarantine: quarantine(h, dir),
 	}), nil
 }
@@ -44,10 +44,11 @@ func quarantine(h *device.Host, dir string) device.Quarantine {
 	return device.Quarantine{Dirs: []string{filepath.Join(h.Root(), "run/berth/quarantine"), filepath.Join(dir, "gpu", "quarantine")}}
 }
 
-// injectors are the vendors whose devices are lent, in the order in which tasks get them that name none.
-func injectors(h *device.Host) []device.Injector {
+// injectors are the vendors whose devices are lent, in the order in which tasks get them that name none. What takes long
+// to find out is kept in dir.
+func injectors(h *device.Host, dir string) []device.Injector {
 	n := nvidia.NewDriver(h)
-	n.More = asker(h).More
+	n.More = device.More(asker(h).More).Kept(filepath.Join(dir, "nvml.json"))
 	return []device.Injector{
 		&nvidia.Injector{Driver: n, Generator: nvidia.Generator{Host: h}, Hook: hookHere},
 		&amd.Injector{Driver: amd.NewDriver(h)},
