@@ -162,6 +162,7 @@ func (d *drive) tellFaults() {
 		d.r.cfg.Logger.Warn("whether devices have failed is not known", "task", d.rec.Task.ID, "err", err)
 	}
 	for _, text := range faults {
+		d.faulty = true
 		d.warn(text)
 	}
 }

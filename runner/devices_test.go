@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,6 +101,57 @@ func TestDevicesAreGranted(t *testing.T) {
 		t.Errorf("%+v, %v", res, err)
 	}
 	other.Release()
+	if left := b.left(); left != nil {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// failing are devices of which one is lent until it has failed.
+type failing struct {
+	fakeDevices
+	failed map[string]bool
+}
+
+func (f failing) Choose(ctx context.Context, t *berth.Task) (func(map[string]ledger.Taken) ([]ledger.Device, error), error) {
+	left := slices.DeleteFunc(slices.Clone(f.fakeDevices), func(id string) bool { return f.failed[id] })
+	return left.Choose(ctx, t)
+}
+
+func (f failing) Faults(ctx context.Context, lent []ledger.Device) ([]string, error) {
+	texts, err := f.fakeDevices.Faults(ctx, lent)
+	if len(texts) > 0 {
+		f.failed["g1"] = true
+	}
+	return texts, err
+}
+
+func TestRunAgainElsewhere(t *testing.T) {
+	b := newTestbed(t)
+	b.cfg.Devices = failing{fakeDevices{"g1", "g0"}, map[string]bool{}}
+	// The first time, as there is nothing yet, the second step fails.
+	mark := filepath.Join(b.dir, "mark")
+	task := onGPUs("1", sh("true"))
+	task.Steps = append(task.Steps, sh("[ -e "+mark+" ] || { touch "+mark+"; exit 1; }"))
+	var warned []string
+	hooks := Hooks{Warn: func(text string) { warned = append(warned, text) }}
+	once := task
+	once.ID = "once"
+	res, err := b.Run(timeout(t), once, hooks)
+	if err != nil || res.State != berth.ExecutorError || !slices.Equal(warned, []string{"g1 has failed"}) || res.GPUs[0].UUID != "g1" {
+		t.Fatalf("%+v, %v, %q", res, err, warned)
+	}
+	clear(b.cfg.Devices.(failing).failed)
+	if err := os.Remove(mark); err != nil {
+		t.Fatal(err)
+	}
+	task.RunAgain, warned = true, nil
+	res, err = b.Run(timeout(t), task, hooks)
+	if err != nil || res.State != berth.Complete || len(warned) != 2 || res.GPUs[0].UUID != "g0" {
+		t.Errorf("%+v, %v, %q", res, err, warned)
+	}
+	if runs := b.runs(); !slices.Equal(runs, []string{"once-1", "once-2", "t-1", "t-2", "t-1-r1", "t-2-r1"}) {
+		t.Errorf("%q ran", runs)
+	}
 	if left := b.left(); left != nil {
 		t.Errorf("left: %q", left)
 	}

@@ -22,6 +22,7 @@ type drive struct {
 	dir    taskDir
 	lock   *os.File
 	hooks  Hooks
+	faulty bool // a device of the task has failed
 	park   bool // return once nothing but waiting is left
 	orphan bool // the process to which the task's containers were bound is dead
 
@@ -106,6 +107,9 @@ func (d *drive) work() (berth.Result, error) {
 	sandbox, err := d.open()
 	if err == nil {
 		err = d.runSteps(sandbox)
+	}
+	for errors.Is(err, errElsewhere) {
+		sandbox, err = d.elsewhere()
 	}
 	if left(err) {
 		return berth.Result{}, err

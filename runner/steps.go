@@ -74,12 +74,38 @@ func (d *drive) runSteps(sandbox berth.Sandbox) error {
 			}
 			continue
 		}
+		if !exit.OK() && d.faulty && d.mayAgain() {
+			return errElsewhere
+		}
 		if !d.goesOn(i, exit) {
 			return nil
 		}
 		i++
 	}
 	return nil
+}
+
+// errElsewhere: a device of the task failed, and the task is to be run again with another.
+var errElsewhere = errors.New("a device of the task has failed")
+
+// elsewhere runs the task again from its first step, with other devices.
+func (d *drive) elsewhere() (berth.Sandbox, error) {
+	d.faulty = false
+	err := d.retry(d.alive, func() error { return d.r.closeSandbox(d.alive, d.rec.Task.ID) })
+	if err != nil {
+		return nil, d.leaving(err)
+	}
+	d.lease.Release()
+	d.lease = nil
+	d.warn("the task is run again from its first step, with other devices")
+	if err := d.record(KindAgain, "", "", Stepped{Index: -1}); err != nil {
+		return nil, err
+	}
+	sandbox, err := d.open()
+	if err != nil {
+		return sandbox, err
+	}
+	return sandbox, d.runSteps(sandbox)
 }
 
 // goesOn reports whether the task goes on after step i ended so.
