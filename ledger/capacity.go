@@ -41,19 +41,22 @@ func (c *Capacity) couldFit(r *Request) error {
 // counts reports whether what e has, or waits for, is of the CPU and memory that c is of.
 func (c *Capacity) counts(e *Entry) bool { return c.Pool == "" || c.Pool == e.Pool }
 
+// of is how much of c an entry has, or waits for.
+func (c *Capacity) of(e *Entry) (a Amount) {
+	if c.counts(e) {
+		a.CPU, a.Memory = e.CPU, e.Memory
+	}
+	if e.DiskOf == c.DiskOf {
+		a.Disk = e.Disk
+	}
+	return a
+}
+
 func (v *view) lent(c *Capacity) Amount {
 	var a Amount
 	for i := range v.entries {
-		e := &v.entries[i]
-		if !e.Lent {
-			continue
-		}
-		if c.counts(e) {
-			a.CPU += e.CPU
-			a.Memory += e.Memory
-		}
-		if e.DiskOf == c.DiskOf {
-			a.Disk += e.Disk
+		if e := &v.entries[i]; e.Lent {
+			a = a.plus(c.of(e))
 		}
 	}
 	return a

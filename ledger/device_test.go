@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -111,4 +112,44 @@ func TestChosenDevices(t *testing.T) {
 	// A chooser that is wrong lends nothing twice.
 	_, err = l.Acquire(bg, Request{Task: "e", NoWait: true, Choose: func(map[string]Taken) ([]Device, error) { return []Device{{ID: "g1"}}, nil }})
 	isKind(t, err, berth.ErrUnavailable)
+}
+
+// Who waits for a device keeps nobody waiting who wants none, unless that would take away what it wants beside.
+func TestWaitingForDeviceIsPassed(t *testing.T) {
+	cfg := config(t)
+	cfg.Capacity = Capacity{CPU: 2}
+	l := open(t, cfg)
+	holder, err := l.Acquire(bg, Request{Task: "holder", Devices: []Device{{ID: "g0"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(bg)
+	waits, done := make(chan string, 10), make(chan error, 1)
+	go func() {
+		lease, err := l.Acquire(ctx, Request{Task: "waiter", CPU: 1, Devices: []Device{{ID: "g0"}}, Waiting: func(why string) { waits <- why }})
+		lease.Release()
+		done <- err
+	}()
+	<-waits
+	one := Request{CPU: 1, NoWait: true}
+	one.Task = "first"
+	first, err := l.Acquire(bg, one)
+	if err != nil {
+		t.Fatalf("a task without devices waits for one that waits for a device: %v", err)
+	}
+	defer first.Release()
+	one.Task = "second"
+	_, err = l.Acquire(bg, one)
+	isKind(t, err, berth.ErrUnavailable)
+	if err == nil || !strings.Contains(err.Error(), "1 task is before this one: waiter") {
+		t.Errorf("error is %v", err)
+	}
+	// Another that wants a device waits its turn.
+	_, err = l.Acquire(bg, Request{Task: "third", Devices: []Device{{ID: "g1"}}, NoWait: true})
+	isKind(t, err, berth.ErrUnavailable)
+	holder.Release()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	cancel()
 }

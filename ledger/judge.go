@@ -21,7 +21,8 @@ type verdict struct {
 // judge says whether t could be lent what it asks for, as v stands. An error ends the request.
 func (t *ticket) judge(v *view, now time.Time) (verdict, error) {
 	var d verdict
-	var first *Entry
+	var first, passed *Entry
+	var kept Amount // for those that are passed
 	lent := v.lent(&t.ledger.cfg.Capacity)
 	for i := range v.entries {
 		e := &v.entries[i]
@@ -31,11 +32,24 @@ func (t *ticket) judge(v *view, now time.Time) (verdict, error) {
 		if e.stalled(now, t.ledger.cfg.StallAfter) || d.before == 0 && t.idle(e, lent, now) {
 			continue
 		}
+		if e.wantsDevices() && !t.wantsDevices() {
+			// It mostly waits for a device, for which t does not: t may pass it by as long as it takes nothing away.
+			kept = kept.plus(t.ledger.cfg.Capacity.of(e))
+			if passed == nil {
+				passed = e
+			}
+			continue
+		}
 		if d.before++; first == nil {
 			first = e
 		}
 	}
 	why := t.lacking(v, lent)
+	if passed != nil && len(why) == 0 && len(t.lacking(v, lent.plus(kept))) > 0 {
+		if d.before++; first == nil || passed.Seq < first.Seq {
+			first = passed
+		}
+	}
 	devices, err := t.choose(v)
 	if err != nil && !errors.Is(err, berth.ErrUnavailable) {
 		return d, err
@@ -55,6 +69,14 @@ func (t *ticket) judge(v *view, now time.Time) (verdict, error) {
 		d.why += fmt.Sprintf("; %s before this one: %s", tasksAre(d.before), first.who())
 	}
 	return d, nil
+}
+
+func (e *Entry) wantsDevices() bool { return e.Chooses || len(e.Devices) > 0 }
+
+func (t *ticket) wantsDevices() bool { return t.req.Choose != nil || len(t.req.Devices) > 0 }
+
+func (a Amount) plus(b Amount) Amount {
+	return Amount{CPU: a.CPU + b.CPU, Memory: a.Memory + b.Memory, Disk: a.Disk + b.Disk}
 }
 
 // rival reports whether e stands in the same line as t.
