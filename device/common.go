@@ -42,14 +42,14 @@ func (p *Pool) common(ctx context.Context, v Injector) (*cdi.Edits, error) {
 	return edits, nil
 }
 
-// commonOf is what a spec on disk does for all its devices.
-func (p *Pool) commonOf(s *cdi.Spec) *cdi.Edits {
+// commonOf is what a spec on disk does for all its devices, on this machine: the same pointer for the same spec.
+func (p *Pool) commonOf(spec string, common *cdi.Edits) *cdi.Edits {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.specs[s] == nil {
-		p.specs[s] = p.onThisMachine(&s.Document().ContainerEdits)
+	if p.specs[spec] == nil {
+		p.specs[spec] = p.onThisMachine(common)
 	}
-	return p.specs[s]
+	return p.specs[spec]
 }
 
 func (p *Pool) keepFile(vendor string) string { return filepath.Join(p.cfg.Dir, vendor+".json") }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -188,81 +187,3 @@ func (p *Pool) node(d *specs.DeviceNode) (berth.Node, error) {
 
 // thisHost is this machine, whose nodes it has itself.
 var thisHost = &Host{root: "/"}
-
-// injection is what brings one unit into a container.
-type injection struct {
-	name        string     // in the spec on disk that says so; "" if the vendor's package does
-	common, own *cdi.Edits // common is the same pointer for units that share it
-}
-
-// inject finds what brings a unit into a container: what a spec on disk says that fits the host, else what the
-// vendor's package does. A spec that berth wrote and that does not fit counts for nothing. commons are what vendors'
-// devices have in common, as far as it is known.
-func (p *Pool) inject(ctx context.Context, u Unit, commons map[string]*cdi.Edits) (injection, error) {
-	v := p.injector(u.Device.Vendor)
-	own, err := v.Edits(u)
-	if err != nil {
-		return injection{}, err
-	}
-	if p.cfg.Specs != nil {
-		in, err := p.onDisk(v.Names(u), own)
-		if err != nil || in.name != "" {
-			return in, err
-		}
-	}
-	common, ok := commons[v.Name()]
-	if !ok {
-		if common, err = p.common(ctx, v); err != nil {
-			return injection{}, err
-		}
-		commons[v.Name()] = common
-	}
-	return injection{common: common, own: own}, nil
-}
-
-// onDisk finds a unit in the specs on disk, by the first of its names that has its nodes.
-func (p *Pool) onDisk(names []string, own *cdi.Edits) (injection, error) {
-	for _, name := range names {
-		d, ok := p.cfg.Specs.Device(name)
-		if !ok {
-			continue
-		}
-		edits := d.Edits()
-		if !hasNodes(edits, own) {
-			continue // an index that means another device there
-		}
-		err := p.cfg.Specs.Check(name)
-		if stale := (*cdi.StaleError)(nil); errors.As(err, &stale) && stale.Own {
-			p.cfg.Logger.Warn("a spec that berth wrote is not used", "err", err)
-			continue
-		} else if err != nil {
-			return injection{}, err
-		}
-		return injection{name: name, common: p.commonOf(d.Spec), own: p.onThisMachine(edits)}, nil
-	}
-	return injection{}, nil
-}
-
-func hasNodes(edits, own *cdi.Edits) bool {
-	for _, n := range own.DeviceNodes {
-		if !slices.ContainsFunc(edits.DeviceNodes, func(o *specs.DeviceNode) bool { return o.Path == n.Path }) {
-			return false
-		}
-	}
-	return true
-}
-
-// onThisMachine puts edits in the words of a host with another root into those of this machine.
-func (p *Pool) onThisMachine(e *cdi.Edits) *cdi.Edits {
-	for _, n := range e.DeviceNodes {
-		if at := p.cfg.Host.HostPath(cmp.Or(n.HostPath, n.Path)); at != "" {
-			n.HostPath = at
-		}
-	}
-	for _, m := range e.Mounts {
-		if at := p.cfg.Host.HostPath(m.HostPath); at != "" {
-			m.HostPath = at
-		}
-	}
-	return e
-}

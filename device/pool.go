@@ -45,7 +45,7 @@ type Pool struct {
 	found   *inventory
 	foreign foreign
 	commons map[string]kept
-	specs   map[*cdi.Spec]*cdi.Edits // what they do for all their devices
+	specs   map[string]*cdi.Edits // what they do for all their devices
 }
 
 // NewPool returns the pool of a host. It looks at nothing yet.
@@ -56,7 +56,7 @@ func NewPool(cfg PoolConfig) *Pool {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[*cdi.Spec]*cdi.Edits{}}
+	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[string]*cdi.Edits{}}
 }
 
 // inventory is what a host has, at one moment.

@@ -22,7 +22,9 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/devicetest"
+	"github.com/berth-project/berth/device/nvidia"
 	"github.com/berth-project/berth/ledger"
 )
 
@@ -274,8 +276,15 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
-// BenchmarkGrants says what a device brings into a container, in a process that has not said it before.
+// BenchmarkGrants says what a device brings into a container, in a process that has not said it before: as berth's own
+// generator does, and as a spec on disk does.
 func BenchmarkGrants(b *testing.B) {
+	for _, where := range []string{"generated", "on disk"} {
+		b.Run(where, func(b *testing.B) { benchmarkGrants(b, where == "on disk") })
+	}
+}
+
+func benchmarkGrants(b *testing.B, disk bool) {
 	h := devicetest.New(b, devicetest.Options{NVIDIA: 4, Recorded: true})
 	for i := range 60 {
 		h.Write(fmt.Sprintf("/usr/lib/x86_64-linux-gnu/libnvidia-%d.so.%s", i, devicetest.DriverVersion), "no library\n")
@@ -283,6 +292,17 @@ func BenchmarkGrants(b *testing.B) {
 	h.Write("/opt/berth/berth-cdi-hook", "no program\n")
 	if err := os.Chmod(h.Path("/opt/berth/berth-cdi-hook"), 0o755); err != nil {
 		b.Fatal(err)
+	}
+	if disk {
+		host := openHost(b, h.Root)
+		devices, _ := nvidia.NewDriver(host).Devices(b.Context())
+		spec, err := nvidia.Generator{Host: host, Hooks: nvidia.Hooks{Path: "/opt/berth/berth-cdi-hook"}}.Spec(devices)
+		if err == nil {
+			_, err = cdi.Write(host.CDI(), "/etc/cdi", "nvidia", spec)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
 	}
 	dir := b.TempDir()
 	lent := []ledger.Device{{ID: h.NVIDIA[2].UUID}}
@@ -293,8 +313,9 @@ func BenchmarkGrants(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		if _, _, err := p.Grants(b.Context(), asks("1"), lent, nil); err != nil {
-			b.Fatal(err)
+		grants, _, err := p.Grants(b.Context(), asks("1"), lent, nil)
+		if err != nil || (grants[0].CDI != "") != disk {
+			b.Fatal(grants, err)
 		}
 	}
 }

@@ -50,7 +50,13 @@ containerEdits:
 			if c.text != "" {
 				h.Write("/etc/cdi/amd.yaml", c.text)
 			}
-			grants, _, err := pool(t, h.Root, nil).Grants(t.Context(), asks("1"), []ledger.Device{{ID: h.AMD[1].UUID}}, nil)
+			dir := t.TempDir()
+			grant := func() ([]berth.Grant, error) {
+				p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir })
+				grants, _, err := p.Grants(t.Context(), asks("1"), []ledger.Device{{ID: h.AMD[1].UUID}}, nil)
+				return grants, err
+			}
+			grants, err := grant()
 			if c.says != "" {
 				if stale := (*cdi.StaleError)(nil); !errors.As(err, &stale) || !strings.Contains(err.Error(), c.says) {
 					t.Errorf("%v, want %s", err, c.says)
@@ -64,8 +70,23 @@ containerEdits:
 			if g.CDI != c.cdi || strings.Contains(string(g.Edits), "FROM_DISK") != (c.cdi != "") {
 				t.Errorf("%q: %s", g.CDI, g.Edits)
 			}
+			// Another process says the same, and learns of changes.
+			if again, err := grant(); err != nil || fmt.Sprint(again) != fmt.Sprint(grants) {
+				t.Errorf("%v, %v; want %v", again, err, grants)
+			}
 			if last := g.Nodes[len(g.Nodes)-1]; len(g.Nodes) != 2 || last.Minor != h.AMD[1].Node.Minor {
 				t.Errorf("%+v", g.Nodes)
+			}
+			if c.cdi == "" {
+				return
+			}
+			h.Write("/etc/cdi/amd.yaml", strings.Replace(c.text, "FROM_DISK", "CHANGED", 1))
+			if again, err := grant(); err != nil || !strings.Contains(string(again[0].Edits), "CHANGED") {
+				t.Errorf("%v, %v; the spec has changed", again, err)
+			}
+			h.Write(device.NodeList, "c 10:9 0660 0:105 /dev/kfd\nc 10:3 0660 0:105 /dev/dri/renderD129\nc 10:4 0660 0:105 /dev/dri/renderD128\n")
+			if _, err := grant(); err == nil || !strings.Contains(err.Error(), "is stale") {
+				t.Errorf("%v; the nodes have changed", err)
 			}
 		})
 	}
