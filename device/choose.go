@@ -117,14 +117,20 @@ func (c *choice) free(r Request, u Unit) bool {
 	return len(t.Tasks) == 0
 }
 
-// best chooses Count of free units of one vendor, which are that many at least: devices of one model that are near to
-// each other where there are such, from the smallest group of them that is enough, so that what is left over is of as
+// best chooses Count of free units of one vendor, which are that many at least: devices of one model that have links to
+// each other, or are near to each other, where there are such, from the smallest group of them that is enough, so that what is left over is of as
 // much use as can be.
 func (c *choice) best(r Request, free []Unit) []Unit {
+	if r.Count == 1 {
+		return []Unit{c.one(r, free)}
+	}
 	near := func(of func(Unit) string) [][]Unit {
 		groups, order := map[string][]Unit{}, []string{}
 		for _, u := range free {
 			k := of(u)
+			if k == "" {
+				continue // near to none
+			}
 			if groups[k] == nil {
 				order = append(order, k)
 			}
@@ -139,10 +145,13 @@ func (c *choice) best(r Request, free []Unit) []Unit {
 		return out
 	}
 	var groups [][]Unit
+	numa := func(u Unit) string { return kindOf(u) + "\x00" + strconv.Itoa(u.Device.NUMA) }
 	for _, of := range []func(Unit) string{
-		func(u Unit) string { return kindOf(u) + "\x00" + strconv.Itoa(u.Device.NUMA) },
+		linked(numa),
+		linked(kindOf),
+		numa,
 		kindOf,
-		func(Unit) string { return "" },
+		func(Unit) string { return "any" },
 	} {
 		if groups = near(of); len(groups) > 0 {
 			break
@@ -156,6 +165,35 @@ func (c *choice) best(r Request, free []Unit) []Unit {
 	group := groups[0]
 	c.sort(r, group)
 	return group[:r.Count]
+}
+
+// linked groups as of does, those apart that have no links to each other.
+func linked(of func(Unit) string) func(Unit) string {
+	return func(u Unit) string {
+		if u.Device.Island == "" {
+			return ""
+		}
+		return of(u) + "\x00" + u.Device.Island
+	}
+}
+
+// one chooses the one whose loss leaves the others of most use: with no links, near a node where few are left.
+func (c *choice) one(r Request, free []Unit) Unit {
+	islands, nodes := map[string]int{}, map[int]int{}
+	for _, u := range free {
+		if u.Device.Island != "" {
+			islands[u.Device.Island]++
+		}
+		nodes[u.Device.NUMA]++
+	}
+	return slices.MinFunc(free, func(a, b Unit) int {
+		return cmp.Or(
+			c.compareFit(r, a, b),
+			cmp.Compare(islands[a.Device.Island], islands[b.Device.Island]),
+			cmp.Compare(nodes[a.Device.NUMA], nodes[b.Device.NUMA]),
+			cmp.Compare(a.Device.Index, b.Device.Index),
+		)
+	})
 }
 
 func kindOf(u Unit) string {

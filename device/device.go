@@ -7,18 +7,20 @@ import (
 
 // Device is one accelerator of a host, as a vendor's package finds it.
 type Device struct {
-	Vendor string  `json:"vendor"`           // "nvidia", "amd", "intel"
-	Index  int     `json:"index"`            // in the vendor's own order; that of PCI addresses for NVIDIA
-	UUID   string  `json:"uuid"`             // what the device keeps when indices change
-	PCI    string  `json:"pci,omitempty"`    // 0000:06:00.0
-	Minor  int     `json:"minor"`            // of its node in /dev, which need not be the index; -1 if it has none
-	Model  string  `json:"model,omitempty"`  // as the driver names it
-	Memory int64   `json:"memory,omitempty"` // bytes; 0 if unknown
-	Driver string  `json:"driver,omitempty"` // version of the kernel driver
-	CUDA   string  `json:"cuda,omitempty"`   // the newest CUDA that the driver can run; "" if unknown
-	Arch   string  `json:"arch,omitempty"`   // compute capability, or the vendor's name of it; "" if unknown
-	Brand  string  `json:"brand,omitempty"`  // "" if unknown
-	NUMA   int     `json:"numa"`             // node of the machine's memory that it is near to; -1 if unknown
+	Vendor string `json:"vendor"`           // "nvidia", "amd", "intel"
+	Index  int    `json:"index"`            // in the vendor's own order; that of PCI addresses for NVIDIA
+	UUID   string `json:"uuid"`             // what the device keeps when indices change
+	PCI    string `json:"pci,omitempty"`    // 0000:06:00.0
+	Minor  int    `json:"minor"`            // of its node in /dev, which need not be the index; -1 if it has none
+	Model  string `json:"model,omitempty"`  // as the driver names it
+	Memory int64  `json:"memory,omitempty"` // bytes; 0 if unknown
+	Driver string `json:"driver,omitempty"` // version of the kernel driver
+	CUDA   string `json:"cuda,omitempty"`   // the newest CUDA that the driver can run; "" if unknown
+	Arch   string `json:"arch,omitempty"`   // compute capability, or the vendor's name of it; "" if unknown
+	Brand  string `json:"brand,omitempty"`  // "" if unknown
+	NUMA   int    `json:"numa"`             // node of the machine's memory that it is near to; -1 if unknown
+	// Island: devices of the same one reach each other by links of their own, NVLink or xGMI; "" if unknown.
+	Island string  `json:"island,omitempty"`
 	Slices []Slice `json:"slices,omitempty"` // of a device that is divided: they are lent, not the whole
 }
 

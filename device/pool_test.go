@@ -1,6 +1,7 @@
 package device_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -339,3 +340,83 @@ func TestBusyDeviceIsNotLent(t *testing.T) {
 	}
 	check("2", 0, 1) // to the processes; that it is lent is the ledger's to say
 }
+
+func TestChooseLinked(t *testing.T) {
+	// 0, 1, 2 near one NUMA node, 3, 4, 5 near another; 2 to 5 have links to each other.
+	h := devicetest.New(t, devicetest.Options{AMD: 6, Hive: 4, Recorded: true})
+	p := pool(t, h.Root, nil)
+	for request, want := range map[string][]int{
+		"1": {0}, "2": {3, 4}, "3": {3, 4, 5}, "4": {2, 3, 4, 5}, "5": {0, 1, 2, 3, 4},
+	} {
+		lent, err := choose(t, p, asks(request), nil)
+		if got := ids(lent, h.AMD); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v; want %v", request, got, err, want)
+		}
+	}
+}
+
+// Slices of the GPU that is broken already go first, and a request gets the least that will do.
+func TestChooseSlices(t *testing.T) {
+	slice := func(uuid, profile string, gib int64) device.Slice {
+		return device.Slice{UUID: uuid, Profile: profile, Memory: gib << 30}
+	}
+	divided := []device.Device{
+		{Vendor: "nvidia", Index: 0, UUID: "a", Memory: 80 << 30, Slices: []device.Slice{slice("a0", "1g.10gb", 10), slice("a1", "1g.10gb", 10), slice("a2", "3g.40gb", 40)}},
+		{Vendor: "nvidia", Index: 1, UUID: "b", Memory: 80 << 30, Slices: []device.Slice{slice("b0", "1g.10gb", 10), slice("b1", "1g.10gb", 10)}},
+		{Vendor: "nvidia", Index: 2, UUID: "c", Memory: 80 << 30},
+		{Vendor: "nvidia", Index: 3, UUID: "d", Memory: 48 << 30},
+	}
+	for i := range divided {
+		for k := range divided[i].Slices {
+			divided[i].Slices[k].Index = k
+		}
+	}
+	h := devicetest.New(t, devicetest.Options{Recorded: true, NVIDIA: 1})
+	p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Vendors = []device.Injector{fixed{cfg.Vendors[0], divided}} })
+	taken := func(ids ...string) map[string]ledger.Taken {
+		m := map[string]ledger.Taken{}
+		for _, id := range ids {
+			m[id] = ledger.Taken{Exclusive: true, Tasks: []string{"other"}}
+		}
+		return m
+	}
+	for _, c := range []struct {
+		request string
+		taken   []string
+		want    string // or what it waits for
+	}{
+		{"mig=1g.10gb", nil, "b0"}, // of fewer slices
+		{"mig=1g.10gb", []string{"a0", "a2"}, "a1"},
+		{"mig=3g.40gb", nil, "a2"},
+		{"memory=8GiB", nil, "b0"},
+		{"memory=20GiB", nil, "a2"},
+		{"memory=41GiB", nil, "d"},
+		{"memory=49GiB", nil, "c"},
+		{"1", nil, "d"}, // whole, the lesser
+		{"2", nil, "c d"},
+		{"mig=3g.40gb", []string{"a2"}, "waiting for 1 of the slices 3g.40gb: nvidia 0:2 is lent to other"},
+		{"device=0:1", []string{"a"}, "waiting for 1 GPU: nvidia 0:1 is lent to other"}, // lent before it was divided
+		{"device=0", nil, "is divided into slices"},
+	} {
+		lent, err := choose(t, p, asks(c.request), taken(c.taken...))
+		var got []string
+		for _, d := range lent {
+			got = append(got, d.ID)
+		}
+		slices.Sort(got)
+		if err != nil {
+			got = []string{err.Error()}
+		}
+		if text := strings.Join(got, " "); text != c.want && (err == nil || !strings.Contains(text, c.want)) {
+			t.Errorf("%s with %v lent: %s, want %s", c.request, c.taken, text, c.want)
+		}
+	}
+}
+
+// fixed is a vendor with certain devices.
+type fixed struct {
+	device.Injector
+	devices []device.Device
+}
+
+func (f fixed) Devices(context.Context) ([]device.Device, error) { return f.devices, nil }

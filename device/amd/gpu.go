@@ -105,7 +105,8 @@ type node struct {
 	pci         string // its address
 	uniqueID    uint64
 	hasUniqueID bool
-	gfx         int // 90402 is gfx942
+	gfx         int    // 90402 is gfx942
+	hive        string // of GPUs with xGMI links to each other; "" for none
 }
 
 // readTopology returns the nodes that are GPUs, by render minor.
@@ -133,6 +134,9 @@ func readTopology(h *device.Host) map[int]node {
 		n.pci = n.parent + ".0" // the lowest bits of a partition's location are its number
 		n.uniqueID, err = strconv.ParseUint(values["unique_id"], 10, 64)
 		n.hasUniqueID = err == nil
+		if hive := values["hive_id"]; hive != "0" {
+			n.hive = hive
+		}
 		n.gfx, _ = strconv.Atoi(values["gfx_target_version"])
 		nodes[int(render)] = n
 	}
@@ -215,7 +219,7 @@ func (d *Driver) check(g GPU) error {
 func (d *Driver) device(index int, g GPU, uuid string) device.Device {
 	dev := device.Device{
 		Vendor: Vendor, Index: index, UUID: uuid, PCI: g.node.pci, Minor: g.Render, Arch: arch(g.node.gfx),
-		Driver: text(d.host, "/sys/module/amdgpu/version"), NUMA: -1,
+		Driver: text(d.host, "/sys/module/amdgpu/version"), NUMA: -1, Island: g.node.hive,
 	}
 	dir := d.pciDir(g)
 	dev.Model = text(d.host, dir+"/product_name")

@@ -18,6 +18,7 @@ import (
 // Options say what a host has.
 type Options struct {
 	NVIDIA, AMD int
+	Hive        int // how many of AMD's, the last ones, have links to each other
 	// Recorded lists the nodes instead of making them, which needs root.
 	Recorded bool
 }
@@ -29,6 +30,7 @@ type Host struct {
 
 	tb     testing.TB
 	nodes  []device.Node
+	hive   int
 	unique uint64 // of the UUIDs: tests that run at once share the machine's ledger
 }
 
@@ -62,7 +64,7 @@ func minor(i int) uint32 {
 // same: those of two vendors are to be lent one at a time.
 func New(tb testing.TB, o Options) *Host {
 	tb.Helper()
-	h := &Host{Root: tb.TempDir(), tb: tb, unique: rand.Uint64() &^ 0xff >> 1}
+	h := &Host{Root: tb.TempDir(), tb: tb, hive: o.Hive, unique: rand.Uint64() &^ 0xff >> 1}
 	h.write("/proc/devices", fmt.Sprintf("Character devices:\n%3d nvidia\n%3d nvidia-uvm\n\nBlock devices:\n259 blkext\n", major, major))
 	if o.NVIDIA > 0 {
 		h.driverNVIDIA()

@@ -43,7 +43,11 @@ func (h *Host) addAMD(i, of int) {
 	h.write("/sys/bus/pci/devices/"+pci+"/product_name", "AMD Instinct MI300X\n")
 	h.write("/sys/bus/pci/devices/"+pci+"/mem_info_vram_total", fmt.Sprintln(int64(AMDMemory)))
 	h.write("/sys/bus/pci/devices/"+pci+"/numa_node", numa(i, of))
+	hive := 0
+	if of-i <= h.hive {
+		hive = 77
+	}
 	h.write(fmt.Sprintf("/sys/class/kfd/kfd/topology/nodes/%d/properties", 1+i), fmt.Sprintf(
-		"simd_count 304\ngfx_target_version 90402\nlocation_id %d\ndomain 0\ndrm_render_minor %d\nunique_id %d\n", (0x50+i)<<8, render, id))
+		"hive_id %d\nsimd_count 304\ngfx_target_version 90402\nlocation_id %d\ndomain 0\ndrm_render_minor %d\nunique_id %d\n", hive, (0x50+i)<<8, render, id))
 	h.AMD = append(h.AMD, g)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
@@ -88,13 +89,14 @@ func (f *Facts) GPU(uuid string) *GPU {
 // Add adds the facts to devices. What the driver's files say and the library does not stays; slices are taken
 // to be the same by the numbers of their instances.
 func (f *Facts) Add(devices []device.Device) []device.Device {
-	all := make([]device.Device, len(devices))
+	all, islands := make([]device.Device, len(devices)), f.islands(devices)
 	for i, d := range devices {
 		all[i] = d
 		gpu := f.GPU(d.UUID)
 		if gpu == nil {
 			continue
 		}
+		d.Island = islands[d.UUID]
 		d.Memory, d.Arch, d.Brand = gpu.Memory, gpu.Arch, gpu.Brand
 		if f.CUDA != "" {
 			d.CUDA = f.CUDA
@@ -110,4 +112,41 @@ func (f *Facts) Add(devices []device.Device) []device.Device {
 		all[i] = d
 	}
 	return all
+}
+
+// islands returns the names of the islands of GPUs that have NVLinks to each other, or to a switch, by UUID: the UUID
+// of the first GPU of each.
+func (f *Facts) islands(devices []device.Device) map[string]string {
+	of := map[string]string{} // PCI address or Switch: the island
+	find := func(at string) string {
+		for of[at] != "" && of[at] != at {
+			at = of[at]
+		}
+		return at
+	}
+	names := map[string]string{}
+	for _, d := range devices {
+		gpu := f.GPU(d.UUID)
+		if gpu == nil {
+			continue
+		}
+		for _, l := range gpu.Links {
+			if l.To != "" {
+				of[find(strings.ToLower(l.To))] = find(d.PCI)
+			}
+		}
+	}
+	first := map[string]string{}
+	for _, d := range devices {
+		gpu := f.GPU(d.UUID)
+		if gpu == nil || len(gpu.Links) == 0 {
+			continue
+		}
+		root := find(d.PCI)
+		if first[root] == "" {
+			first[root] = d.UUID
+		}
+		names[d.UUID] = first[root]
+	}
+	return names
 }

@@ -106,7 +106,7 @@ func TestQueryMIG(t *testing.T) {
 	have := []device.Device{{UUID: facts.GPUs[1].UUID, Model: "A100", Slices: []device.Slice{{UUID: "old", GI: 2}, {UUID: "new", GI: 9}}}}
 	got := facts.Add(have)
 	wantDevices := []device.Device{{
-		UUID: have[0].UUID, Model: "A100", Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", CUDA: "12.4",
+		UUID: have[0].UUID, Model: "A100", Island: have[0].UUID, Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", CUDA: "12.4",
 		Slices: []device.Slice{{UUID: "MIG-1", Profile: "1g.5gb", Memory: 4864 << 20, GI: 2}, {UUID: "new", GI: 9}},
 	}}
 	if diff := cmp.Diff(wantDevices, got); diff != "" || have[0].Slices[0].UUID != "old" {
