@@ -68,7 +68,7 @@ func suiteEnv(t *testing.T, rt string) *enginetest.Env {
 }
 
 // lendable are the device nodes that stand for GPUs.
-func lendable(t *testing.T) (nodes []berth.Node) {
+func lendable(t testing.TB) (nodes []berth.Node) {
 	t.Helper()
 	var err error
 	if v := os.Getenv(lendableVar); v != "" {

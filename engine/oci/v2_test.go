@@ -17,11 +17,11 @@ import (
 // core names the checks of what a runtime and the kind of cgroups have a part in; they are few, as an OCI
 // runtime takes seconds to start under emulation.
 const core = "/^(end_by_signal|stop_ends_everything|terminal|out_of_memory|out_of_memory_in_a_child|pids_limit|" +
-	"pids_are_limited_by_default|usage_while_it_runs|exec|exec_that_ends_otherwise|own_namespaces|devices|read-only_paths|cgroup)$"
+	"pids_are_limited_by_default|usage_while_it_runs|exec|exec_that_ends_otherwise|own_namespaces|devices|read-only_paths|cgroup|lent_device_and_no_other|lent_device_of_a_group|hooks_of_lent_devices|hook_that_fails)$"
 
 // onV2Core names what OCI runtimes run of core in the machine: what the kind of cgroups has a part in.
 // TestCgroupOfContainer looks at limits and devices with each of them.
-const onV2Core = "/^(stop_ends_everything|out_of_memory|pids_limit|usage_while_it_runs|exec_that_ends_otherwise|cgroup)$"
+const onV2Core = "/^(stop_ends_everything|out_of_memory|pids_limit|usage_while_it_runs|exec_that_ends_otherwise|cgroup|lent_device_and_no_other|container_that_differs_from_its_grants)$"
 
 // TestOnV2 runs the suite where cgroups are of v2 alone: direct, as root, all of it but what only moves bytes; as an
 // ordinary user the core; OCI runtimes less, as all of it would take many minutes under emulation.
