@@ -3,6 +3,7 @@ package oci
 import (
 	"cmp"
 	"fmt"
+	"os"
 
 	"github.com/moby/sys/userns"
 	cdispecs "tags.cncf.io/container-device-interface/specs-go"
@@ -10,6 +11,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/cdi/grant"
+	"github.com/berth-project/berth/engine/oci/wire"
 )
 
 // grants brings what the sandbox was lent into the container, if this host is still as it was then; and has the
@@ -31,6 +33,19 @@ func (b *builder) grants() error {
 	}
 	b.spec.Process.Env = grant.Void(b.spec.Process.Env)
 	return nil
+}
+
+// places are where what was lent is mounted. What is not there any more Fits has found.
+func places(lent *grant.Set) (all []wire.Place) {
+	if lent.Edits == nil {
+		return nil
+	}
+	for _, m := range lent.Edits.Mounts {
+		if st, err := os.Stat(m.HostPath); err == nil {
+			all = append(all, wire.Place{Path: m.ContainerPath, Dir: st.IsDir()})
+		}
+	}
+	return all
 }
 
 // bound are edits whose device nodes are bind mounts of the host's: in a user namespace nobody can make nodes.

@@ -68,7 +68,7 @@ func (e *Engine) prepare(sb *wire.Sandbox, lent *grant.Set, step berth.StepSpec)
 	if runtime == "" {
 		runtime = e.cfg.Runtime
 	}
-	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes}, nil
+	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes, Places: places(lent)}, nil
 }
 
 func newSpec() *specs.Spec {

@@ -182,7 +182,7 @@ func (l *launch) joinNetwork(ctx context.Context) error {
 // berth gives the container. What it writes to them lies in its own writable layer then, with all else that it
 // writes, and nothing has to be mounted.
 func (l *launch) layers() ([]string, error) {
-	sk, err := l.c.sb.m.skeletons.of(l.req.Layers)
+	sk, err := l.c.sb.m.skeletons.of(l.req.Layers, l.req.Places)
 	if err != nil {
 		return nil, err
 	}

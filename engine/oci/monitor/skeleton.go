@@ -6,12 +6,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/rootfs"
+	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/scratch"
 	"golang.org/x/sys/unix"
 )
@@ -29,15 +31,15 @@ var mountPoints = []mountPoint{
 	{"dev", true}, {"proc", true}, {"sys", true}, {"etc/hosts", false}, {"etc/hostname", false}, {"etc/resolv.conf", false},
 }
 
-// skeletons are read-only layers, one for each image, with the mount points that every container needs and
-// the image does not have. Without them each container would make them in its own writable layer, which on
+// skeletons are read-only layers, one for each image and what is lent to its containers, with the mount points
+// that each of these containers needs and the image does not have. Without them each container would make them in its own writable layer, which on
 // some disks takes longer than all else of its start.
 type skeletons struct {
 	dir      string
 	rootless bool
 
 	mu   sync.Mutex
-	m    map[string]skeleton // by the layers of the image, joined
+	m    map[string]skeleton // by the layers of the image and the places, joined
 	next int                 // name of the next directory
 }
 
@@ -50,16 +52,25 @@ type skeleton struct {
 // maxSkeletons bounds what many images make us hold.
 const maxSkeletons = 256
 
-// of is the image's skeleton, made when it is needed first.
-func (s *skeletons) of(image []string) (skeleton, error) {
+// of is the skeleton of an image and of places where what is lent to a container is mounted; made when it is
+// needed first.
+func (s *skeletons) of(image []string, places []wire.Place) (skeleton, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	points := mountPoints
 	key := strings.Join(image, "\n")
+	for _, p := range places {
+		// Below a mount there is nothing of the image's.
+		if rel := strings.TrimPrefix(path.Clean(p.Path), "/"); !slices.ContainsFunc(mountPoints, func(m mountPoint) bool { return rel == m.path || strings.HasPrefix(rel, m.path+"/") }) {
+			points = append(slices.Clip(points), mountPoint{rel, p.Dir})
+			key += fmt.Sprintf("\x00%t%s", p.Dir, rel)
+		}
+	}
 	sk, ok := s.m[key]
 	if ok || len(s.m) >= maxSkeletons {
 		return sk, nil
 	}
-	sk, err := s.look(image)
+	sk, err := s.look(image, points)
 	if err != nil {
 		return skeleton{}, fmt.Errorf("mount points of the image: %w", err)
 	}
@@ -75,13 +86,13 @@ func (sk skeleton) over(image []string) []string {
 	return append([]string{sk.dir}, image...)
 }
 
-func (s *skeletons) look(image []string) (skeleton, error) {
+func (s *skeletons) look(image []string, points []mountPoint) (skeleton, error) {
 	root, err := rootfs.Overlay(bundle.Root{Layers: image, UserXattr: s.rootless})
 	if err != nil {
 		return skeleton{}, err
 	}
 	defer func() { _ = root.Close() }()
-	dir, err := s.make(root)
+	dir, err := s.make(root, points)
 	if err != nil {
 		return skeleton{}, err
 	}
@@ -95,14 +106,14 @@ func (s *skeletons) look(image []string) (skeleton, error) {
 	return skeleton{dir: dir, etc: etc}, nil
 }
 
-func (s *skeletons) make(root *os.File) (string, error) {
+func (s *skeletons) make(root *os.File, points []mountPoint) (string, error) {
 	dir := filepath.Join(s.dir, fmt.Sprint(s.next))
 	s.next++
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}
 	made := false
-	for _, p := range mountPoints {
+	for _, p := range points {
 		ok, err := makePoint(root, dir, p)
 		if err != nil {
 			return "", errors.Join(err, scratch.Remove(dir))
@@ -129,6 +140,9 @@ func makePoint(root *os.File, dir string, p mountPoint) (made bool, err error) {
 		}
 	}
 	target := filepath.Join(dir, p.path)
+	if _, err := os.Lstat(target); err == nil {
+		return true, nil // it is a parent of another one, or the same
+	}
 	if p.dir {
 		return true, os.Mkdir(target, 0o755)
 	}
@@ -144,6 +158,11 @@ func makeParent(root *os.File, dir, name string) (bool, error) {
 	st, err := statBelow(root, name)
 	if err != nil {
 		return false, plain(err)
+	}
+	if above := path.Dir(name); above != "." {
+		if ok, err := makeParent(root, dir, above); !ok || err != nil {
+			return false, err
+		}
 	}
 	if st == nil {
 		return true, os.Mkdir(target, 0o755)

@@ -8,33 +8,36 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/engine/oci/wire"
 )
 
 func TestSkeleton(t *testing.T) {
 	when := time.Unix(1_500_000_000, 0)
 	for _, c := range []struct {
-		name  string
-		image func(t *testing.T, root string)
-		want  []string // paths of the skeleton
-		same  bool     // no skeleton at all
-		plain bool     // files may be laid over those in /etc
+		name   string
+		image  func(t *testing.T, root string)
+		want   []string // paths of the skeleton
+		same   bool     // no skeleton at all
+		plain  bool     // files may be laid over those in /etc
+		places []wire.Place
 	}{
-		{"empty", func(*testing.T, string) {}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"}, false, true},
+		{"empty", func(*testing.T, string) {}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"}, false, true, nil},
 		{"etc without files", func(t *testing.T, root string) {
 			mkdir(t, filepath.Join(root, "etc"), 0o750, when)
 			mkdir(t, filepath.Join(root, "proc"), 0o555, when)
-		}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "sys"}, false, true},
+		}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "sys"}, false, true, nil},
 		{"etc is a link", func(t *testing.T, root string) {
 			if err := os.Symlink("/nowhere", filepath.Join(root, "etc")); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"dev", "proc", "sys"}, false, false},
+		}, []string{"dev", "proc", "sys"}, false, false, nil},
 		{"etc has attributes", func(t *testing.T, root string) {
 			mkdir(t, filepath.Join(root, "etc"), 0o755, when)
 			if err := unix.Setxattr(filepath.Join(root, "etc"), "user.x", []byte("1"), 0); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"dev", "proc", "sys"}, false, false},
+		}, []string{"dev", "proc", "sys"}, false, false, nil},
 		{"a file is a link", func(t *testing.T, root string) {
 			mkdir(t, filepath.Join(root, "etc"), 0o755, when)
 			for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
@@ -42,7 +45,7 @@ func TestSkeleton(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-		}, []string{"dev", "proc", "sys"}, false, false},
+		}, []string{"dev", "proc", "sys"}, false, false, nil},
 		{"complete", func(t *testing.T, root string) {
 			for _, d := range []string{"dev", "proc", "sys", "etc"} {
 				mkdir(t, filepath.Join(root, d), 0o755, when)
@@ -52,7 +55,17 @@ func TestSkeleton(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-		}, nil, true, true},
+		}, nil, true, true, nil},
+		{"places of what is lent", func(t *testing.T, root string) {
+			for _, d := range []string{"dev", "proc", "sys", "usr", "usr/lib", "usr/lib/there"} {
+				mkdir(t, filepath.Join(root, d), 0o750, when)
+			}
+			if err := os.Symlink("usr/lib", filepath.Join(root, "lib")); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "opt", "opt/firmware", "usr", "usr/lib", "usr/lib/deep", "usr/lib/deep/er", "usr/lib/deep/er/x.so"}, false, true, []wire.Place{
+			{Path: "/usr/lib/deep/er/x.so"}, {Path: "/lib/y.so"}, {Path: "/opt/firmware", Dir: true}, {Path: "/opt"}, {Path: "/usr/lib/there", Dir: true}, {Path: "/dev/shm/z"},
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if os.Geteuid() != 0 {
@@ -61,7 +74,7 @@ func TestSkeleton(t *testing.T) {
 			root := t.TempDir()
 			c.image(t, root)
 			s := &skeletons{dir: t.TempDir(), m: map[string]skeleton{}}
-			sk, err := s.of([]string{root})
+			sk, err := s.of([]string{root}, c.places)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,7 +101,7 @@ func TestSkeleton(t *testing.T) {
 			if err != nil || !reflect.DeepEqual(got, c.want) {
 				t.Errorf("skeleton = %v, %v; want %v", got, err, c.want)
 			}
-			again, err := s.of([]string{root})
+			again, err := s.of([]string{root}, c.places)
 			if err != nil || again != sk {
 				t.Errorf("a second time: %v, %v", again, err)
 			}

@@ -60,6 +60,14 @@ type Start struct {
 	DefaultSeccomp bool `json:"default_seccomp,omitempty"`
 	// Lent are the device nodes of the sandbox's grants, with which the container is compared before it starts.
 	Lent []berth.Node `json:"lent,omitempty"`
+	// Places are where what was lent is mounted: the same in all containers of the sandbox.
+	Places []Place `json:"places,omitempty"`
+}
+
+// Place is where something is mounted in a container.
+type Place struct {
+	Path string `json:"path"`          // absolute
+	Dir  bool   `json:"dir,omitempty"` // or a file
 }
 
 // Exec is a further process in a running container.
