@@ -27,7 +27,7 @@ func (b *builder) grants() error {
 		if userns.RunningInUserNS() {
 			e = bound(e)
 		}
-		if err := cdi.Apply(b.spec, e, cdi.Host{}); err != nil {
+		if err := cdi.Apply(b.spec, grant.Fold(e), cdi.Host{}); err != nil {
 			return fmt.Errorf("lent devices: %w", err)
 		}
 	}

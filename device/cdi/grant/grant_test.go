@@ -175,3 +175,36 @@ func TestDirectory(t *testing.T) {
 		}
 	}
 }
+
+func TestFold(t *testing.T) {
+	set, err := Parse([]berth.Grant{{Edits: json.RawMessage(`{"env":["A=1"],"hooks":[
+		{"hookName":"createRuntime","path":"/opt/berth-cdi-hook","args":["h","limits"],"env":["X=1"]},
+		{"hookName":"createContainer","path":"/opt/berth-cdi-hook","args":["h","links","--link","a::b"],"env":["X=1"]},
+		{"hookName":"createContainer","path":"/opt/berth-cdi-hook","args":["h","cache"],"env":["X=1"]},
+		{"hookName":"createContainer","path":"/opt/berth-cdi-hook","args":["h","profile"],"env":["X=1"]},
+		{"hookName":"createContainer","path":"/opt/berth-cdi-hook","args":["h","other"],"env":["X=2"]},
+		{"hookName":"createContainer","path":"/opt/berth-cdi-hook","args":["h","slow"],"env":["X=2"],"timeout":5},
+		{"hookName":"createContainer","path":"/usr/bin/nvidia-cdi-hook","args":["n","a"],"env":["X=1"]},
+		{"hookName":"createContainer","path":"/usr/bin/nvidia-cdi-hook","args":["n","b"],"env":["X=1"]}]}`)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := json.Marshal(set.Edits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, h := range Fold(set.Edits).Hooks {
+		got = append(got, strings.Join(h.Args, " "))
+	}
+	want := []string{"h limits", "h links --link a::b ++ cache ++ profile", "h other", "h slow", "n a", "n b"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q\nwant %q", got, want)
+	}
+	if after, err := json.Marshal(set.Edits); err != nil || string(after) != string(before) {
+		t.Errorf("the edits have changed: %s, %v", after, err)
+	}
+	if Fold(nil) != nil {
+		t.Error("there is something in nothing")
+	}
+}

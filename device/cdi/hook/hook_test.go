@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -205,5 +206,28 @@ func TestMountOver(t *testing.T) {
 	})
 	if left, _ := os.ReadDir(filepath.Join(c.root, "etc")); len(left) != 1 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestSeveral: hooks of one run come one after another, and end with the first that fails.
+func TestSeveral(t *testing.T) {
+	c := newContainer(t, map[string]string{"dev/dri/card0": ""})
+	mode := func(want os.FileMode) {
+		t.Helper()
+		if st, err := os.Stat(filepath.Join(c.root, "dev/dri")); err != nil || st.Mode().Perm() != want {
+			t.Error(st, err)
+		}
+	}
+	set := func(m string) []string { return []string{"chmod", "--mode", m, "--path", "/dev/dri"} }
+	c.must(slices.Concat(set("755"), []string{"++"}, set("711"), []string{"++"}, set("700"))...)
+	mode(0o700)
+	if code, out := c.run(slices.Concat(set("711"), []string{"++"}, set("x"), []string{"++"}, set("755"))...); code != 1 || !strings.Contains(out, "octal") {
+		t.Errorf("%d, %q", code, out)
+	}
+	mode(0o711)
+	for _, args := range [][]string{{"++"}, append(set("711"), "++"), append([]string{"++"}, set("711")...)} {
+		if code, out := c.run(args...); code != 2 || !strings.Contains(out, "no hook is named") {
+			t.Errorf("%q: %d, %q", args, code, out)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -36,9 +37,35 @@ var commands = map[string]command{
 	"apply-cuda-memory-limits":         applyCUDAMemoryLimits,
 }
 
+// andThen stands between hooks of one run.
+const andThen = "++"
+
 // Main runs the hook that args (without the program's name) name, for the container whose OCI state comes on
-// stdin. It returns the exit code: 0, 1 if the hook failed, 2 if it was called wrongly.
+// stdin; or several, one after another, with "++" between them, until one fails. It returns the exit code: 0, 1 if a
+// hook failed, 2 if it was called wrongly.
 func Main(args []string, stdin io.Reader, stderr io.Writer) int {
+	if !slices.Contains(args, andThen) {
+		return one(args, stdin, stderr)
+	}
+	state, err := io.ReadAll(io.LimitReader(stdin, maxJSON))
+	if err != nil {
+		fmt.Fprintf(stderr, "berth-cdi-hook: the container's OCI state on standard input: %v\n", err)
+		return 1
+	}
+	for len(args) > 0 {
+		n := slices.Index(args, andThen)
+		if n < 0 {
+			return one(args, bytes.NewReader(state), stderr)
+		}
+		if code := one(args[:n], bytes.NewReader(state), stderr); code != 0 {
+			return code
+		}
+		args = args[n+1:]
+	}
+	return one(nil, nil, stderr) // nothing follows the last one
+}
+
+func one(args []string, stdin io.Reader, stderr io.Writer) int {
 	names := strings.Join(slices.Sorted(maps.Keys(commands)), ", ")
 	if len(args) == 0 {
 		fmt.Fprintf(stderr, "berth-cdi-hook: no hook is named; there are %s\n", names)

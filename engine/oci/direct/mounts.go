@@ -82,7 +82,7 @@ func (p *plan) bind(m *specs.Mount, o *mountOptions) error {
 	if err != nil {
 		return fmt.Errorf("source %s: %w", m.Source, err)
 	}
-	if err := setAttrs(fd, o); err != nil {
+	if err := setAttrs(fd, dir, o); err != nil {
 		return fmt.Errorf("source %s: options %s: %w", m.Source, strings.Join(m.Options, ","), err)
 	}
 	c := contentFile
@@ -121,12 +121,15 @@ func (p *plan) cloneTree(source string, recursive bool) (fd int, dir bool, err e
 
 // setAttrs applies the options of a bind mount to its clone. Without a word on propagation it is private:
 // nothing that is mounted below on either side is seen on the other.
-func setAttrs(fd int, o *mountOptions) error {
+func setAttrs(fd int, dir bool, o *mountOptions) error {
 	attr := unix.MountAttr{Attr_set: o.set, Attr_clr: o.clear}
 	prop := unix.MountAttr{Propagation: o.propagation}
 	propRec := o.propRec
 	if prop.Propagation == 0 {
 		prop.Propagation, propRec = unix.MS_PRIVATE, true
+	}
+	if !dir { // below a file nothing is mounted
+		propRec = o.recursive
 	}
 	if o.recursive == propRec {
 		attr.Propagation = prop.Propagation
