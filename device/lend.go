@@ -70,12 +70,13 @@ func (p *Pool) Choose(ctx context.Context, task *berth.Task) (func(map[string]le
 	if err != nil {
 		return nil, err
 	}
-	look := time.Now() // with nothing locked
-	if _, err := p.busy(ctx, look); err != nil {
+	if _, err := p.busy(ctx, inv, time.Now()); err != nil {
 		return nil, err
 	}
+	// The ledger is locked for the whole host while this runs: no driver is asked in it, and what was found a moment
+	// ago is believed.
 	return func(taken map[string]ledger.Taken) ([]ledger.Device, error) {
-		busy, err := p.busy(ctx, time.Now().Add(-looked))
+		busy, err := p.busy(ctx, inv, time.Now().Add(-looked))
 		if err != nil {
 			return nil, err
 		}
@@ -98,11 +99,7 @@ type foreign struct {
 
 // busy returns the processes that have devices open and are not of the tasks that they are lent to, by UUID, as they
 // were found at since or later.
-func (p *Pool) busy(ctx context.Context, since time.Time) (map[string][]Process, error) {
-	inv, err := p.inventory(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (p *Pool) busy(ctx context.Context, inv *inventory, since time.Time) (map[string][]Process, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.foreign.of != nil && !p.foreign.at.Before(since) {
@@ -121,7 +118,11 @@ func (p *Pool) busy(ctx context.Context, since time.Time) (map[string][]Process,
 // Foreign returns, by the UUID of a device or slice, the processes that have it open and are not of the tasks that it
 // is lent to. Of other users' processes, none but root sees which files they have open.
 func (p *Pool) Foreign(ctx context.Context) (map[string][]Process, error) {
-	return p.busy(ctx, time.Now())
+	inv, err := p.inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.busy(ctx, inv, time.Now())
 }
 
 func (p *Pool) findForeign(ctx context.Context, units []Unit, of map[string][]Process) error {

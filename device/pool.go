@@ -41,8 +41,10 @@ type PoolConfig struct {
 type Pool struct {
 	cfg PoolConfig
 
-	mu      sync.Mutex
+	finding sync.Mutex // held while drivers are asked
 	found   *inventory
+
+	mu      sync.Mutex // of what follows; never held for long
 	foreign foreign
 	commons map[string]kept
 	specs   map[string]*cdi.Edits // what they do for all their devices
@@ -84,8 +86,8 @@ func (p *Pool) Devices(ctx context.Context) ([]Device, error) {
 }
 
 func (p *Pool) inventory(ctx context.Context) (*inventory, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.finding.Lock()
+	defer p.finding.Unlock()
 	if p.found != nil && time.Since(p.found.at) < stale {
 		return p.found, nil
 	}
@@ -126,9 +128,9 @@ func (p *Pool) held(devices []Device) map[string]Fault {
 // Faults says in words which of the devices that were lent to a task have reported fatal errors; they are in
 // quarantine then.
 func (p *Pool) Faults(ctx context.Context, lent []ledger.Device) (texts []string, err error) {
-	p.mu.Lock()
+	p.finding.Lock()
 	p.found = nil // what is to be known has happened since
-	p.mu.Unlock()
+	p.finding.Unlock()
 	inv, err := p.inventory(ctx)
 	if err != nil {
 		return nil, err

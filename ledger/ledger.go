@@ -74,7 +74,7 @@ type Request struct {
 	// Devices asks for these devices.
 	Devices []Device
 	// Choose picks devices beside Devices. It is called with the ledger locked, perhaps many times: it must
-	// be quick and must not call the ledger. An error that wraps berth.ErrUnavailable means that what is
+	// be quick and must not call the ledger, but for Snapshot. An error that wraps berth.ErrUnavailable means that what is
 	// wanted is not free now: the request waits, and the error's text says for what. Any other error ends
 	// the request.
 	Choose func(taken map[string]Taken) ([]Device, error)

@@ -51,6 +51,9 @@ func (o *Opening) text() string {
 			out = append(out, fmt.Sprintf("image %s is %s", im.Ref, im.Image.Digest))
 		}
 	}
+	for _, g := range o.Spec.Grants {
+		out = append(out, fmt.Sprintf("it has %s %d (%s)", g.Vendor, g.Index, g.UUID))
+	}
 	return strings.Join(out, ", ")
 }
 
