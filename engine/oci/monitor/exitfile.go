@@ -48,11 +48,17 @@ func (c *container) writeExit(exit berth.Exit) error {
 // fullDisk says of a container that failed that the disk beneath it is full, although no limit of its own is: it
 // may have failed of that.
 func (c *container) fullDisk() string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(c.sb.area.Dir(), &st); err != nil || int64(st.Bavail)*st.Bsize >= fullBelow { //nolint:unconvert // their types differ between architectures
+	if !c.sb.onFullDisk() {
 		return ""
 	}
 	return fmt.Sprintf("the disk of the data directory %s is full", c.sb.m.cfg.Dir)
+}
+
+// onFullDisk reports whether the disk is full on which the sandbox's containers write.
+func (sb *sandbox) onFullDisk() bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(sb.area.Dir(), &st)
+	return err == nil && int64(st.Bavail)*st.Bsize < fullBelow //nolint:unconvert // their types differ between architectures
 }
 
 // fullBelow is how little room a full disk may have, in bytes: the last blocks are not always lent.

@@ -425,15 +425,15 @@ func (sb *sandbox) removeRecords() {
 }
 
 // closeArea takes the area away. Its files, which on some disks take longer to remove than all else of a short
-// container, go to the trash and are removed beside the way; an area with limits is removed at once, so that what
-// it was lent is free again.
+// container, go to the trash and are removed beside the way; an area with limits, or on a full disk, is removed at
+// once, so that what it was lent is free again.
 func (sb *sandbox) closeArea(later []*container) error {
 	wait := func() {
 		for _, c := range later {
 			<-c.clean
 		}
 	}
-	if sb.area.Enforcement() != berth.DiskNone || !sb.m.cleaners.enter() {
+	if sb.area.Enforcement() != berth.DiskNone || sb.onFullDisk() || !sb.m.cleaners.enter() {
 		wait()
 		return sb.area.Close()
 	}
