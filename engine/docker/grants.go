@@ -34,7 +34,7 @@ type lending struct {
 
 // lend has the daemon bring what the sandbox was lent into a container, by the first way that it has:
 //
-//  1. CDI, where the daemon does that and the specs that it reads have just what was lent;
+//  1. CDI, where the daemon does that (Podman does) and the specs that it reads have just what was lent;
 //  2. NVIDIA's own runtime, by UUID;
 //  3. the same edits as devices, mounts, environment and groups. What cannot be said so is ErrUnsupported.
 //
@@ -65,7 +65,7 @@ func (s *Sandbox) lend(host *hostInfo, cfg *container.Config, hc *container.Host
 			hc.DeviceRequests = append(hc.DeviceRequests, byUUID(of))
 			l.optional = func(p string) bool { return !ownNode.MatchString(p) }
 		default:
-			if err := translate(hc, set, of); err != nil {
+			if err := translate(host, hc, set, of); err != nil {
 				return nil, err
 			}
 		}
@@ -162,10 +162,10 @@ func byUUID(grants []berth.Grant) container.DeviceRequest {
 var ownNode = regexp.MustCompile(`^/dev/(nvidia\d+|nvidia-caps/.*)$`)
 
 // translate says edits in terms of the API.
-func translate(hc *container.HostConfig, set *grant.Set, grants []berth.Grant) error {
+func translate(host *hostInfo, hc *container.HostConfig, set *grant.Set, grants []berth.Grant) error {
 	t, err := cdi.Translate(set.Edits, cdi.Host{})
 	if err != nil {
-		return fmt.Errorf("lent device %s on this daemon: %w%s", grant.Name(&grants[0]), err, remedy(grants[0].Vendor))
+		return fmt.Errorf("lent device %s on this daemon: %w%s", grant.Name(&grants[0]), err, remedy(host, grants[0].Vendor))
 	}
 	for _, d := range t.Devices {
 		hc.Devices = slices.DeleteFunc(hc.Devices, func(o container.DeviceMapping) bool { return o.PathInContainer == d.Container })
@@ -184,9 +184,12 @@ func translate(hc *container.HostConfig, set *grant.Set, grants []berth.Grant) e
 }
 
 // remedy says what would let a daemon give a vendor's devices.
-func remedy(vendor string) string {
+func remedy(host *hostInfo, vendor string) string {
 	const here = "berth's own engine (--engine oci) injects them without a daemon"
-	if vendor != vendorNVIDIA {
+	switch {
+	case host.podman:
+		return ": write its CDI spec, which Podman reads (berth cdi generate); or " + here
+	case vendor != vendorNVIDIA:
 		return ": " + here + "; or have a daemon of 28.3 or later read their CDI specs"
 	}
 	return ": install NVIDIA's container toolkit and make its runtime known to the daemon (nvidia-ctk runtime configure), " +

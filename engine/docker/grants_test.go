@@ -77,6 +77,7 @@ func TestLend(t *testing.T) {
 			container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{byUUID}, Devices: []container.DeviceMapping{device(1)}}},
 			uuid, nil,
 		},
+		{"hooks on Podman", hostInfo{podman: true}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked)}, container.HostConfig{}, nil, []string{"update-ldcache", "berth cdi generate", "--engine oci"}},
 		{"hooks", hostInfo{}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked)}, container.HostConfig{}, nil, []string{"GPU-0", "/bin/true update-ldcache", "nvidia-ctk runtime configure", "--add-runtime berth", "--engine oci"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
@@ -56,6 +57,9 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		cdiDirs:  info.Info.CDISpecDirs,
 		runtime:  components(v),
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
+	}
+	if h.podman { // which does not say where it reads them
+		h.cdiDirs = cdi.DefaultDirs
 	}
 	h.live = h.live || h.podman // its containers are no children of its service
 	for _, c := range v.Components {
