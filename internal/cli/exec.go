@@ -74,8 +74,8 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 	if err != nil {
 		return err
 	}
-	if exit.Signal == int(syscall.SIGKILL) || exit.Reason == berth.Lost {
-		if how := endedMeanwhile(ctx, c); how != "" {
+	if execCode(exit) == 128+int(syscall.SIGKILL) || exit.Reason == berth.Lost {
+		if how := endedMeanwhile(ctx, h, r.ID, c); how != "" {
 			a.say("the command was ended with its task: %s", how)
 			return exitOf(execCode(exit))
 		}
@@ -89,15 +89,27 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 // endWord is how long to wait for the end of a container that seems to have ended.
 const endWord = time.Second
 
-// endedMeanwhile says how a container ended; "" where it has not.
-func endedMeanwhile(ctx context.Context, c berth.Container) string {
+// endedMeanwhile says how a container ended, as its engine knows or, where it is removed, as is recorded; "" where it
+// has not.
+func endedMeanwhile(ctx context.Context, h *host, task string, c berth.Container) string {
 	ctx, cancel := context.WithTimeout(ctx, endWord)
 	defer cancel()
 	exit, err := c.Wait(ctx)
-	switch {
-	case err != nil:
-		return ""
-	case exit.Reason == berth.Exited:
+	for err != nil {
+		rec, bad := h.runner.Record(context.WithoutCancel(ctx), task)
+		if bad != nil {
+			return ""
+		}
+		for _, s := range rec.Steps {
+			if s.Spec.ID == c.ID() && s.Exit != nil {
+				exit, err = *s.Exit, nil
+			}
+		}
+		if err != nil && sleep(ctx, startPoll) != nil {
+			return ""
+		}
+	}
+	if exit.Reason == berth.Exited {
 		return fmt.Sprintf("that exited with %d", exit.Code)
 	}
 	return colon(string(exit.Reason), exit.Detail)

@@ -93,7 +93,7 @@ func (a *app) imageImport(ctx context.Context, o *imageImportOptions, file, name
 
 // ofArchive has an error that is the archive's name that, in place of the image that was to be.
 func ofArchive(err error, file, name string) error {
-	what, ok := strings.CutPrefix(err.Error(), "import "+name+": ")
+	what, ok := strings.CutPrefix(strings.Replace(err.Error(), "import "+name+": ", "import: ", 1), "import: ")
 	if !ok || !errors.Is(err, berth.ErrInvalid) {
 		return err
 	}
