@@ -44,11 +44,17 @@ func RemoveLeftovers(paths []string) error {
 			errs = append(errs, fmt.Errorf("remove leftover %q: %w: not a name of a temporary output", p, berth.ErrInvalid))
 			continue
 		}
-		if err := removeAll(p); err != nil {
+		// A file system that was mounted read-only meanwhile refuses also to remove what is not there.
+		if err := removeAll(p); err != nil && there(p) {
 			errs = append(errs, fmt.Errorf("remove leftover: %w", err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func there(name string) bool {
+	_, err := os.Lstat(name)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // begin makes the directory in which dest will be and chooses its temporary name.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -330,12 +331,28 @@ func neverRan(res berth.Result) error {
 	return nil
 }
 
-// awaitStart waits for a moment until a detached task runs, so that who asks for it next finds it running. A
-// task that waits for room or for its image is not waited for; one that has ended as it should not is told of.
+// runs reports whether a container of a task runs just now.
+func (h *host) runs(ctx context.Context, task string) bool {
+	list, err := h.engine.List(ctx)
+	return err != nil || slices.ContainsFunc(list, func(s berth.Status) bool {
+		return s.Sandbox == task && s.Container != "" && s.State == berth.ContainerRunning
+	})
+}
+
+// startMax is how long a container that is being started is waited for: a daemon may be busy, or whoever starts it killed.
+const startMax = time.Minute
+
+// initWord is how long a daemon's init may take to say that it cannot run the command.
+const initWord = 500 * time.Millisecond
+
+// awaitStart waits for a moment until a detached task runs, so that who asks for it next finds it running; for as long
+// as it takes, once its container is being started. A task that waits for room or for its image is not waited for; one
+// that has ended as it should not is told of.
 func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
 	ctx, stop := notify(ctx) // the task goes on, whatever ends this
 	defer stop()
-	for end := time.Now().Add(silence); time.Now().Before(end); {
+	var runs time.Time
+	for began := time.Now(); ; {
 		rec, err := h.runner.Record(ctx, id)
 		switch {
 		case isNotFound(err): // it was removed meanwhile
@@ -347,12 +364,19 @@ func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
 				a.say("%s", oneLine(errors.New(asFlags(last))))
 			}
 			return neverRan(*rec.Result)
+		case rec.State == berth.Running && !h.runs(ctx, id) && time.Since(began) < startMax:
+			runs = time.Time{} // it has ended, or never began: the record will say
+		case rec.State == berth.Running && runs.IsZero() && a.global.engine == engineDocker:
+			runs = time.Now()
+		case rec.State == berth.Running && a.global.engine == engineDocker && time.Since(runs) < initWord:
+			// What runs may be the daemon's init alone, which is yet to find that there is no such command.
 		case rec.State != berth.Queued && rec.State != berth.Initializing, rec.Admitted == nil && len(rec.Log) > 0:
+			return nil
+		case len(rec.Steps) == 0 && time.Since(began) > silence, time.Since(began) > startMax:
 			return nil
 		}
 		if sleep(ctx, startPoll) != nil {
 			return nil
 		}
 	}
-	return nil
 }
