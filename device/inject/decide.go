@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/amd"
 	"github.com/berth-project/berth/device/nvidia"
 )
@@ -74,51 +73,3 @@ func (h Host) decideAMD(c Container) *Decision {
 }
 
 func (h Host) amd() amd.Generator { return amd.Generator{Host: h.Host, Groups: !h.NoGroups} }
-
-// Lend says what a container gets that is lent these devices and slices, by berth's own request: whatever its
-// image says of devices counts for nothing, and what it requires of the driver counts. The rule names the request.
-func (h Host) Lend(c Container, units []device.Unit, capabilities []string, rule string) *Decision {
-	d := newDecision()
-	if len(units) == 0 {
-		return d
-	}
-	d.Strategy = Lent
-	var of []device.Device // of NVIDIA's
-	for _, u := range units {
-		d.Devices = append(d.Devices, u.UUID())
-		if !slices.Contains(strings.Split(d.Vendor, ","), u.Device.Vendor) {
-			d.Vendor = both(d.Vendor, u.Device.Vendor)
-		}
-		if u.Device.Vendor == nvidia.Vendor {
-			of = append(of, u.Device)
-		}
-	}
-	if of != nil {
-		h.requireOf(d, c, of, capabilities)
-		if !h.addCommon(d, rule) {
-			units = nil
-		}
-	}
-	for _, u := range units {
-		h.addUnit(d, u, u.UUID(), rule)
-	}
-	if len(d.errs) > 0 {
-		d.Edits = []Edits{}
-	}
-	return d
-}
-
-// requireOf checks what an image requires of the driver, and says which parts of it the container gets: those that
-// the request names, else those that the image does.
-func (h Host) requireOf(d *Decision, c Container, of []device.Device, capabilities []string) {
-	named := nvidia.ParseCapabilities(capabilities...).Intersect(nvidia.AllCapabilities)
-	if len(named) == 0 {
-		var err error
-		named, err = h.Config.CapabilitiesOf(c.Container)
-		d.refuse(err)
-	}
-	d.DriverCapabilities = named.String()
-	requirements, err := c.Requirements()
-	d.refuse(err)
-	h.require(d, requirements, of)
-}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	specs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
@@ -261,26 +262,29 @@ func TestDecideOnDisk(t *testing.T) {
 	}
 }
 
+// What the image says of devices counts for nothing, and what it requires counts.
 func TestLend(t *testing.T) {
 	h := open(t, "nvidia/a100x8-mig")
-	all := device.Units(h.Devices)
-	// What the image says of devices counts for nothing, and what it requires counts.
-	d := h.Lend(image(t, "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_REQUIRE_CUDA=cuda>=12.0", "NVIDIA_DRIVER_CAPABILITIES=video,compute"), []device.Unit{all[3], all[11]}, nil, "--gpus 2")
-	uuids, nodes := units(d)
-	if d.Err() != nil || !slices.Equal(uuids, d.Devices) || d.DriverCapabilities != "compute,video" || d.Strategy != Lent {
-		t.Errorf("%+v, %v", d, d.Err())
+	gpu := h.Devices[3]
+	grants := []berth.Grant{{Vendor: "nvidia", UUID: gpu.UUID, Edits: json.RawMessage(`{"env":["BERTH_GPUS=x"],"deviceNodes":[{"path":"/dev/nvidia3"}]}`)}}
+	c := image(t, "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_REQUIRE_CUDA=cuda>=12.0", "NVIDIA_DRIVER_CAPABILITIES=video,compute")
+	d, err := h.Lend(c, []string{gpu.UUID}, grants, nil, "--gpus 1", nil)
+	if err != nil || d.Err() != nil || !slices.Equal(d.Devices, []string{gpu.UUID}) || d.DriverCapabilities != "compute,video" || d.Strategy != Lent || !d.Requirements[0].Satisfied {
+		t.Errorf("%+v, %v", d, err)
 	}
-	if diff := gocmp.Diff([]string{"/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap93", "/dev/nvidia-caps/nvidia-cap94", "/dev/nvidia3"}, nodes); diff != "" {
+	if diff := gocmp.Diff(&cdi.Edits{Env: []string{"BERTH_GPUS=x"}, DeviceNodes: []*specs.DeviceNode{{Path: "/dev/nvidia3"}}}, d.All()); diff != "" {
 		t.Error(diff)
 	}
-	d = h.Lend(image(t, "NVIDIA_REQUIRE_CUDA=cuda>=13"), all[11:12], []string{"utility", "gpu"}, "")
-	if !errors.Is(d.Err(), berth.ErrExhausted) || d.DriverCapabilities != "utility" || len(d.Edits) != 0 {
-		t.Errorf("%+v", d)
+	d, err = h.Lend(image(t, "NVIDIA_REQUIRE_CUDA=cuda>=13"), []string{gpu.UUID}, nil, []string{"utility", "gpu"}, "", berth.ErrExhausted)
+	if err != nil || !errors.Is(d.Err(), berth.ErrExhausted) || len(d.Errors) != 1 || d.DriverCapabilities != "utility" || d.Vendor != "nvidia" || len(d.Edits) != 0 {
+		t.Errorf("%+v, %v", d, err)
 	}
-	i := open(t, "intel/arc")
-	d = i.Lend(Container{}, device.Units(i.Devices)[1:2], nil, "")
-	if _, nodes := units(d); d.Err() != nil || d.Vendor != "intel" || !slices.Equal(nodes, []string{"/dev/dri/renderD128"}) {
-		t.Errorf("%+v", d)
+	d, err = h.Lend(Container{}, nil, nil, nil, "", berth.ErrUnavailable)
+	if err != nil || !errors.Is(d.Err(), berth.ErrUnavailable) || d.Strategy != None {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if _, err := Granted([]berth.Grant{{Edits: json.RawMessage("[")}}, "", nil); !errors.Is(err, berth.ErrInvalid) {
+		t.Error(err)
 	}
 }
 

@@ -113,7 +113,7 @@ func (h Host) addGPUs(d *Decision, ids []string, rule string) (of []device.Devic
 		for _, u := range found {
 			if !slices.ContainsFunc(units, func(o device.Unit) bool { return o.UUID() == u.UUID() }) {
 				units = append(units, u)
-				h.addUnit(d, u, id, rule)
+				h.addGPU(d, u, id, rule)
 			}
 			if !slices.ContainsFunc(of, func(o device.Device) bool { return o.UUID == u.Device.UUID }) {
 				of = append(of, u.Device)

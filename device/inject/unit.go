@@ -2,14 +2,9 @@ package inject
 
 import (
 	"fmt"
-	"slices"
 
-	specs "tags.cncf.io/container-device-interface/specs-go"
-
-	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
-	"github.com/berth-project/berth/device/amd"
-	"github.com/berth-project/berth/device/intel"
+	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/nvidia"
 )
 
@@ -24,9 +19,9 @@ func (h Host) addCommon(d *Decision, rule string) (ok bool) {
 	return true
 }
 
-// addUnit adds a device or slice, whose vendor's common edits are there already.
-func (h Host) addUnit(d *Decision, u device.Unit, name, rule string) {
-	edits, err := h.unit(u)
+// addGPU adds a GPU or slice of NVIDIA's.
+func (h Host) addGPU(d *Decision, u device.Unit, name, rule string) {
+	edits, err := h.gpu(u)
 	if err != nil {
 		d.refuse(fmt.Errorf("%s: %w", u, err))
 		return
@@ -34,28 +29,9 @@ func (h Host) addUnit(d *Decision, u device.Unit, name, rule string) {
 	d.Edits = append(d.Edits, Edits{Device: u.UUID(), Name: name, Rule: rule, From: Generator, ContainerEdits: *edits})
 }
 
-// unit generates the edits for a device or slice alone.
-func (h Host) unit(u device.Unit) (*specs.ContainerEdits, error) {
-	switch u.Device.Vendor {
-	case nvidia.Vendor:
-		if u.Slice != nil {
-			return h.nvidia("").Slice(u.Device, *u.Slice)
-		}
-		return h.nvidia("").GPU(u.Device)
-	case amd.Vendor:
-		gpus, err := amd.Find(h.Host)
-		if err != nil {
-			return nil, err
-		}
-		if i := slices.Index(amd.UUIDs(gpus), u.UUID()); i >= 0 {
-			return h.amd().Edits(gpus[i].DRM)
-		}
-	case intel.Vendor:
-		for _, gpu := range intel.Find(h.Host) {
-			if gpu.UID == u.UUID() {
-				return intel.Generator{Host: h.Host, Groups: !h.NoGroups}.Edits(gpu)
-			}
-		}
+func (h Host) gpu(u device.Unit) (*cdi.Edits, error) {
+	if u.Slice != nil {
+		return h.nvidia(nvidia.JITKind).Slice(u.Device, *u.Slice)
 	}
-	return nil, fmt.Errorf("%w: this host has no such device any more", berth.ErrNotFound)
+	return h.nvidia(nvidia.JITKind).GPU(u.Device)
 }

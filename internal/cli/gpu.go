@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/berth-project/berth/device/intel"
 	"github.com/berth-project/berth/device/nvidia"
 	"github.com/berth-project/berth/device/nvidia/nvml"
+	"github.com/berth-project/berth/ledger"
 )
 
 func (a *app) gpuCommand() *cobra.Command {
@@ -22,7 +24,7 @@ func (a *app) gpuCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.gpuLsCommand(), a.gpuExplainCommand(), a.gpuNVMLCommand())
+	cmd.AddCommand(a.gpuLsCommand(), a.gpuExplainCommand(), a.gpuReleaseCommand(), a.gpuNVMLCommand())
 	return cmd
 }
 
@@ -84,6 +86,50 @@ func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
 	}
 	g.unusable = errors.Join(errs...)
 	return g, nil
+}
+
+// foundVendor is a vendor whose devices have been found already.
+type foundVendor struct {
+	device.Injector
+	devices []device.Device
+}
+
+// Devices returns the devices.
+func (v foundVendor) Devices(context.Context) ([]device.Device, error) { return v.devices, nil }
+
+// Require checks what images ask of the vendor's driver, if they do.
+func (v foundVendor) Require(u device.Unit, env map[string]string) error {
+	if r, ok := v.Injector.(device.Requirer); ok {
+		return r.Require(u, env)
+	}
+	return nil
+}
+
+// poolOf is the pool that lends GPUs that have been found, with the ledger that says to whom they are lent.
+func (a *app) poolOf(g gpus, hook string) (*device.Pool, *ledger.Ledger, error) {
+	dir, err := a.dataDir()
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := ledger.New(ledger.Config{})
+	if err != nil {
+		return nil, nil, err
+	}
+	var found []device.Injector
+	for _, v := range injectors(g.Host, filepath.Join(dir, "gpu"), func() (string, error) { return hook, nil }) {
+		devices := slices.DeleteFunc(slices.Clone(g.devices), func(d device.Device) bool { return d.Vendor != v.Name() })
+		found = append(found, foundVendor{v, devices})
+	}
+	return a.newPool(g.Host, dir, l, found), l, nil
+}
+
+// faults are why GPUs of a host are in quarantine, by UUID.
+func (a *app) faults(h *device.Host) (map[string]device.Fault, error) {
+	dir, err := a.dataDir()
+	if err != nil {
+		return nil, err
+	}
+	return quarantine(h, dir).Held(), nil
 }
 
 // notes says of each GPU that cannot be used why, in one line.

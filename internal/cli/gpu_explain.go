@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -11,9 +12,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/inject"
 	"github.com/berth-project/berth/device/nvidia"
+	"github.com/berth-project/berth/ledger"
 )
 
 type gpuExplainOptions struct {
@@ -25,7 +29,7 @@ type gpuExplainOptions struct {
 func (a *app) gpuExplainCommand() *cobra.Command {
 	o := &gpuExplainOptions{}
 	cmd := &cobra.Command{
-		Use:   "explain [flags]",
+		Use:   "explain [flags] [TASK]",
 		Short: "Tell what of the GPUs would get into a container, by which rule, and what is refused",
 		Long: `Tell what of this host's GPUs would get into a container: which devices, by which rule, from which file, what is refused
 and why. Nothing is started or lent.
@@ -33,6 +37,7 @@ and why. Nothing is started or lent.
   --bundle DIR            an OCI bundle, by the conventions of NVIDIA's and AMD's container toolkits
   --image I, --env K=V    an image with an environment, by the same conventions
   --gpus REQUEST          what berth run --gpus REQUEST would lend; with --image, whether its requirements are met
+  TASK                    what a task of berth was lent
 
 The conventions are those that oci-runtime and oci-hook of berth follow. berth run lends what --gpus asks for and
 nothing else, whatever an image says.
@@ -43,8 +48,8 @@ satisfied and host), edits (each with device, name, rule, from and what CDI call
 		Example: `  berth gpu explain --image nvidia/cuda:12.4.1-base-ubuntu22.04 -e NVIDIA_VISIBLE_DEVICES=0
   berth gpu explain --bundle /run/containerd/io.containerd.runtime.v2.task/default/c1 --format json
   berth gpu explain --gpus model=H200,count=2`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.gpuExplain(cmd.Context(), cmd, o) },
+		Args: argCount(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.gpuExplain(cmd.Context(), cmd, o, args) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.bundle, "bundle", "", "explain the OCI bundle in this `DIR`")
@@ -59,13 +64,15 @@ satisfied and host), edits (each with device, name, rule, from and what CDI call
 }
 
 // check refuses what cannot be explained together.
-func (o *gpuExplainOptions) check(cmd *cobra.Command) error {
+func (o *gpuExplainOptions) check(cmd *cobra.Command, args []string) error {
 	image := o.image != "" || len(o.env) > 0 || o.privileged
 	switch {
-	case o.bundle != "" && (image || o.gpus != ""):
+	case o.bundle != "" && (image || o.gpus != "" || len(args) > 0):
 		return usageError(cmd, "--bundle stands alone: the bundle says all")
-	case o.bundle == "" && !image && o.gpus == "":
-		return usageError(cmd, "what is to be explained? Give --bundle, --image, --env or --gpus")
+	case len(args) > 0 && (image || o.gpus != ""):
+		return usageError(cmd, "a task stands alone: its record says all")
+	case o.bundle == "" && !image && o.gpus == "" && len(args) == 0:
+		return usageError(cmd, "what is to be explained? Give --bundle, --image, --env, --gpus or a task")
 	}
 	for _, e := range o.env {
 		if strings.IndexByte(e, '=') <= 0 {
@@ -75,13 +82,19 @@ func (o *gpuExplainOptions) check(cmd *cobra.Command) error {
 	return nil
 }
 
-func (a *app) gpuExplain(ctx context.Context, cmd *cobra.Command, o *gpuExplainOptions) error {
-	if err := o.check(cmd); err != nil {
+func (a *app) gpuExplain(ctx context.Context, cmd *cobra.Command, o *gpuExplainOptions, args []string) error {
+	if err := o.check(cmd, args); err != nil {
 		return err
 	}
 	ctx, stop := notify(ctx)
 	defer stop()
-	d, err := a.explainContainer(ctx, o)
+	var d *inject.Decision
+	var err error
+	if len(args) > 0 {
+		d, err = a.explainTask(ctx, args[0])
+	} else {
+		d, err = a.explainContainer(ctx, o)
+	}
 	if err != nil {
 		return err
 	}
@@ -157,46 +170,78 @@ func (a *app) containerOf(ctx context.Context, o *gpuExplainOptions) (inject.Con
 	return inject.Image(append(env, o.env...), o.privileged)
 }
 
-// explainRequest says what a request would be lent: of what fits, first what nobody has.
+// explainRequest says what a request would be lent now, of what nobody has.
 func (a *app) explainRequest(ctx context.Context, host inject.Host, found gpus, c inject.Container, request string) (*inject.Decision, error) {
 	r, err := device.ParseRequest(request)
 	if err != nil {
 		return nil, err
 	}
-	fit, err := r.Match(host.Devices)
+	pool, l, err := a.poolOf(found, host.Hooks.Path)
 	if err != nil {
 		return nil, err
 	}
-	held, _, err := a.gpuHolders(ctx, found)
+	task := &berth.Task{Resources: berth.Resources{GPUs: texts([]string{request})}}
+	if err := pool.Check(ctx, task); err != nil {
+		return nil, err
+	}
+	choose, err := pool.Choose(ctx, task)
 	if err != nil {
 		return nil, err
 	}
-	chosen := choose(r, fit, func(u device.Unit) bool { return held[u.UUID()] == nil })
-	return host.Lend(c, chosen, r.Capabilities, "--gpus "+request), nil
+	var taken map[string]ledger.Taken
+	if !host.Recorded() {
+		s, err := l.Snapshot(ctx)
+		if err != nil {
+			return nil, err
+		}
+		taken = s.Devices
+	}
+	lent, err := choose(taken)
+	if err != nil && !errors.Is(err, berth.ErrUnavailable) {
+		return nil, err
+	}
+	var grants []berth.Grant
+	if err == nil {
+		var notes []string
+		grants, notes, err = pool.Grants(ctx, task, lent, [][]string{c.Environ})
+		for _, note := range notes {
+			a.say("%s", note)
+		}
+	}
+	var uuids []string
+	for _, d := range lent {
+		uuids = append(uuids, d.ID)
+	}
+	return host.Lend(c, uuids, grants, r.Capabilities, "--gpus "+request, err)
 }
 
-// choose takes as many of what fits as the request wants, of one vendor, first what is free.
-func choose(r device.Request, fit []device.Unit, free func(device.Unit) bool) []device.Unit {
-	if len(r.IDs) > 0 || r.Count == device.All {
-		return fit
+// explainTask says what a task was lent, from its record.
+func (a *app) explainTask(ctx context.Context, ref string) (*inject.Decision, error) {
+	h, err := a.openTasks(ctx)
+	if err != nil {
+		return nil, err
 	}
-	var best []device.Unit
-	for _, vendor := range []string{"nvidia", "amd", "intel"} {
-		var first, then []device.Unit
-		for _, u := range fit {
-			switch {
-			case u.Device.Vendor != vendor:
-			case free(u):
-				first = append(first, u)
-			default:
-				then = append(then, u)
-			}
-		}
-		if all := append(first, then...); len(all) >= r.Count && (best == nil || len(first) >= r.Count) {
-			best = all[:r.Count]
-		}
+	defer h.close()
+	r, err := a.find(ctx, h, ref)
+	if err != nil {
+		return nil, err
 	}
-	return best
+	rec, err := h.runner.Record(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	asked := string(rec.Task.Resources.GPUs)
+	switch {
+	case asked == "" || asked == "null":
+		return inject.Granted(nil, "", nil)
+	case rec.Opening == nil:
+		return nil, fmt.Errorf("task %s: %w: nothing has been lent to it yet", r.ID, berth.ErrUnavailable)
+	}
+	dev, err := a.openHost("/")
+	if err != nil {
+		return nil, err
+	}
+	return inject.Granted(rec.Opening.Spec.Grants, "resources.gpus "+asked, cdi.NewCache(dev.CDI()))
 }
 
 // explained is a decision in words.

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,8 +15,6 @@ import (
 
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/amd"
-	"github.com/berth-project/berth/device/nvidia"
-	"github.com/berth-project/berth/ledger"
 )
 
 type gpuLsOptions struct {
@@ -31,7 +29,7 @@ func (a *app) gpuLsCommand() *cobra.Command {
 		Use:   "ls [flags]",
 		Short: "List the GPUs of this host, and who has them",
 		Long: `List the GPUs of this host and, of those that are divided, their slices: where they are, what they are, how busy they
-are, and who has them: a task of berth, a process that has opened the GPU, or nobody. Index is the place in the
+are, and who has them: a task of berth, a process that has opened the GPU, or nobody; or why they are not lent. Index is the place in the
 vendor's own order; the minor number is that of the node in /dev, which need not be the index. GPUs that are there
 and cannot be used are told on standard error, with what to do.
 
@@ -54,8 +52,9 @@ until berth is interrupted; as JSON, each list is one line.`,
 // gpuLine is what ls tells of a GPU.
 type gpuLine struct {
 	device.Device
-	Use    device.Use  `json:"use"`
-	HeldBy []gpuHolder `json:"held_by"`
+	Use        device.Use     `json:"use"`
+	HeldBy     []gpuHolder    `json:"held_by"`
+	Quarantine []device.Fault `json:"quarantine"` // why it, or a slice of it, is not lent
 }
 
 // gpuHolder is who has a GPU, or a slice or share of it: a task, or a process that is no task's.
@@ -107,16 +106,25 @@ func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, no
 		return nil, nil, err
 	}
 	notes = g.notes()
-	held, hidden, err := a.gpuHolders(ctx, g)
+	held, err := a.gpuHolders(ctx, g)
 	if err != nil {
 		return nil, nil, err
 	}
-	if hidden > 0 {
-		notes = append(notes, fmt.Sprintf("whether %d processes of other users have a GPU open cannot be seen; run berth as root", hidden))
+	if os.Geteuid() != 0 && len(g.devices) > 0 && !g.Recorded() {
+		notes = append(notes, "processes of other users that have a GPU open are not seen; run berth as root")
+	}
+	faults, err := a.faults(h)
+	if err != nil {
+		return nil, nil, err
 	}
 	lines = []gpuLine{}
 	for _, d := range g.devices {
-		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}}
+		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}, Quarantine: []device.Fault{}}
+		for _, u := range append(device.Units([]device.Device{d}), device.Unit{Device: d}) {
+			if f, ok := faults[u.UUID()]; ok && !slices.Contains(line.Quarantine, f) {
+				line.Quarantine = append(line.Quarantine, f)
+			}
+		}
 		for _, u := range device.Units([]device.Device{d}) {
 			line.HeldBy = append(line.HeldBy, held[u.UUID()]...)
 		}
@@ -125,60 +133,36 @@ func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, no
 	return lines, notes, nil
 }
 
-// gpuHolders finds who has which GPU or slice, by its UUID: the tasks to which it is lent or, of one that is not
-// lent, the processes that have it open; hidden counts the processes that this one may not look at. Nobody has those
-// of a recorded host.
-func (a *app) gpuHolders(ctx context.Context, g gpus) (held map[string][]gpuHolder, hidden int, err error) {
-	held = map[string][]gpuHolder{}
+// gpuHolders finds who has which GPU or slice, by its UUID: the tasks to which it is lent, and processes that have
+// it open and are no such task's. Nobody has those of a recorded host.
+func (a *app) gpuHolders(ctx context.Context, g gpus) (map[string][]gpuHolder, error) {
+	held := map[string][]gpuHolder{}
 	if g.Recorded() {
-		return held, 0, nil
+		return held, nil
 	}
-	l, err := ledger.New(ledger.Config{})
+	pool, l, err := a.poolOf(g, "/"+hookName) // nothing is injected
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	s, err := l.Snapshot(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for uuid, t := range s.Devices {
 		for _, task := range t.Tasks {
 			held[uuid] = append(held[uuid], gpuHolder{UUID: uuid, Task: task})
 		}
 	}
-	numbers := map[device.Number]string{}
-	for _, u := range device.Units(g.devices) {
-		if n, ok := g.number(u); ok && held[u.UUID()] == nil {
-			numbers[n] = u.UUID()
-		}
-	}
-	open, err := device.FindOpeners(ctx, slices.Collect(maps.Keys(numbers)))
+	foreign, err := pool.Foreign(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	for n, processes := range open.Of {
-		uuid := numbers[n]
+	for uuid, processes := range foreign {
 		for _, p := range processes {
 			held[uuid] = append(held[uuid], gpuHolder{UUID: uuid, Process: &p})
 		}
 	}
-	return held, open.Hidden, nil
-}
-
-// number is that of the node that only users of a GPU or slice open.
-func (g gpus) number(u device.Unit) (device.Number, bool) {
-	path := fmt.Sprintf("/dev/dri/renderD%d", u.Device.Minor)
-	if u.Device.Vendor == nvidia.Vendor {
-		path = fmt.Sprintf("/dev/nvidia%d", u.Device.Minor)
-	}
-	if u.Slice != nil {
-		var err error
-		if path, err = nvidia.SliceNode(g.Host, u.Device, *u.Slice); err != nil {
-			return device.Number{}, false
-		}
-	}
-	n, err := g.Node(path)
-	return n.Number(), err == nil
+	return held, nil
 }
 
 // use says how busy a GPU is, where that can be read.
@@ -233,11 +217,17 @@ func (l gpuLine) heldBy(uuid string) string {
 			who = append(who, "task "+h.Task)
 		}
 	}
+	slices.Sort(who)
+	who = slices.Compact(who)
+	for _, f := range l.Quarantine {
+		if f.UUID == uuid {
+			who = append(who, "quarantine: "+f.String())
+		}
+	}
 	if who == nil && uuid == l.UUID && len(l.Slices) > 0 {
 		return "(divided)"
 	}
-	slices.Sort(who)
-	return dash(strings.Join(slices.Compact(who), ", "))
+	return dash(strings.Join(who, ", "))
 }
 
 // known is a number, or a dash where it is -1.

@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/devicetest"
 )
 
@@ -224,5 +226,37 @@ func TestGPUExplainBadInput(t *testing.T) {
 		if code != c.code || out != "" || !strings.Contains(errs, c.says) || strings.Count(errs, "\n") != 1 {
 			t.Errorf("%q: exit code %d, %q, %q", c.args, code, out, errs)
 		}
+	}
+}
+
+// A GPU that has reported an error is in quarantine, which the list tells, until it is released.
+func TestGPURelease(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 2, Recorded: true})
+	uuid := h.AMD[1].UUID
+	code, out, errs := berthOf(t, "", "gpu", "release", "--root", h.Root, uuid)
+	if code != 3 || out != "" || errs != "berth: release GPU "+uuid+": not found in quarantine; nothing is\n" {
+		t.Errorf("exit code %d, %s%s", code, out, errs)
+	}
+	o, err := device.OpenHost(h.Root)
+	if err == nil {
+		err = quarantine(o, t.TempDir()).Put(device.Fault{UUID: uuid, Reason: "uncorrectable error", Time: time.Now().Add(-time.Minute)})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, out, _ := berthOf(t, "", "gpu", "ls", "--root", h.Root); strings.Count(out, "quarantine: uncorrectable error since ") != 1 {
+		t.Error(out)
+	}
+	if _, out, _ := berthOf(t, "", "gpu", "ls", "--root", h.Root, "--format", "json"); !strings.Contains(out, `"reason": "uncorrectable error"`) {
+		t.Error(out)
+	}
+	if code, _, errs := berthOf(t, "", "gpu", "explain", "--root", h.Root, "--gpus", uuid); code != 3 || !strings.Contains(errs, "is in quarantine") {
+		t.Errorf("exit code %d, %s", code, errs)
+	}
+	if code, out, errs := berthOf(t, "", "gpu", "release", "--root", h.Root, uuid); code != 0 || out != uuid+"\n" {
+		t.Errorf("exit code %d, %s%s", code, out, errs)
+	}
+	if _, out, _ := berthOf(t, "", "gpu", "ls", "--root", h.Root); strings.Contains(out, "quarantine") {
+		t.Error(out)
 	}
 }

@@ -27,15 +27,20 @@ func (a *app) openPool(dir string, l *ledger.Ledger) (*device.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.newPool(h, dir, l, injectors(h, filepath.Join(dir, "gpu"), hookHere)), nil
+}
+
+// newPool is the pool of a host whose devices these vendors find.
+func (a *app) newPool(h *device.Host, dir string, l *ledger.Ledger, vendors []device.Injector) *device.Pool {
 	env := map[string]string{}
 	for _, e := range a.env {
 		name, value, _ := strings.Cut(e, "=")
 		env[name] = value
 	}
 	return device.NewPool(device.PoolConfig{
-		Host: h, Vendors: injectors(h, filepath.Join(dir, "gpu")), Specs: cdi.NewCache(h.CDI()), Env: env, Dir: filepath.Join(dir, "gpu"), Ledger: l, Logger: a.logger(),
+		Host: h, Vendors: vendors, Specs: cdi.NewCache(h.CDI()), Env: env, Dir: filepath.Join(dir, "gpu"), Ledger: l, Logger: a.logger(),
 		Quarantine: quarantine(h, dir),
-	}), nil
+	})
 }
 
 // quarantine is where faults of a host's GPUs are noted: for the whole host where root writes, else in the data
@@ -45,12 +50,12 @@ func quarantine(h *device.Host, dir string) device.Quarantine {
 }
 
 // injectors are the vendors whose devices are lent, in the order in which tasks get them that name none. What takes long
-// to find out is kept in dir.
-func injectors(h *device.Host, dir string) []device.Injector {
+// to find out is kept in dir; hook finds the program of the hooks that some need.
+func injectors(h *device.Host, dir string, hook func() (string, error)) []device.Injector {
 	n := nvidia.NewDriver(h)
 	n.More = device.More(asker(h).More).Kept(filepath.Join(dir, "nvml.json"))
 	return []device.Injector{
-		&nvidia.Injector{Driver: n, Generator: nvidia.Generator{Host: h}, Hook: hookHere},
+		&nvidia.Injector{Driver: n, Generator: nvidia.Generator{Host: h}, Hook: hook},
 		&amd.Injector{Driver: amd.NewDriver(h)},
 		&intel.Injector{Driver: intel.NewDriver(h)},
 	}
