@@ -66,8 +66,14 @@ func (d *drive) admit(same bool) error {
 	if err := d.adopt(nil); d.lease != nil || err != nil {
 		return err
 	}
-	if a := d.rec.Admitted; a != nil && a.Lease == "" {
-		return nil // it asks for nothing
+	if err := d.awaitMended(); err != nil {
+		return d.failed(err)
+	}
+	if a := d.rec.Admitted; a != nil && a.Lease == "" { // it asks for nothing
+		if d.rec.State == berth.Queued {
+			return d.record(KindAdmitted, berth.Initializing, "", a)
+		}
+		return nil
 	}
 	d.at("admit")
 	req := request(&d.rec.Task)

@@ -111,6 +111,11 @@ func (d *drive) work() (berth.Result, error) {
 	for errors.Is(err, errElsewhere) {
 		sandbox, err = d.elsewhere()
 	}
+	if again, rerr := d.requeue(err); again && rerr == nil {
+		return d.work()
+	} else if rerr != nil {
+		err = rerr
+	}
 	if left(err) {
 		return berth.Result{}, err
 	}

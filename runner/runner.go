@@ -30,6 +30,8 @@ type Config struct {
 	Mine func(berth.Task) bool
 	// UniqueNames: a task is refused while another of its submitter has its name and has not ended.
 	UniqueNames bool
+	// Quarantine is for a host on which nothing can run; see there.
+	Quarantine Quarantine
 	// Tries is how often a call is made that answers ErrUnavailable; the pauses double from a tenth of a
 	// second up to five. Default 6.
 	Tries int

@@ -45,6 +45,7 @@ type globalOptions struct {
 	// hideFigures: what the machine has is not told in messages.
 	hideFigures bool
 	gpuRoot     string
+	brokenHook  string
 	debug       bool
 }
 
@@ -174,6 +175,7 @@ outputs that are yours, and nothing left behind.`,
 	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
 	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock (default $DOCKER_HOST, else the Docker context's)")
 	flags.StringVar(&a.global.gpuRoot, "gpu-root", "/", "root `DIR` of the host whose GPUs are lent, for tests")
+	flags.StringVar(&a.global.brokenHook, "broken-hook", "", "`PROGRAM` to run once where nothing can run on the daemon's host: tasks then wait until it is mended (see berth system mended)")
 	flags.BoolVar(&a.global.hideFigures, "hide-figures", false, "do not tell in messages how much this machine has")
 	flags.BoolVar(&a.global.debug, "debug", false, "log what berth does to standard error")
 	root.AddGroup(&cobra.Group{ID: "tasks", Title: "Tasks:"}, &cobra.Group{ID: "host", Title: "Images, GPUs and this host:"})

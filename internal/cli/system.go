@@ -18,7 +18,7 @@ func (a *app) systemCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.systemCleanupCommand())
+	cmd.AddCommand(a.systemCleanupCommand(), a.systemMendedCommand())
 	return cmd
 }
 

@@ -75,6 +75,14 @@ func dockerDir(dir, daemon string) string {
 	return filepath.Join(dir, "docker", hex.EncodeToString(sum[:4]))
 }
 
+// quarantine is what a broken host gets: a file of the engine's own, since others may run.
+func (a *app) quarantine(dir string) runner.Quarantine {
+	if a.global.engine == engineDocker {
+		dir = dockerDir(dir, a.global.daemon)
+	}
+	return runner.Quarantine{Hook: a.global.brokenHook, File: filepath.Join(dir, "broken")}
+}
+
 // openEngine opens the engine, and its images, of the data directory.
 func (a *app) openEngine() (*host, error) {
 	dir, err := a.dataDir()
@@ -145,8 +153,9 @@ func (a *app) open(ctx context.Context) (*host, error) {
 	}
 	log := a.logger()
 	h.runner = runner.New(runner.Config{
-		Devices: h.devices,
-		Engine:  h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
+		Quarantine: a.quarantine(h.dir),
+		Devices:    h.devices,
+		Engine:     h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
 		UniqueNames: a.uniqueNames, Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})
 	return h, nil
@@ -177,6 +186,14 @@ const labelResume = "berth.resume"
 // resuming has the engine's watching process start a worker when a step of a detached task has ended, and when the berth
 // that ran a task in the foreground was killed: it records how the task ended.
 type resuming struct{ puller }
+
+// Broken is the engine's, where it has one.
+func (e resuming) Broken(err error) (broken, answered bool) {
+	if d, ok := e.puller.(runner.Diagnoser); ok {
+		return d.Broken(err)
+	}
+	return false, false
+}
 
 // Check is the engine's, where it has one.
 func (e resuming) Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error {

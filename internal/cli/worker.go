@@ -79,6 +79,9 @@ func (a *app) workerArgs(dir string) []string {
 	if a.global.gpuRoot != "/" {
 		args = append(args, "--gpu-root", a.global.gpuRoot)
 	}
+	if a.global.brokenHook != "" {
+		args = append(args, "--broken-hook", a.global.brokenHook)
+	}
 	if a.global.debug {
 		args = append(args, "--debug")
 	}
