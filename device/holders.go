@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -47,6 +48,37 @@ var idlers = []string{"nvidia-persiste", "nv-fabricmanage", "nv-hostengine", "nv
 // numbers. Services that hold devices open and do not use them are left out. It takes some ten milliseconds on a
 // busy machine, and waits for no file system.
 func FindOpeners(ctx context.Context, numbers []Number) (Openers, error) {
+	return findOpeners(ctx, numbers, func(st *unix.Statx_t) (Number, bool) {
+		n := Number{st.Rdev_major, st.Rdev_minor}
+		return n, slices.Contains(numbers, n)
+	})
+}
+
+// openers is FindOpeners of nodes of this host. On a host with another root than this machine's they are only those
+// files: other nodes with their numbers are of devices of this machine.
+func (h *Host) openers(ctx context.Context, nodes map[string]Number) (Openers, error) {
+	numbers := slices.Collect(maps.Values(nodes))
+	if h.root == "/" {
+		return FindOpeners(ctx, numbers)
+	}
+	type file struct {
+		major, minor uint32
+		ino          uint64
+	}
+	files := map[file]Number{}
+	for name, n := range nodes {
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO, &st); err == nil {
+			files[file{st.Dev_major, st.Dev_minor, st.Ino}] = n
+		}
+	}
+	return findOpeners(ctx, numbers, func(st *unix.Statx_t) (Number, bool) {
+		n, ok := files[file{st.Dev_major, st.Dev_minor, st.Ino}]
+		return n, ok
+	})
+}
+
+func findOpeners(ctx context.Context, numbers []Number, match func(*unix.Statx_t) (Number, bool)) (Openers, error) {
 	found := Openers{Of: map[Number][]Process{}}
 	if len(numbers) == 0 {
 		return found, nil
@@ -68,7 +100,7 @@ func FindOpeners(ctx context.Context, numbers []Number) (Openers, error) {
 		if err := ctx.Err(); err != nil {
 			return found, context.Cause(ctx)
 		}
-		has, err := opened(pid, numbers)
+		has, err := opened(pid, match)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			found.Hidden++
@@ -93,8 +125,8 @@ func FindOpeners(ctx context.Context, numbers []Number) (Openers, error) {
 	return found, nil
 }
 
-// opened returns those of the numbers whose nodes a process has open.
-func opened(pid int, numbers []Number) ([]Number, error) {
+// opened returns the numbers of the nodes that a process has open and that match.
+func opened(pid int, match func(*unix.Statx_t) (Number, bool)) ([]Number, error) {
 	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		return nil, err
@@ -108,12 +140,11 @@ func opened(pid int, numbers []Number) ([]Number, error) {
 	for _, name := range names {
 		var st unix.Statx_t
 		// DONT_SYNC: a file on a network file system that does not answer must not stop the search.
-		err := unix.Statx(int(dir.Fd()), name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+		err := unix.Statx(int(dir.Fd()), name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE|unix.STATX_INO, &st)
 		if err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR {
 			continue
 		}
-		n := Number{st.Rdev_major, st.Rdev_minor}
-		if slices.Contains(numbers, n) && !slices.Contains(has, n) {
+		if n, ok := match(&st); ok && !slices.Contains(has, n) {
 			has = append(has, n)
 		}
 	}

@@ -1,8 +1,10 @@
 package device
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -126,8 +128,8 @@ func (p *Pool) Foreign(ctx context.Context) (map[string][]Process, error) {
 }
 
 func (p *Pool) findForeign(ctx context.Context, units []Unit, of map[string][]Process) error {
-	numbers, all := p.numbers(units)
-	found, err := FindOpeners(ctx, all)
+	numbers, nodes := p.numbers(units)
+	found, err := p.cfg.Host.openers(ctx, nodes)
 	if err != nil || len(found.Of) == 0 {
 		return err
 	}
@@ -147,32 +149,28 @@ func (p *Pool) findForeign(ctx context.Context, units []Unit, of map[string][]Pr
 	return nil
 }
 
-// numbers returns the numbers of the nodes that are one unit's alone, by its UUID, and all of them.
-func (p *Pool) numbers(units []Unit) (of map[string][]Number, all []Number) {
-	of = map[string][]Number{}
+// numbers returns the numbers of the nodes that are one unit's alone, by its UUID, and by their paths on this machine.
+func (p *Pool) numbers(units []Unit) (of map[string][]Number, nodes map[string]Number) {
+	of, nodes = map[string][]Number{}, map[string]Number{}
 	users := map[Number]int{}
 	for _, u := range units {
-		nodes, err := p.injector(u.Device.Vendor).Nodes(u)
+		all, err := p.injector(u.Device.Vendor).Nodes(u)
 		if err != nil {
 			p.cfg.Logger.Warn("nodes of a device not known", "device", u.UUID(), "err", err)
 			continue
 		}
-		for _, n := range nodes {
-			number := Number{uint32(n.Major), uint32(n.Minor)} //nolint:gosec // from a node of the host
+		for _, n := range all {
+			number := Number{uint32(n.Major), uint32(n.Minor)}
 			of[u.UUID()] = append(of[u.UUID()], number)
+			nodes[cmp.Or(n.HostPath, n.Path)] = number
 			users[number]++
 		}
 	}
-	for uuid, numbers := range of {
-		var own []Number
-		for _, n := range numbers {
-			if users[n] == 1 { // the node of a divided GPU is of all its slices
-				own = append(own, n)
-			}
-		}
-		of[uuid], all = own, append(all, own...)
+	for uuid := range of { // the node of a divided GPU is of all its slices
+		of[uuid] = slices.DeleteFunc(of[uuid], func(n Number) bool { return users[n] > 1 })
 	}
-	return of, all
+	maps.DeleteFunc(nodes, func(_ string, n Number) bool { return users[n] > 1 })
+	return of, nodes
 }
 
 // roots are the processes that hold the leases on devices, by UUID: those below them are of the tasks.

@@ -262,6 +262,24 @@ func BenchmarkLend(b *testing.B) {
 	}
 }
 
+func TestFindIsQuick(t *testing.T) {
+	for name, o := range map[string]devicetest.Options{"nvidia": {NVIDIA: 16, Recorded: true}, "amd": {AMD: 16, Recorded: true}} {
+		h := devicetest.New(t, o)
+		least := time.Hour
+		for range 10 { // of which some may meet a busy machine
+			start := time.Now()
+			if _, err := pool(t, h.Root, nil).Devices(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			least = min(least, time.Since(start))
+		}
+		t.Logf("16 GPUs of %s: %v", name, least)
+		if least > 20*time.Millisecond {
+			t.Errorf("16 GPUs of %s were found in %v", name, least)
+		}
+	}
+}
+
 // BenchmarkFind finds 16 GPUs, as each process does once.
 func BenchmarkFind(b *testing.B) {
 	for name, o := range map[string]devicetest.Options{"nvidia": {NVIDIA: 16, Recorded: true}, "amd": {AMD: 16, Recorded: true}} {

@@ -3,8 +3,9 @@
 package devicetest
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,7 +65,7 @@ func minor(i int) uint32 {
 // same: those of two vendors are to be lent one at a time.
 func New(tb testing.TB, o Options) *Host {
 	tb.Helper()
-	h := &Host{Root: tb.TempDir(), tb: tb, hive: o.Hive, unique: rand.Uint64() &^ 0xff >> 1}
+	h := &Host{Root: tb.TempDir(), tb: tb, hive: o.Hive, unique: unique()}
 	h.write("/proc/devices", fmt.Sprintf("Character devices:\n%3d nvidia\n%3d nvidia-uvm\n\nBlock devices:\n259 blkext\n", major, major))
 	if o.NVIDIA > 0 {
 		h.driverNVIDIA()
@@ -92,6 +93,13 @@ func New(tb testing.TB, o Options) *Host {
 	return h
 }
 
+// unique is a random number whose last byte counts GPUs.
+func unique() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.BigEndian.Uint64(b[:]) >> 1 &^ 0xff
+}
+
 // Write writes a file of the host.
 func (h *Host) Write(name, text string) {
 	h.tb.Helper()
@@ -107,7 +115,7 @@ func (h *Host) write(name, text string) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		h.tb.Fatal(err)
 	}
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil { //nolint:gosec // containers of other users read it
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		h.tb.Fatal(err)
 	}
 }
