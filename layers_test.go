@@ -18,6 +18,7 @@ var layers = []string{
 	"device",
 	"device/nvidia device/amd device/intel",
 	"device/inject",
+	"device/ociruntime",
 	"engine/enginetest engine/oci engine/docker engine/swarm engine/kubernetes engine/slurm",
 	"tes web",
 	"internal/cli",

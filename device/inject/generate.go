@@ -17,6 +17,7 @@ import (
 // Host is a host with its GPUs, as the vendors' packages find them.
 type Host struct {
 	*device.Host
+	Files   *device.Host // of NVIDIA's driver's files, where it is installed in a root of its own; nil for Host
 	Devices []device.Device
 	Hooks   nvidia.Hooks  // of specs of NVIDIA's devices
 	Config  nvidia.Config // of NVIDIA's container toolkit; see ReadConfig
@@ -65,5 +66,5 @@ func (h Host) Generate(vendor string) (*specs.Spec, error) {
 }
 
 func (h Host) nvidia(kind string) nvidia.Generator {
-	return nvidia.Generator{Host: h.Host, Hooks: h.Hooks, Kind: kind, NoAdditionalGIDs: h.NoGroups}
+	return nvidia.Generator{Host: h.Host, Files: h.Files, Hooks: h.Hooks, Kind: kind, NoAdditionalGIDs: h.NoGroups}
 }

@@ -51,6 +51,9 @@ type globalOptions struct {
 
 // Main runs berth with the arguments, streams and environment of this process, and returns its exit code.
 func Main() int {
+	if exit, is := ociMain(os.Args); is {
+		return exit
+	}
 	userns.HelperMain()
 	hiddenMains()
 	rootless := userns.Entered()
@@ -186,7 +189,7 @@ outputs that are yours, and nothing left behind.`,
 		}
 	}
 	group("tasks", a.runCommand(), a.psCommand(), a.logsCommand(), a.waitCommand(), a.execCommand(), a.inspectCommand(), a.stopCommand(), a.rmCommand())
-	group("host", a.imageCommand(), a.gpuCommand(), a.cdiCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
+	group("host", a.imageCommand(), a.gpuCommand(), a.ociRuntimeCommand(), a.ociHookCommand(), a.cdiCommand(), a.infoCommand(), a.systemCommand(), a.versionCommand(), a.completionCommand())
 	root.AddCommand(a.workerCommand(), a.docsCommand())
 	root.SetHelpCommand(a.helpCommand())
 	root.InitDefaultHelpCmd()

@@ -1,0 +1,171 @@
+package ociruntime
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
+	"github.com/berth-project/berth/ledger"
+)
+
+// taskPrefix begins the names by which the ledger knows containers of other engines.
+const taskPrefix = "oci-"
+
+// taskOf is a container's name in the ledger: as engines abbreviate IDs, or what of a name the ledger can write.
+func taskOf(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
+		return taskPrefix + id[:12]
+	}
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', '0' <= r && r <= '9', r == '-':
+			return r
+		case 'A' <= r && r <= 'Z':
+			return r + 'a' - 'A'
+		}
+		return '-'
+	}, id)
+	return taskPrefix + name[:min(len(name), 24)] + "-" + hex.EncodeToString(sum[:4])
+}
+
+func openLedger(dirs ledger.Dirs) (*ledger.Ledger, error) {
+	return ledger.New(ledger.Config{Dirs: dirs})
+}
+
+// lend takes a plan's units for a container, or refuses: nobody waits for an engine that waits for its runtime.
+func (p *planner) lend(ctx context.Context, l *ledger.Ledger, id string, units []device.Unit) (*ledger.Lease, error) {
+	req := ledger.Request{Task: taskOf(id), NoWait: true}
+	for _, u := range units {
+		req.Devices = append(req.Devices, ledger.Device{ID: u.UUID()})
+	}
+	lease, err := l.Acquire(ctx, req)
+	if err != nil {
+		return nil, p.held(ctx, l, units, err)
+	}
+	if err := p.idle(ctx, units); err != nil {
+		lease.Release()
+		return nil, err
+	}
+	return lease, nil
+}
+
+// held says of devices that could not be lent who has them.
+func (p *planner) held(ctx context.Context, l *ledger.Ledger, units []device.Unit, err error) error {
+	if !errors.Is(err, berth.ErrUnavailable) {
+		return err
+	}
+	s, bad := l.Snapshot(ctx)
+	if bad != nil {
+		return err
+	}
+	for _, u := range units {
+		if t, ok := s.Devices[u.UUID()]; ok {
+			return fmt.Errorf("GPU %s: %w: it is lent to %s", u, berth.ErrUnavailable, strings.Join(t.Tasks, ", "))
+		}
+	}
+	return err
+}
+
+// idle looks for processes that have opened devices which were lent to nobody.
+func (p *planner) idle(ctx context.Context, units []device.Unit) error {
+	if p.cfg.AllowBusy || p.host.Recorded() {
+		return nil
+	}
+	var numbers []device.Number
+	of := map[device.Number]device.Unit{}
+	for _, u := range units {
+		names, err := p.nodes(u)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			n, err := p.host.Node(name)
+			if err != nil {
+				return fmt.Errorf("%s: %w: %w", u, berth.ErrUnavailable, err)
+			}
+			numbers = append(numbers, n.Number())
+			of[n.Number()] = u
+		}
+	}
+	found, err := device.FindOpeners(ctx, numbers)
+	if err != nil {
+		return err
+	}
+	for n, processes := range found.Of {
+		return fmt.Errorf("GPU %s: %w: %s uses it, and has not been lent it; end it, or set berth.allow-busy", of[n], berth.ErrUnavailable, processes[0])
+	}
+	return nil
+}
+
+// hold makes a process a holder of a lease.
+func hold(ctx context.Context, lease *ledger.Lease, pid int) error {
+	h, err := ledger.Process(pid)
+	if err != nil {
+		return err
+	}
+	return lease.AddHolder(ctx, h)
+}
+
+// holdByContainer has a lease live as long as anything of a container: its first process, and what runs in its cgroup
+// where that is its own.
+func holdByContainer(ctx context.Context, lease *ledger.Lease, pid int) error {
+	if err := hold(ctx, lease, pid); err != nil {
+		return err
+	}
+	g, ok := ownGroup(pid)
+	if !ok {
+		return nil
+	}
+	h, err := ledger.Cgroup(g.dir)
+	if err != nil {
+		return err
+	}
+	return lease.AddHolder(ctx, h)
+}
+
+// leaseOf finds a container's lease; "" where it has none.
+func leaseOf(ctx context.Context, l *ledger.Ledger, id string) (string, error) {
+	s, err := l.Snapshot(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range s.Leases {
+		if e.Task == taskOf(id) && e.Owner == uint32(os.Geteuid()) { //nolint:gosec // a uid
+			return e.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// free ends a lease whatever holds it: the runtime has said that the container is no more.
+func free(ctx context.Context, l *ledger.Ledger, lease string) error {
+	ls, err := l.Adopt(ctx, lease)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer ls.Release()
+	s, err := l.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range s.Leases {
+		if e.ID != lease {
+			continue
+		}
+		for _, h := range e.Holders {
+			if err := ls.RemoveHolder(ctx, h); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
