@@ -65,8 +65,14 @@ func (c *Container) hasEnded(what string) error {
 	return fmt.Errorf("%s %s: %w: the container has ended", what, c.life, berth.ErrConflict)
 }
 
-// Address is the IP address of the container.
+// Address is the IP address of the container. It is asked for once: a container keeps it as long as it runs.
 func (c *Container) Address(ctx context.Context) (string, error) {
+	c.life.mu.Lock()
+	known := c.life.address
+	c.life.mu.Unlock()
+	if known != "" {
+		return known, nil
+	}
 	i, err := c.life.inspect(ctx, c.life.docker())
 	if err != nil {
 		return "", err
@@ -74,7 +80,10 @@ func (c *Container) Address(ctx context.Context) (string, error) {
 	if i.NetworkSettings != nil {
 		for _, n := range i.NetworkSettings.Networks {
 			if n.IPAddress.IsValid() {
-				return n.IPAddress.String(), nil
+				c.life.mu.Lock()
+				defer c.life.mu.Unlock()
+				c.life.address = n.IPAddress.String()
+				return c.life.address, nil
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/scratch"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 )
 
 // diskEvery is how often the use of disk is looked at; a look takes a fifth of the time at most.
@@ -88,14 +89,32 @@ func (l *life) diskFull() string {
 	l.mu.Lock()
 	sb := l.sb
 	l.mu.Unlock()
-	if sb == nil || sb.area == nil {
-		return ""
+	if full := l.e.daemonFull(); full != "" || sb == nil || sb.area == nil {
+		return full
 	}
 	what, limit, used, full := sb.area.Full()
 	if !full {
 		return ""
 	}
 	return fmt.Sprintf("the %s of %s is full: %s are used", sb.limitName(what), berth.SizeInWords(limit), berth.SizeInWords(used))
+}
+
+// leastRoom is what a file system has left, in bytes, where it is full: a large write is refused as a whole.
+const leastRoom = 1 << 20
+
+// daemonFull says that the file system of the daemon's writable layers is full; "" if it is not, or not of this host.
+func (e *Engine) daemonFull() string {
+	e.mu.Lock()
+	h := e.host
+	e.mu.Unlock()
+	var st unix.Statfs_t
+	if h == nil || h.root == "" || unix.Statfs(h.root, &st) != nil {
+		return ""
+	}
+	if left := int64(st.Bavail) * st.Bsize; left >= leastRoom {
+		return ""
+	}
+	return fmt.Sprintf("the daemon's disk is full: the file system of %s, of %s", h.root, berth.SizeInWords(int64(st.Blocks)*st.Bsize))
 }
 
 // limitName names a limit of the area by the volume's path.

@@ -27,6 +27,7 @@ type hostInfo struct {
 	cdiDirs  []string // whose CDI specs it injects; none where it cannot
 	quota    bool     // its storage driver may be able to limit writable layers
 	runtime  string   // "docker 20.10.24, runc 1.1.5"
+	root     string   // the directory of its images and writable layers
 	platform
 }
 
@@ -56,6 +57,7 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		quota:    mayLimit(info.Info),
 		cdiDirs:  info.Info.CDISpecDirs,
 		runtime:  components(v),
+		root:     info.Info.DockerRootDir,
 		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
 	}
 	if h.podman { // which does not say where it reads them

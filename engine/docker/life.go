@@ -34,6 +34,7 @@ type life struct {
 	id      string // the daemon's
 	writers map[string]*logfile.Writer
 	stdin   *stdin
+	address string        // once it was asked for
 	oom     *oomWatch     // nil where the daemon tells, or nobody can
 	ended   chan struct{} // the exit is known
 	exit    *berth.Exit
