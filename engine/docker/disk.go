@@ -84,12 +84,45 @@ func (s *Sandbox) diskUsed(ctx context.Context) (int64, error) {
 	return used, nil
 }
 
+// mayQuota: the daemon has not said yet that it cannot limit writable layers.
+func (e *Engine) mayQuota() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.unlimited
+}
+
+// noQuota notes that the daemon cannot limit writable layers: berth alone looks at them.
+func (e *Engine) noQuota(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.unlimited {
+		e.cfg.Logger.Info("the daemon cannot limit writable layers; berth looks at them each second", "because", err)
+	}
+	e.unlimited = true
+}
+
+// over says that the disk limit of the whole is full, or was passed since it was last looked at; "" if not.
+func (l *life) over(sb *Sandbox) string {
+	limit := sb.spec.Limits.Disk
+	if limit <= 0 {
+		return ""
+	}
+	used, err := sb.diskUsed(l.e.ctx)
+	if err != nil || used <= limit-min(leastRoom, limit/32) {
+		return ""
+	}
+	return fmt.Sprintf("the disk limit of %s is full: %s are used", berth.SizeInWords(limit), berth.SizeInWords(used))
+}
+
 // diskFull says which hard limit is full; "" if none.
 func (l *life) diskFull() string {
 	l.mu.Lock()
 	sb := l.sb
 	l.mu.Unlock()
-	if full := l.e.daemonFull(); full != "" || sb == nil || sb.area == nil {
+	if full := l.e.daemonFull(); full != "" || sb == nil {
+		return full
+	}
+	if full := l.over(sb); full != "" || sb.area == nil {
 		return full
 	}
 	what, limit, used, full := sb.area.Full()

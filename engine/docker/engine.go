@@ -93,6 +93,8 @@ type Engine struct {
 	lives map[string]*life    // by container name
 	bound map[string]*os.File // locks of sandboxes that end with this process
 	host  *hostInfo
+	// unlimited: the daemon has said that it cannot limit writable layers.
+	unlimited bool
 }
 
 var (

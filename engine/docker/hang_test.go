@@ -25,6 +25,7 @@ type hanger struct {
 	// calls are those whose path has this in it; "" are none. bodies are those whose answer begins, and stops short.
 	calls, bodies atomic.Value
 	done          chan struct{}
+	saw           func(path string, body []byte) // may be nil; of calls with a body that is JSON
 }
 
 func newHanger(t *testing.T, to string) *hanger {
@@ -57,6 +58,11 @@ func newHanger(t *testing.T, to string) *hanger {
 			case <-r.Context().Done():
 			}
 			return
+		}
+		if h.saw != nil && r.Header.Get("Content-Type") == "application/json" {
+			body, _ := io.ReadAll(r.Body)
+			h.saw(r.URL.Path, body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 		proxy.ServeHTTP(w, r)
 	})}

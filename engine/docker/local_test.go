@@ -1,7 +1,10 @@
 package docker_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,6 +42,52 @@ func TestNotAsked(t *testing.T) {
 		}
 		return u.CPUSeconds != nil && *u.CPUSeconds > 0.01
 	})
+}
+
+// TestLayerLimit: a daemon that may be able to limit writable layers is asked to, in bytes. One that cannot after all, as on
+// a file system without quotas, costs nothing but the question: the limit is kept by berth.
+func TestLayerLimit(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "root")
+	script := fmt.Sprintf("truncate -s 512M %[1]s.img && mkdir %[1]s && mkfs.xfs -q %[1]s.img && (mount -o loop,pquota %[1]s.img %[1]s || mount -o loop %[1]s.img %[1]s)", root)
+	if out, err := exec.CommandContext(t.Context(), "sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH); _ = os.RemoveAll(dir) })
+	d := ownDaemon(t, "--data-root", root)
+	var sizes []string
+	h := newHanger(t, d.Host())
+	h.saw = func(path string, body []byte) {
+		var create struct {
+			HostConfig struct{ StorageOpt map[string]string }
+		}
+		if strings.HasSuffix(path, "/containers/create") && json.Unmarshal(body, &create) == nil {
+			sizes = append(sizes, create.HostConfig.StorageOpt["size"])
+		}
+	}
+	e, img := newEngine(t, docker.Config{Host: h.host})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Limits: berth.Limits{Disk: 8 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close(t.Context()) }()
+	for range 2 {
+		c := step(t, s, img, "dd if=/dev/zero of=/fill bs=1M count=64; exit 3")
+		if exit := wait(t, c); exit.Reason != berth.OutOfDisk {
+			t.Errorf("exit %+v", exit)
+		}
+		if err := c.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	const bytes = "8388608"
+	if got := strings.Join(sizes, ","); got != bytes+",," && got != bytes+","+bytes {
+		t.Errorf("sizes asked for: %s", got)
+	}
 }
 
 // TestDaemonsDiskFull: what a daemon has no room for fails with one clear reason.

@@ -266,6 +266,9 @@ func (s *Sandbox) planLimits(hc *container.HostConfig, host *hostInfo, step *ber
 	}
 	hc.MemorySwap = hc.Memory
 	hc.PidsLimit = &l.PIDs
+	if disk := s.spec.Limits.Disk; disk > 0 && host.quota && !host.podman && s.e.mayQuota() {
+		hc.StorageOpt = map[string]string{"size": strconv.FormatInt(disk, 10)} // bytes
+	}
 	for _, u := range step.Ulimits {
 		hc.Ulimits = append(hc.Ulimits, &container.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -168,6 +169,11 @@ func (la *launch) create(ctx context.Context, host *hostInfo, opts client.Contai
 	ctx, cancel := la.s.e.call(ctx)
 	defer cancel()
 	res, err := la.s.e.createContainer(ctx, host, la.l.dir, opts)
+	if err != nil && opts.HostConfig.StorageOpt != nil && strings.Contains(err.Error(), "storage-opt") {
+		la.s.e.noQuota(err)
+		opts.HostConfig.StorageOpt = nil
+		res, err = la.s.e.createContainer(ctx, host, la.l.dir, opts)
+	}
 	for is(err, berth.ErrConflict) {
 		if _, rerr := la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); rerr != nil && !is(rerr, berth.ErrNotFound) && !is(rerr, berth.ErrConflict) {
 			err = rerr
