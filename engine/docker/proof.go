@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,8 +49,7 @@ func (la *launch) compare(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = root.Close() }()
-	// The daemon may count processes in another namespace, and the container may be gone: its number is another's then.
-	if own, err := os.ReadFile("/proc/" + strconv.Itoa(c.State.Pid) + "/cgroup"); err != nil || !strings.Contains(string(own), c.ID) {
+	if !inCgroupOf(c.State.Pid, c.ID) {
 		return errors.New("its process is not to be seen from here")
 	}
 	held := grant.Container{Root: root, Optional: la.lent.optional}
