@@ -42,8 +42,11 @@ func rootFlag(cmd *cobra.Command, to *string) {
 	cmd.Flags().StringVar(to, "root", "/", "root `DIR` of the host to look at: another root file system, or what berth gpu record wrote")
 }
 
-// openHost opens the host below a root directory.
+// openHost opens the host below a root directory: where none is named, the one whose GPUs are lent.
 func (a *app) openHost(root string) (*device.Host, error) {
+	if root == "/" {
+		root = a.global.gpuRoot
+	}
 	if root != "/" {
 		root = a.abs(root)
 	}
