@@ -35,12 +35,21 @@ func (d taskDir) bell() string      { return filepath.Join(string(d), "bell") }
 func (d taskDir) work() string      { return filepath.Join(string(d), "work") }
 func (d taskDir) logs(i int) string { return filepath.Join(string(d), "steps", strconv.Itoa(i)) }
 func (d taskDir) make() error       { return os.MkdirAll(string(d), 0o700) }
-func (d taskDir) remove() error     { return os.RemoveAll(string(d)) }
 func (d taskDir) removeLogs() error { return os.RemoveAll(filepath.Join(string(d), "steps")) }
 func (d taskDir) removeWork() error { return removeAll(d.work()) }
 func (d taskDir) inputs() string    { return filepath.Join(d.work(), "inputs") }
 func (d taskDir) temporary() string { return filepath.Join(string(d), "temporary") }
 func (d taskDir) rooted() string    { return filepath.Join(d.work(), "root") }
+
+// remove removes all of it. Whoever tries to hold the task makes its lock file anew meanwhile, so that the directory is not
+// empty when it is to go.
+func (d taskDir) remove() error {
+	err := os.RemoveAll(string(d))
+	for tries := 0; errors.Is(err, unix.ENOTEMPTY) && tries < 100; tries++ {
+		err = os.RemoveAll(string(d))
+	}
+	return err
+}
 
 // removeAll is os.RemoveAll, also of directories that their owner may not write.
 func removeAll(dir string) error {
