@@ -51,7 +51,6 @@ func TestTrim(t *testing.T) {
 		ballast[i] = 1
 	}
 	runtime.KeepAlive(ballast)
-	ballast = nil
 	before := resident()
 	if before <= trimAbove {
 		t.Fatalf("%d bytes are resident, with %d of them just written", before, trimAbove)
