@@ -58,14 +58,15 @@ func (s *skeletons) of(image []string, places []wire.Place) (skeleton, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	points := mountPoints
-	key := strings.Join(image, "\n")
+	parts := slices.Clone(image)
 	for _, p := range places {
 		// Below a mount there is nothing of the image's.
 		if rel := strings.TrimPrefix(path.Clean(p.Path), "/"); !slices.ContainsFunc(mountPoints, func(m mountPoint) bool { return rel == m.path || strings.HasPrefix(rel, m.path+"/") }) {
 			points = append(slices.Clip(points), mountPoint{rel, p.Dir})
-			key += fmt.Sprintf("\x00%t%s", p.Dir, rel)
+			parts = append(parts, fmt.Sprintf("\x00%t%s", p.Dir, rel))
 		}
 	}
+	key := strings.Join(parts, "\n")
 	sk, ok := s.m[key]
 	if ok || len(s.m) >= maxSkeletons {
 		return sk, nil
