@@ -25,10 +25,11 @@ var words = []struct {
 	{"no space left on device", berth.ErrExhausted},
 	{"disk quota exceeded", berth.ErrExhausted},
 	{"Range of CPUs is from", berth.ErrExhausted},
-	{"unable to set memory limit", berth.ErrExhausted}, // runc's, of one that the container's start is above
-	{"that name is already in use", berth.ErrConflict}, // Podman's, of a container's
-	{"container state improper", berth.ErrConflict},    // Podman's, of what needs a running container
-	{"image not known", berth.ErrNotFound},             // Podman's
+	{"unable to set memory limit", berth.ErrExhausted},                              // runc's, of one that the container's start is above
+	{"that name is already in use", berth.ErrConflict},                              // Podman's, of a container's
+	{"container state improper", berth.ErrConflict},                                 // Podman's, of what needs a running container
+	{"payload does not match any of the supported image formats", berth.ErrInvalid}, // Podman's, of an archive
+	{"image not known", berth.ErrNotFound},                                          // Podman's
 	{"unable to find user", berth.ErrInvalid},
 	{"unable to find group", berth.ErrInvalid},
 	{"uids and gids must be in range", berth.ErrInvalid},

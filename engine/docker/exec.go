@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 )
 
 // Exec runs a further command in the container. Where ctx ends first, the command runs on: the daemon has no
@@ -23,6 +26,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	if len(spec.Command) == 0 {
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w: no command", c.life, berth.ErrInvalid)
 	}
+	defer c.life.holdForExec()()
 	api := c.life.e.api
 	cctx, cancel := c.life.e.call(ctx)
 	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
@@ -38,6 +42,36 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	}
 	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio}
 	return x.run(ctx)
+}
+
+// execsFile is locked, shared, by whoever runs an exec in the container.
+const execsFile = "execs"
+
+// holdForExec keeps the container, once it has ended, until the exec's end is known: only it knows that.
+func (l *life) holdForExec() (release func()) {
+	f, err := os.OpenFile(filepath.Join(l.dir, execsFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return func() {} // the container is gone
+	}
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	return func() { _ = f.Close() }
+}
+
+// execsMax is how long an ended container is kept for execs whose ends are asked for.
+const execsMax = 2 * time.Second
+
+// awaitExecs waits until no exec holds the container.
+func (l *life) awaitExecs(ctx context.Context) {
+	f, err := os.OpenFile(filepath.Join(l.dir, execsFile), os.O_RDWR, 0o600)
+	if err != nil {
+		return // there was none
+	}
+	defer func() { _ = f.Close() }()
+	for end := time.Now().Add(execsMax); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(lockPoll / 5) {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return
+		}
+	}
 }
 
 type execution struct {

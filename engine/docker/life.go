@@ -354,6 +354,7 @@ func (l *life) remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
+	l.awaitExecs(ctx)
 	pause := removePause
 	for try := 1; ; try++ {
 		cctx, cancel := l.e.call(ctx)

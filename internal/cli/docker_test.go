@@ -17,54 +17,82 @@ import (
 	"github.com/berth-project/berth/engine/docker/dockertest"
 )
 
-// dockerd is the daemon of all tests here, started by the first that needs it.
-var dockerd struct {
+// startedDaemon is a daemon of all tests here, started by the first that needs it.
+type startedDaemon struct {
 	once   sync.Once
 	daemon *dockertest.Daemon
 	err    error
 }
 
-func startDockerd(t testing.TB) *dockertest.Daemon {
+var dockerd, podmand startedDaemon
+
+func (s *startedDaemon) start(t testing.TB, name string, f func(dir string) (*dockertest.Daemon, error)) *dockertest.Daemon {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: a Docker daemon is started")
+		t.Skip("needs root: a daemon is started")
 	}
-	dockerd.once.Do(func() {
-		dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+	s.once.Do(func() {
+		dir, err := os.MkdirTemp("/var/tmp", "berth-"+name+"-")
 		if err != nil {
-			dockerd.err = err
+			s.err = err
 			return
 		}
-		dockerd.daemon, dockerd.err = dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Bridge: true})
+		s.daemon, s.err = f(dir)
 	})
-	if dockerd.err != nil {
-		t.Fatal("needs a Docker daemon:", dockerd.err)
+	if s.err != nil {
+		t.Fatalf("needs %s: %v", name, s.err)
 	}
-	return dockerd.daemon
+	return s.daemon
 }
 
-// stopDockerd ends the tests' daemon, where there is one.
-func stopDockerd() {
-	if dockerd.daemon != nil {
-		if err := dockerd.daemon.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, "stop dockerd:", err)
+func startDockerd(t testing.TB) *dockertest.Daemon {
+	t.Helper()
+	return dockerd.start(t, "dockerd", func(dir string) (*dockertest.Daemon, error) {
+		return dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Bridge: true})
+	})
+}
+
+func startPodman(t testing.TB) *dockertest.Daemon {
+	t.Helper()
+	return podmand.start(t, "podman", func(dir string) (*dockertest.Daemon, error) {
+		return dockertest.StartPodman(context.Background(), dir)
+	})
+}
+
+// stopDaemons ends the tests' daemons, where there are any.
+func stopDaemons() {
+	for _, s := range []*startedDaemon{&dockerd, &podmand} {
+		if s.daemon == nil {
+			continue
+		}
+		if err := s.daemon.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop a daemon:", err)
 		}
 	}
 }
 
 // TestScriptsDocker runs the scripts on a Docker daemon: the same tasks, the same answers.
-func TestScriptsDocker(t *testing.T) {
-	d := startDockerd(t)
+func TestScriptsDocker(t *testing.T) { scriptsOn(t, startDockerd(t)) }
+
+// TestScriptsPodman runs them on Podman's service.
+func TestScriptsPodman(t *testing.T) { scriptsOn(t, startPodman(t)) }
+
+func scriptsOn(t *testing.T, d *dockertest.Daemon) {
+	t.Helper()
 	testscript.Run(t, params(t, func(env *testscript.Env) error {
 		env.Vars = append(env.Vars, "BERTH_ENGINE=docker", "DOCKER_HOST="+d.Host())
 		return setup(env)
 	}, engineDocker))
 }
 
-// newDockerBench is a data directory in which berth runs tasks on the tests' Docker daemon.
-func newDockerBench(t *testing.T) *bench {
+// onDaemons runs a test on each daemon, with a data directory in which berth runs tasks there.
+func onDaemons(t *testing.T, f func(*testing.T, *bench)) {
 	t.Helper()
-	return newBench(t, "BERTH_ENGINE=docker", "DOCKER_HOST="+startDockerd(t).Host())
+	for name, start := range map[string]func(testing.TB) *dockertest.Daemon{"docker": startDockerd, "podman": startPodman} {
+		t.Run(name, func(t *testing.T) {
+			f(t, newBench(t, "BERTH_ENGINE=docker", "DOCKER_HOST="+start(t).Host()))
+		})
+	}
 }
 
 // gone waits until nothing is left of the tasks but their records and logs.
@@ -107,8 +135,10 @@ func (b *bench) await(text string, args ...string) {
 	b.t.Fatalf("%q never came: %s", text, out)
 }
 
-func TestDockerKilledInTheForeground(t *testing.T) {
-	b := newDockerBench(t)
+func TestDockerKilledInTheForeground(t *testing.T) { onDaemons(t, dockerKilledInTheForeground) }
+
+func dockerKilledInTheForeground(t *testing.T, b *bench) {
+	t.Helper()
 	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
 	b.signal(cmd, syscall.SIGKILL)
 	_ = cmd.Wait()
@@ -120,8 +150,10 @@ func TestDockerKilledInTheForeground(t *testing.T) {
 }
 
 // TestDockerKeeperKilled: in the foreground nothing ends with the keeper, and another takes its place.
-func TestDockerKeeperKilled(t *testing.T) {
-	b := newDockerBench(t)
+func TestDockerKeeperKilled(t *testing.T) { onDaemons(t, dockerKeeperKilled) }
+
+func dockerKeeperKilled(t *testing.T, b *bench) {
+	t.Helper()
 	cmd, rest, _ := b.start("bb", "sh", "-c", `echo up; sleep 3; echo done`, "in-the-task")
 	first := b.keeper()
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
@@ -151,8 +183,10 @@ func TestDockerKeeperKilled(t *testing.T) {
 
 // TestDockerDetached: a task of two steps goes on although all of berth is killed while the first runs. Its logs are
 // whole, and its exit is its own.
-func TestDockerDetached(t *testing.T) {
-	b := newDockerBench(t)
+func TestDockerDetached(t *testing.T) { onDaemons(t, dockerDetached) }
+
+func dockerDetached(t *testing.T, b *bench) {
+	t.Helper()
 	doc := `{"name": "job", "executors": [
 	  {"image": "bb", "command": ["sh", "-c", "echo one; while [ ! -e /v/go ]; do sleep 0.05; done; seq 1000", "in-the-task"]},
 	  {"image": "bb", "command": ["sh", "-c", "echo two; exit 6", "in-the-task"]}], "volumes": ["/v"]}`
@@ -185,8 +219,10 @@ func TestDockerDetached(t *testing.T) {
 }
 
 // TestDockerElsewhere: what is asked about a task is asked of its own engine, whatever the environment says now.
-func TestDockerElsewhere(t *testing.T) {
-	b := newDockerBench(t)
+func TestDockerElsewhere(t *testing.T) { onDaemons(t, dockerElsewhere) }
+
+func dockerElsewhere(t *testing.T, b *bench) {
+	t.Helper()
 	if out, code := b.output("run", "--detach", "--name", "job", "bb", "sh", "-c", "echo up; while true; do sleep 0.1; done", "in-the-task"); code != 0 {
 		t.Fatalf("exit code %d: %s", code, out)
 	}

@@ -249,7 +249,10 @@ func (f *foreground) started(_ int, c berth.Container) {
 // ended waits for what a step wrote to be shown, and tells what of it is not kept.
 func (f *foreground) ended(_ int, e berth.Exit) {
 	f.streams.Wait()
-	if e.Reason == berth.Exited && e.Detail != "" && !f.o.quiet {
+	// A daemon does not know a code of 128+n from a signal: that is no loss.
+	may := fmt.Sprintf("exit code %d, or killed by signal %d", e.Code, e.Code-128)
+	lost := e.Detail != "" && (!strings.HasPrefix(e.Detail, may) || strings.Contains(e.Detail, "; "))
+	if e.Reason == berth.Exited && lost && !f.o.quiet {
 		f.a.say("warning: %s", e.Detail)
 	}
 }
