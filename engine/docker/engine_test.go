@@ -20,6 +20,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/docker/dockertest"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -122,6 +123,32 @@ func execEnds(t *testing.T, host, words string) {
 	}
 	if _, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"true"}, Privileged: true}, berth.Stdio{}); !errors.Is(err, berth.ErrUnsupported) {
 		t.Errorf("a privileged exec: %v", err)
+	}
+}
+
+// TestStoppedTwice: of two who stop a container at once, neither takes the other for its end by itself.
+func TestStoppedTwice(t *testing.T) {
+	t.Parallel()
+	for name, start := range map[string]func(testing.TB) *dockertest.Daemon{"docker": daemon, "podman": podman} {
+		t.Run(name, func(t *testing.T) {
+			e, img := newEngine(t, docker.Config{Host: start(t).Host()})
+			s, _ := begin(t, e, img, "true")
+			for range 4 {
+				c := step(t, s, img, "sleep 1000")
+				var wg sync.WaitGroup
+				for range 3 {
+					wg.Go(func() {
+						if err := c.Stop(t.Context(), 0); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+				if exit := wait(t, c); exit.Reason != berth.Stopped {
+					t.Fatalf("exit %+v", exit)
+				}
+			}
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -26,6 +27,7 @@ type life struct {
 	sandbox, step string
 	dir           string
 	starting      sync.Mutex
+	enders        atomic.Int32 // calls of end
 
 	mu      sync.Mutex
 	watched bool
@@ -258,21 +260,20 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	if l.known() {
 		return nil
 	}
+	l.enders.Add(1)
 	file := filepath.Join(l.dir, intentFile)
 	why.At = time.Now()
-	ours := !exists(file) // who came first says the reason
-	if ours {
-		if err := writeJSON(file, why); err != nil {
-			return fmt.Errorf("stop %s: %w: %w", l, kindOf(err), err)
-		}
+	ours, err := claimJSON(file, why) // who came first says the reason
+	if err != nil {
+		return fmt.Errorf("stop %s: %w: %w", l, kindOf(err), err)
 	}
 	if grace > 0 {
 		sent, err := l.kill(ctx, "") // its stop signal
 		if err != nil {
 			return err
 		}
-		if !sent && ours {
-			_ = os.Remove(file) // it ended by itself
+		if !sent && ours && l.enders.Load() == 1 {
+			_ = os.Remove(file) // it ended by itself: no other has ended it
 		}
 		timer := time.NewTimer(grace)
 		defer timer.Stop()
@@ -288,7 +289,7 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if !sent && ours && grace == 0 {
+	if !sent && ours && grace == 0 && l.enders.Load() == 1 {
 		_ = os.Remove(file)
 	}
 	_, err = l.wait(ctx)

@@ -3,6 +3,7 @@ package docker
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -207,6 +208,23 @@ func (s *Sandbox) make(ctx context.Context, dir string) error {
 }
 
 func volumeName(i int) string { return "v" + strconv.Itoa(i) }
+
+// claimJSON writes a record if there is none yet, and answers whether it did: of several at once, one does.
+func claimJSON(file string, v any) (bool, error) {
+	if exists(file) {
+		return false, nil
+	}
+	mine := file + "." + rand.Text()
+	if err := writeJSON(mine, v); err != nil {
+		return false, err
+	}
+	err := os.Link(mine, file)
+	_ = os.Remove(mine)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // writeJSON writes a record that is whole after a crash, or not there.
 func writeJSON(file string, v any) error {
