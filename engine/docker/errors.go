@@ -29,6 +29,7 @@ var words = []struct {
 	{"that name is already in use", berth.ErrConflict},                              // Podman's, of a container's
 	{"container state improper", berth.ErrConflict},                                 // Podman's, of what needs a running container
 	{"payload does not match any of the supported image formats", berth.ErrInvalid}, // Podman's, of an archive
+	{"unresolvable CDI devices", berth.ErrNotFound},                                 // Podman's
 	{"image not known", berth.ErrNotFound},                                          // Podman's
 	{"unable to find user", berth.ErrInvalid},
 	{"unable to find group", berth.ErrInvalid},
