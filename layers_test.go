@@ -17,7 +17,7 @@ var layers = []string{
 	"runner",
 	"device",
 	"device/nvidia device/amd device/intel",
-	"device/inject",
+	"device/inject device/record",
 	"device/ociruntime",
 	"engine/enginetest engine/oci engine/docker engine/swarm engine/kubernetes engine/slurm",
 	"tes web",

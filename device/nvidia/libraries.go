@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	specs "tags.cncf.io/container-device-interface/specs-go"
+
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
 )
@@ -216,4 +218,55 @@ func directories(files []string) []string {
 		}
 	}
 	return dirs
+}
+
+// DriverFiles returns the files of the driver that containers get, with the links to its libraries, and those of the
+// linker's directories that hold some. Of a driver whose libraries are not installed they are those that are.
+func DriverFiles(h *device.Host) (files, linker []string) {
+	files = driverFiles(h)
+	for _, dir := range ldConfDirs(h) {
+		at, err := h.Resolve(dir)
+		holds := func(file string) bool { return path.Dir(file) == at && strings.Contains(path.Base(file), ".so") }
+		if err == nil && slices.ContainsFunc(files, holds) && !slices.Contains(linker, dir) {
+			linker = append(linker, dir)
+		}
+	}
+	return files, linker
+}
+
+func driverFiles(h *device.Host) (files []string) {
+	version, err := NewDriver(h).Version()
+	if err != nil || version == "" {
+		return nil
+	}
+	add := func(file string) {
+		if !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	libs, err := findLibraries(h, version, nil)
+	if err != nil {
+		for _, dir := range slices.Concat(ldConfDirs(h), libraryDirs) {
+			for _, file := range slices.Concat(h.Glob(path.Join(dir, "libcuda.so*")), h.Glob(path.Join(dir, "libnvidia-ml.so*"))) {
+				add(file)
+			}
+		}
+		return files
+	}
+	var edits specs.ContainerEdits
+	(Generator{Host: h}).addFiles(&edits, libs)
+	for _, m := range edits.Mounts {
+		add(m.HostPath)
+		dir, name := path.Split(m.HostPath)
+		stem, _, ok := strings.Cut(name, ".so.")
+		if !ok {
+			continue
+		}
+		for _, link := range libs.glob(path.Clean(dir), stem+".so*") {
+			if libs.isLink(link) {
+				add(link)
+			}
+		}
+	}
+	return files
 }

@@ -260,3 +260,25 @@ func TestGPURelease(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+// A recording gives the same answers as the host, command by command.
+func TestGPURecord(t *testing.T) {
+	for name := range recordedHosts {
+		t.Run(name, func(t *testing.T) {
+			root, dir := recordedHost(t, name), filepath.Join(t.TempDir(), "recorded")
+			if code, out, errs := berthOf(t, "", "gpu", "record", "--root", root, dir); code != 0 || !strings.HasPrefix(out, dir+": ") {
+				t.Fatalf("exit code %d, %s%s", code, out, errs)
+			}
+			for _, args := range [][]string{{"gpu", "ls"}, {"gpu", "ls", "--format", "json"}, {"cdi", "generate"}, {"gpu", "explain", "--gpus", "all"}} {
+				code, out, errs := berthOf(t, "", append(args, "--root", root)...)
+				gotCode, got, gotErrs := berthOf(t, "", append(args, "--root", dir)...)
+				if diff := cmp.Diff(out+errs, got+gotErrs); diff != "" || code != gotCode {
+					t.Errorf("%q: exit codes %d, %d, %s", args, code, gotCode, diff)
+				}
+			}
+			if code, _, errs := berthOf(t, "", "gpu", "record", "--root", root, dir); code != 3 || !strings.Contains(errs, "it is not empty") {
+				t.Errorf("exit code %d, %s", code, errs)
+			}
+		})
+	}
+}
