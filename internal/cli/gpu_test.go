@@ -282,3 +282,21 @@ func TestGPURecord(t *testing.T) {
 		})
 	}
 }
+
+func TestGPUTopology(t *testing.T) {
+	for _, name := range []string{"none", "a100x8-mig", "mi300x-cpx", "amd-and-intel"} {
+		root := recordedHost(t, name)
+		code, out, _ := berthOf(t, "", "gpu", "topology", "--root", root)
+		_, jsonOut, _ := berthOf(t, "", "gpu", "topology", "--root", root, "--format", "json")
+		if code != 0 || !json.Valid([]byte(jsonOut)) {
+			t.Errorf("%s: exit code %d, %s", name, code, jsonOut)
+		}
+		golden(t, "topology/"+name+".txt", out)
+	}
+	// NVLinks are what the library says of a recorded host, too.
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 2, Recorded: true})
+	h.Write("/nvml.json", fmt.Sprintf(`{"gpus":[{"uuid":%q,"nvlinks":[{"to":"switch","count":18}]},{"uuid":%q,"nvlinks":[{"to":"switch","count":18}]}]}`, h.NVIDIA[0].UUID, h.NVIDIA[1].UUID))
+	if _, out, errs := berthOf(t, "", "gpu", "topology", "--root", h.Root); !strings.Contains(out, "nvidia 0  X         NV18") {
+		t.Error(out, errs)
+	}
+}

@@ -150,3 +150,20 @@ func (f *Facts) islands(devices []device.Device) map[string]string {
 	}
 	return names
 }
+
+// NVLinks counts the NVLinks by which two GPUs reach each other, directly or by a switch; 0 if there are none.
+func (f *Facts) NVLinks(a, b device.Device) int {
+	x, y := f.GPU(a.UUID), f.GPU(b.UUID)
+	if x == nil || y == nil {
+		return 0
+	}
+	to := func(g *GPU, where string) int {
+		for _, l := range g.Links {
+			if strings.EqualFold(l.To, where) {
+				return l.Count
+			}
+		}
+		return 0
+	}
+	return max(to(x, b.PCI), to(y, a.PCI), min(to(x, Switch), to(y, Switch)))
+}
