@@ -452,3 +452,59 @@ func TestGroup(t *testing.T) {
 		t.Errorf("exit %+v, groups %q", exit, got)
 	}
 }
+
+// TestKeys: no keys are anybody else's than the command's: the daemon's own, by which people detach, are what shells go
+// back in their history with.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, docker.Config{})
+	const script = "stty raw -echo; echo ready; head -c 2 | od -An -tx1"
+	keys := []byte{16, 17} // ctrl-p, ctrl-q
+	s, c := begin(t, e, img, "sleep 1000")
+	r, w := io.Pipe()
+	out, done := &syncBuffer{}, make(chan error, 1)
+	go func() {
+		_, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"sh", "-c", script}, TTY: true}, berth.Stdio{In: r, Out: out})
+		done <- err
+	}()
+	until(t, "the command is ready", func() bool { return strings.Contains(out.String(), "ready") })
+	if _, err := w.Write(keys); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || !strings.Contains(out.String(), "10 11") {
+		t.Errorf("an exec reads %q, %v", out.String(), err)
+	}
+	c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{"sh", "-c", script}, TTY: true, OpenStdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the container is ready", func() bool { return strings.Contains(logs(t, c, false), "ready") })
+	in, err := c.(berth.StdinWriter).Stdin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write(keys); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, c); exit.Code != 0 || !strings.Contains(logs(t, c, false), "10 11") {
+		t.Errorf("a container reads %q, %+v", logs(t, c, false), exit)
+	}
+}
+
+// syncBuffer is written and read at once.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}

@@ -31,7 +31,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	cctx, cancel := c.life.e.call(ctx)
 	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
 		User: spec.User, TTY: spec.TTY, AttachStdin: stdio.In != nil, AttachStdout: true, AttachStderr: true,
-		Env: spec.Env, WorkingDir: spec.WorkingDir, Cmd: spec.Command,
+		Env: spec.Env, WorkingDir: spec.WorkingDir, Cmd: spec.Command, DetachKeys: noKeys,
 	})
 	cancel()
 	if err != nil {
@@ -73,6 +73,9 @@ func (l *life) awaitExecs(ctx context.Context) {
 		}
 	}
 }
+
+// noKeys are detach keys that nobody types: without any the daemon takes its own, ctrl-p and ctrl-q, which shells know.
+const noKeys = "ctrl-_,ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^"
 
 type execution struct {
 	c     *Container
