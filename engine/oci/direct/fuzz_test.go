@@ -18,6 +18,7 @@ func FuzzTarget(f *testing.F) {
 	f.Add("l>l", "/l", true)
 	f.Add("a>/ b>a/a/a/.", "/b/./b/../q", true)
 	f.Add("d>dangling/x", "/d", false)
+	f.Add("0", "1/", false)
 	f.Fuzz(func(t *testing.T, tree, name string, dir bool) {
 		if len(tree) > 200 || len(name) > 200 || strings.ContainsAny(tree+name, "\x00") {
 			t.Skip()
@@ -51,7 +52,9 @@ func FuzzTarget(f *testing.F) {
 		defer func() { _ = unix.Close(fd) }()
 		b := new(builders).take()
 		v := &view{root: fd, owner: -1, group: -1, b: b}
+		defer v.forget()
 		at, _, err := v.target(name, dir)
+		siblings(t, v, name)
 		if after := listing(t, outside); after != before {
 			t.Fatalf("something changed outside the root: %s, before %s", after, before)
 		}
@@ -83,6 +86,21 @@ func FuzzTarget(f *testing.F) {
 			t.Fatalf("%s is %s, and the kernel finds another file", name, at)
 		}
 	})
+}
+
+// siblings: a path in the directory of the last one leads to where it does without that.
+func siblings(t *testing.T, v *view, name string) {
+	t.Helper()
+	above, _ := path.Split(name)
+	for _, base := range []string{"sibling", "a", "l", "..", ".", ""} {
+		fresh := &view{root: v.root, owner: -1, group: -1, b: v.b}
+		want, _, werr := fresh.target(above+base, true)
+		fresh.forget()
+		got, _, err := v.target(above+base, true)
+		if got != want || (err == nil) != (werr == nil) {
+			t.Fatalf("%q after %q: %q, %v; on its own %q, %v", above+base, name, got, err, want, werr)
+		}
+	}
 }
 
 // listing is what lies in dir.

@@ -142,9 +142,10 @@ func TestHooksChangeTheContainer(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(src, "f"), []byte("mounted\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	before := mountsOf(t)
+	dir := ""
 	got := run(t, s, "cat /made /target /readonly/x; touch /readonly/y 2>/dev/null || echo read-only; ls /host 2>/dev/null; tail -n1 /order", func(b *bundle.Bundle) {
 		b.Spec.Mounts = append(b.Spec.Mounts, specs.Mount{Destination: "/readonly", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "size=1m"}})
+		dir = b.Dir
 		root := filepath.Join(b.Dir, rootDir)
 		b.Spec.Hooks = &specs.Hooks{
 			CreateContainer: []specs.Hook{
@@ -156,8 +157,8 @@ func TestHooksChangeTheContainer(t *testing.T) {
 	if want := "made\nmounted\nx\nread-only\n2\n"; got.stdout != want {
 		t.Errorf("got %v\nwant %s", got, want)
 	}
-	if after := mountsOf(t); after != before {
-		t.Errorf("the host's mounts have changed:\n%s\nwere\n%s", after, before)
+	if mounts := mountsOf(t); strings.Contains(mounts, dir) || strings.Contains(mounts, src) {
+		t.Errorf("a mount of the container is on the host:\n%s", mounts)
 	}
 }
 

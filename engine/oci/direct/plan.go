@@ -54,6 +54,9 @@ func (p *plan) own(fd int) { p.owned = append(p.owned, fd) }
 
 func (p *plan) close() {
 	p.closeOwned()
+	if p.view != nil {
+		p.view.forget()
+	}
 	for _, m := range p.meetings {
 		_ = m.conn.Close()
 	}

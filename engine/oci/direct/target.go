@@ -43,6 +43,53 @@ type view struct {
 	group  int
 	mounts []planned
 	b      *builder
+	last   parent
+}
+
+// parent is the directory of the path that was resolved last. What is lent to a container brings many files that lie
+// in one directory, one after another.
+type parent struct {
+	name   string // as it was named; "" is none
+	stack  []place
+	mounts int // how many were planned then
+}
+
+// remember keeps the directory that a walk has come to.
+func (v *view) remember(name string, w *walk) {
+	v.forget()
+	v.last = parent{name: name, stack: slices.Clone(w.stack), mounts: len(v.mounts)}
+	for i := range w.stack { // they are closed with the view, or with the next that is kept
+		w.stack[i].owned = false
+	}
+}
+
+// resume is the way to a directory that is kept; nil where it is another. A mount of a directory since then could lie
+// upon it.
+func (v *view) resume(name string) []place {
+	if v.last.name == "" || v.last.name != name {
+		return nil
+	}
+	for _, m := range v.mounts[v.last.mounts:] {
+		if m.content != contentFile {
+			v.forget()
+			return nil
+		}
+	}
+	stack := slices.Clone(v.last.stack)
+	for i := range stack {
+		stack[i].owned = false
+	}
+	return stack
+}
+
+// forget closes what remember has kept.
+func (v *view) forget() {
+	for _, p := range v.last.stack {
+		if p.owned {
+			_ = unix.Close(p.fd)
+		}
+	}
+	v.last = parent{}
 }
 
 // place is one directory on the way to a target.
@@ -56,14 +103,29 @@ type place struct {
 // target resolves a path of the container to one without links, and makes it: a directory with its parents,
 // or an empty file. mode is that of what was found; 0 where it was made or is not on the host.
 func (v *view) target(name string, dir bool) (canonical string, mode uint32, err error) {
-	w := walk{v: v, stack: []place{{at: "/", fd: v.root, mount: -1}}}
+	w := walk{v: v}
 	defer w.close()
-	if i := v.mountAt("/"); i >= 0 {
-		w.stack = append(w.stack, v.enter(i))
+	above, base := path.Split(name)
+	rest := []string{base}
+	// What such a name is in is a directory; another may be a file.
+	resumed := base == "" || base == "." || base == ".."
+	if !resumed {
+		w.stack = v.resume(above)
+		resumed = w.stack != nil
 	}
-	rest := strings.Split(name, "/")
+	if w.stack == nil {
+		w.stack = []place{{at: "/", fd: v.root, mount: -1}}
+		if i := v.mountAt("/"); i >= 0 {
+			w.stack = append(w.stack, v.enter(i))
+		}
+		rest = strings.Split(name, "/")
+	}
 	links := 0
 	for len(rest) > 0 {
+		if len(rest) == 1 && !resumed { // all but the last name of the path is resolved
+			resumed = true
+			v.remember(above, &w)
+		}
 		comp := rest[0]
 		rest = rest[1:]
 		switch comp {
