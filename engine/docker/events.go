@@ -72,6 +72,9 @@ func (l *life) history(ctx context.Context, r *record, s *container.State) histo
 
 // events tells of what the daemon remembers since a time.
 func (e *Engine) events(ctx context.Context, since time.Time, f client.Filters, each func(events.Message)) error {
+	if host, err := e.daemon(ctx); err == nil && host.podman {
+		return e.podmanEvents(ctx, since, f, each)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stamp := func(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
@@ -132,6 +135,9 @@ func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
 		}
 		e.Reason, e.Signal = berth.Signaled, sig
 		e.Detail = fmt.Sprintf("signal %d (%s) was sent through the daemon, and not by berth", sig, signalName(sig))
+		if sig == 0 { // Podman does not say which
+			e.Detail = "a signal was sent through the daemon, and not by berth"
+		}
 	case live || h.known && !h.restarted || !h.known && away.IsZero():
 		// It ended under the eyes of the daemon, which touches nothing by itself.
 	case !away.IsZero() && e.Ended.After(away.Add(time.Second)) && !l.killCode(e.Code):

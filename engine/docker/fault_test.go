@@ -159,20 +159,28 @@ func TestDaemonHangs(t *testing.T) {
 // TestKilledByOthers: what somebody does to a container through the daemon is not the command's own end.
 func TestKilledByOthers(t *testing.T) {
 	t.Parallel()
-	e, img := newEngine(t, docker.Config{})
+	t.Run("docker", func(t *testing.T) { killedByOthers(t, daemon(t).Host(), berth.Signaled, 15) })
+	// Podman tells of a stop when it is over, and a polite end looks like the command's own.
+	t.Run("podman", func(t *testing.T) { killedByOthers(t, podman(t).Host(), berth.Exited, 0) })
+}
+
+func killedByOthers(t *testing.T, host string, polite berth.Reason, signal int) {
+	t.Helper()
+	e, img := newEngine(t, docker.Config{Host: host})
 	for _, row := range []struct {
 		name, script, call string
+		reason             berth.Reason
 		signal             int
 	}{
-		{"killed", "sleep 1000", "kill?signal=KILL", 9},
-		{"stopped, and polite", `trap "exit 0" TERM; while true; do sleep 0.05; done`, "stop?t=5", 15},
+		{"killed", "sleep 1000", "kill?signal=KILL", berth.Signaled, 9},
+		{"stopped, and polite", `trap "exit 0" TERM; while true; do sleep 0.05; done`, "stop?t=5", polite, signal},
 	} {
 		_, c := begin(t, e, img, row.script)
 		time.Sleep(300 * time.Millisecond) // for the trap
-		if err := post(t, daemon(t).Host(), "/containers/berth-"+e.Owner()+"-"+strings.Join(ids(t, e, c), "-")+"/"+row.call); err != nil {
+		if err := post(t, host, "/containers/berth-"+e.Owner()+"-"+strings.Join(ids(t, e, c), "-")+"/"+row.call); err != nil {
 			t.Fatal(err)
 		}
-		if exit := wait(t, c); exit.Reason != berth.Signaled || exit.Signal != row.signal {
+		if exit := wait(t, c); exit.Reason != row.reason || exit.Signal != row.signal {
 			t.Errorf("%s: exit %+v", row.name, exit)
 		}
 	}

@@ -8,15 +8,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 )
 
@@ -35,28 +41,69 @@ func (e *Engine) libpod(ctx context.Context, method, call string, in, out any) e
 		return err
 	}
 	// The oldest version that Podman 4 and 5 serve.
-	req, err := http.NewRequestWithContext(ctx, method, "http://podman/v4.0.0/libpod/"+call, bytes.NewReader(raw))
+	body, err := e.podman(ctx, method, "/v4.0.0/libpod/"+call, raw)
 	if err != nil {
 		return err
+	}
+	defer func() { _ = body.Close() }()
+	if raw, err = io.ReadAll(io.LimitReader(body, answerMax)); err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(raw, out)
+}
+
+// answerMax bounds an answer of Podman's that is read whole, in bytes.
+const answerMax = 1 << 20
+
+// podman calls Podman's service by a path and returns its answer.
+func (e *Engine) podman(ctx context.Context, method, path string, raw []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://podman"+path, bytes.NewReader(raw))
+	if err != nil {
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json") // else its body is taken for a form
 	dial := e.api.Dialer()
 	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	res, err := (&http.Client{Transport: t}).Do(req)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if res.StatusCode < http.StatusBadRequest {
+		return res.Body, nil
 	}
 	defer func() { _ = res.Body.Close() }()
-	if raw, err = io.ReadAll(io.LimitReader(res.Body, 1<<20)); err != nil {
+	if raw, err = io.ReadAll(io.LimitReader(res.Body, answerMax)); err != nil {
+		return nil, err
+	}
+	return nil, podmanError(res.StatusCode, raw)
+}
+
+// podmanEvents tells of what Podman remembers. Asked as Docker is, for what was until now, it answers nothing: it ends
+// at that time, which has come before it begins to read.
+func (e *Engine) podmanEvents(ctx context.Context, since time.Time, f client.Filters, each func(events.Message)) error {
+	filters := map[string][]string{}
+	for k, v := range f {
+		filters[k] = slices.Sorted(maps.Keys(v))
+	}
+	raw, err := json.Marshal(filters)
+	if err != nil {
 		return err
 	}
-	if res.StatusCode >= http.StatusBadRequest {
-		return podmanError(res.StatusCode, raw)
+	q := url.Values{"stream": {"false"}, "since": {strconv.FormatInt(since.Unix(), 10)}, "filters": {string(raw)}}
+	body, err := e.podman(ctx, http.MethodGet, "/v1.41/events?"+q.Encode(), nil)
+	if err != nil {
+		return err
 	}
-	if out == nil {
-		return nil
+	defer func() { _ = body.Close() }()
+	for d := json.NewDecoder(body); ; {
+		var m events.Message
+		if err := d.Decode(&m); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		each(m)
 	}
-	return json.Unmarshal(raw, out)
 }
 
 // podmanError is an error of Podman's service. Most come with the status 500, and say what they are in words.
