@@ -22,7 +22,7 @@ var layers = []string{
 	"engine/enginetest engine/oci engine/docker engine/swarm engine/kubernetes engine/slurm",
 	"tes web",
 	"internal/cli",
-	"cmd/berth cmd/berth-cdi-hook bench internal/ci",
+	"cmd/berth cmd/berth-cdi-hook cmd/berth-oci-runtime bench internal/ci",
 }
 
 const module = "github.com/berth-project/berth"

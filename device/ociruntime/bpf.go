@@ -47,8 +47,8 @@ func attached(cgroup int) (ids []uint32, flags uint32, err error) {
 		target, typ, queryFlags, attachFlags uint32
 		ids                                  uint64
 		count, _                             uint32
-	}{target: uint32(cgroup), typ: unix.BPF_CGROUP_DEVICE, ids: uint64(uintptr(unsafe.Pointer(&ids[0]))), count: maxPrograms} //nolint:gosec // as bpf(2) wants it
-	if _, err := bpf(unix.BPF_PROG_QUERY, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil { //nolint:gosec // as above
+	}{target: uint32(cgroup), typ: unix.BPF_CGROUP_DEVICE, ids: uint64(uintptr(unsafe.Pointer(&ids[0]))), count: maxPrograms}
+	if _, err := bpf(unix.BPF_PROG_QUERY, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
 		return nil, 0, err
 	}
 	return ids[:attr.count], attr.attachFlags, nil
@@ -57,7 +57,7 @@ func attached(cgroup int) (ids []uint32, flags uint32, err error) {
 // extend puts an extended program in a program's place.
 func extend(cgroup int, id, flags uint32, nodes []oci.LinuxDevice) error {
 	byID := struct{ id, next, flags uint32 }{id: id}
-	old, err := bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&byID), unsafe.Sizeof(byID)) //nolint:gosec // as bpf(2) wants it
+	old, err := bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&byID), unsafe.Sizeof(byID))
 	if err != nil {
 		return err
 	}
@@ -72,12 +72,12 @@ func extend(cgroup int, id, flags uint32, nodes []oci.LinuxDevice) error {
 	}
 	defer func() { _ = unix.Close(program) }()
 	attr := struct{ target, program, typ, flags, replace uint32 }{
-		target: uint32(cgroup), program: uint32(program), typ: unix.BPF_CGROUP_DEVICE, flags: flags, //nolint:gosec // descriptors
+		target: uint32(cgroup), program: uint32(program), typ: unix.BPF_CGROUP_DEVICE, flags: flags,
 	}
 	if flags&unix.BPF_F_ALLOW_MULTI != 0 {
-		attr.flags, attr.replace = attr.flags|unix.BPF_F_REPLACE, uint32(old) //nolint:gosec // a descriptor
+		attr.flags, attr.replace = attr.flags|unix.BPF_F_REPLACE, uint32(old)
 	}
-	_, err = bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr)) //nolint:gosec // as bpf(2) wants it
+	_, err = bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err
 }
 
@@ -95,14 +95,14 @@ func instructions(program int) ([]byte, error) {
 		}{}
 		if code != nil {
 			pin.Pin(&code[0])
-			info.xlLen, info.xl = uint32(len(code)), uint64(uintptr(unsafe.Pointer(&code[0]))) //nolint:gosec // as bpf(2) wants it
+			info.xlLen, info.xl = uint32(len(code)), uint64(uintptr(unsafe.Pointer(&code[0])))
 		}
 		pin.Pin(&info)
 		attr := struct {
 			fd, len uint32
 			info    uint64
-		}{uint32(program), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))} //nolint:gosec // as above
-		if _, err := bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil { //nolint:gosec // as above
+		}{uint32(program), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))}
+		if _, err := bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
 			return nil, err
 		}
 		switch {
@@ -132,8 +132,8 @@ func prologue(nodes []oci.LinuxDevice) []byte {
 	var b []byte
 	add := func(op, dst, src byte, off int16, imm int64) {
 		b = append(b, op, dst|src<<4)
-		b = binary.NativeEndian.AppendUint16(b, uint16(off)) //nolint:gosec // small
-		b = binary.NativeEndian.AppendUint32(b, uint32(imm)) //nolint:gosec // numbers of device nodes
+		b = binary.NativeEndian.AppendUint16(b, uint16(off))
+		b = binary.NativeEndian.AppendUint32(b, uint32(imm))
 	}
 	add(loadWord, typ, 1, 0, 0)
 	add(andImm, typ, 0, 0, 0xffff)
@@ -165,10 +165,10 @@ func load(code []byte) (fd int, err error) {
 		logLevel, logSize uint32
 		log               uint64
 	}{
-		typ: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(code) / instructionSize), //nolint:gosec // bounded by the kernel
-		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))), //nolint:gosec // as bpf(2) wants it
+		typ: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(code) / instructionSize),
+		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
 	}
-	return bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr)) //nolint:gosec // as above
+	return bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 }
 
 // bpf is bpf(2). The verifier gives up with EAGAIN when a signal arrives, and Go's runtime sends itself signals.
@@ -177,7 +177,7 @@ func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
 		r, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size)
 		switch {
 		case errno == 0:
-			return int(r), nil //nolint:gosec // a descriptor
+			return int(r), nil
 		case try < 100 && (errors.Is(errno, unix.EAGAIN) || errors.Is(errno, unix.EINTR)):
 		default:
 			return -1, os.NewSyscallError("bpf", errno)

@@ -158,10 +158,10 @@ func (b *bringer) mknod(n *oci.LinuxDevice) error {
 	if n.GID != nil {
 		gid = int(*n.GID)
 	}
-	if mode&0o006 != 0o006 && b.user.UID != 0 && !slices.Contains(append(b.user.AdditionalGids, b.user.GID), uint32(gid)) { //nolint:gosec // from a uint32
+	if mode&0o006 != 0o006 && b.user.UID != 0 && !slices.Contains(append(b.user.AdditionalGids, b.user.GID), uint32(gid)) {
 		uid = int(b.user.UID) // a hook cannot give the process the node's group
 	}
-	dev := unix.Mkdev(uint32(n.Major), uint32(n.Minor)) //nolint:gosec // of a node of the host
+	dev := unix.Mkdev(uint32(n.Major), uint32(n.Minor))
 	var st unix.Stat_t
 	switch err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); {
 	case errors.Is(err, unix.ENOENT):
@@ -174,7 +174,7 @@ func (b *bringer) mknod(n *oci.LinuxDevice) error {
 			return fail(err)
 		}
 	}
-	if err := unix.Mknodat(dir, base, kind|mode, int(dev)); err != nil { //nolint:gosec // as the kernel takes it
+	if err := unix.Mknodat(dir, base, kind|mode, int(dev)); err != nil {
 		return fail(err)
 	}
 	if err := unix.Fchownat(dir, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -294,7 +294,7 @@ func (b *bringer) hook(ctx context.Context, h *specs.Hook) error {
 		return fmt.Errorf("the %s hook %s: %w by a hook; use berth oci-runtime", h.HookName, h.Path, berth.ErrUnsupported)
 	}
 	var said bytes.Buffer
-	cmd := exec.CommandContext(ctx, h.Path, h.Args[min(1, len(h.Args)):]...) //nolint:gosec // of a spec of the host
+	cmd := exec.CommandContext(ctx, h.Path, h.Args[min(1, len(h.Args)):]...)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = h.Env, bytes.NewReader(b.c.raw), &said, &said
 	if len(cmd.Env) == 0 {
 		cmd.Env = []string{pathEnv}

@@ -20,7 +20,7 @@ func (p *place) script(name, text string) string {
 	p.t.Helper()
 	path := filepath.Join(p.dir, name)
 	p.write(path, "#!/bin/sh\n"+text+"\n")
-	if err := os.Chmod(path, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.Chmod(path, 0o700); err != nil {
 		p.t.Fatal(err)
 	}
 	return path

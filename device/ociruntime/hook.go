@@ -147,10 +147,10 @@ func (p Process) prestart(ctx context.Context, h *hookCall) (err error) {
 			}
 		}()
 	}
-	return p.bring(ctx, c, cfg, planner, plan)
+	return p.bring(ctx, c, cfg, plan)
 }
 
-func (p Process) bring(ctx context.Context, c *container, cfg Config, planner *planner, plan *plan) error {
+func (p Process) bring(ctx context.Context, c *container, cfg Config, plan *plan) error {
 	var spec struct {
 		Process oci.Process `json:"process"`
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -42,7 +43,11 @@ func openLedger(dirs ledger.Dirs) (*ledger.Ledger, error) {
 // lend takes a plan's units for a container, or refuses: nobody waits for an engine that waits for its runtime.
 func (p *planner) lend(ctx context.Context, l *ledger.Ledger, id string, units []device.Unit) (*ledger.Lease, error) {
 	req := ledger.Request{Task: taskOf(id), NoWait: true}
+	faults := device.Quarantine{Dirs: []string{filepath.Join(p.host.Root(), "run/berth/quarantine")}}.Held()
 	for _, u := range units {
+		if f, ok := faults[u.UUID()]; ok {
+			return nil, fmt.Errorf("GPU %s: %w: it is not lent any more: %s; if it works again: berth gpu release %s", u, berth.ErrUnavailable, f, u.UUID())
+		}
 		req.Devices = append(req.Devices, ledger.Device{ID: u.UUID()})
 	}
 	lease, err := l.Acquire(ctx, req)
@@ -137,7 +142,7 @@ func leaseOf(ctx context.Context, l *ledger.Ledger, id string) (string, error) {
 		return "", err
 	}
 	for _, e := range s.Leases {
-		if e.Task == taskOf(id) && e.Owner == uint32(os.Geteuid()) { //nolint:gosec // a uid
+		if e.Task == taskOf(id) && e.Owner == uint32(os.Geteuid()) {
 			return e.ID, nil
 		}
 	}

@@ -17,7 +17,7 @@ func say(c *command, stderr io.Writer, level, text string) {
 	if c.log == "" {
 		return
 	}
-	f, err := os.OpenFile(c.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644) //nolint:gosec // as runtimes make it
+	f, err := os.OpenFile(c.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return // standard error has it
 	}

@@ -24,13 +24,8 @@ import (
 
 // TestMain makes the test binary berth where it is called as that: by engines, by runtimes for hooks, and by tests.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 {
-		run := map[string]func(context.Context, Process) int{"oci-runtime": Runtime, "oci-hook": Hook}[os.Args[1]]
-		if run != nil {
-			dir, _ := os.Getwd()
-			p := Process{Args: os.Args[2:], Env: os.Environ(), Dir: dir, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
-			os.Exit(run(context.Background(), p))
-		}
+	if exit, is := Main(os.Args, nil); is {
+		os.Exit(exit)
 	}
 	os.Exit(m.Run())
 }
@@ -94,7 +89,7 @@ func (p *place) become(runtime []string) {
 		text += " '" + strings.ReplaceAll(a, "'", `'\''`) + "'"
 	}
 	p.write(script, text+" \"$@\"\n")
-	if err := os.Chmod(script, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.Chmod(script, 0o700); err != nil {
 		p.t.Fatal(err)
 	}
 	config, err := os.ReadFile(p.config)
@@ -128,7 +123,7 @@ func (p *place) bundle(script string, env ...string) (dir string) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), busybox, 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), busybox, 0o755); err != nil {
 		p.t.Fatal(err)
 	}
 	for _, name := range []string{"sh", "cat", "ls", "mknod", "sleep", "id", "env", "head"} {

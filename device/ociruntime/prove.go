@@ -87,7 +87,7 @@ func (c *container) prove(lent []berth.Node) error {
 // others are the nodes that the engine gave the container beside what was lent.
 func others(linux oci.Linux, lent []berth.Node) (all []berth.Node) {
 	for _, d := range linux.Devices {
-		n := berth.Node{Device: berth.Device{Host: d.Path}, Type: d.Type, Major: uint32(d.Major), Minor: uint32(d.Minor)} //nolint:gosec // numbers of a device node
+		n := berth.Node{Device: berth.Device{Host: d.Path}, Type: d.Type, Major: uint32(d.Major), Minor: uint32(d.Minor)}
 		if !slices.ContainsFunc(lent, func(l berth.Node) bool { return same(l, n) }) {
 			all = append(all, n)
 		}

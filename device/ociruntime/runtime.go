@@ -76,13 +76,13 @@ func (p Process) runtime(ctx context.Context, c *command) (int, error) {
 	return 0, p.become(program, c)
 }
 
-// passed marks a process that berth has become: where it is berth again, the runtime of the configuration is a
+// became marks a process that berth has become: where it is berth again, the runtime of the configuration is a
 // program that leads back here.
-const passed = "BERTH_OCI_RUNTIME="
+const became = "BERTH_OCI_RUNTIME="
 
 func (p Process) notAgain(cfg Config, program string) error {
 	for _, pid := range []int{os.Getpid(), os.Getppid()} {
-		if slices.Contains(p.Env, passed+strconv.Itoa(pid)) {
+		if slices.Contains(p.Env, became+strconv.Itoa(pid)) {
 			return fmt.Errorf("configuration %s: %w: berth.runtime %s leads back to berth; give the runtime that is to be handed on to", cfg.Path, berth.ErrInvalid, program)
 		}
 	}
@@ -91,8 +91,8 @@ func (p Process) notAgain(cfg Config, program string) error {
 
 // become replaces this process by the runtime.
 func (p Process) become(program string, c *command) error {
-	env := append(slices.Clone(p.Env), passed+strconv.Itoa(os.Getpid()))
-	err := syscall.Exec(program, append([]string{program}, c.args...), env) //nolint:gosec // that is what we are for
+	env := append(slices.Clone(p.Env), became+strconv.Itoa(os.Getpid()))
+	err := syscall.Exec(program, append([]string{program}, c.args...), env)
 	return fmt.Errorf("start %s: %w", program, err)
 }
 
@@ -221,7 +221,7 @@ func (p Process) delete(ctx context.Context, c *command, program string) (int, e
 	if lease == "" {
 		return 0, p.become(program, c)
 	}
-	cmd := exec.CommandContext(ctx, program, c.args...) //nolint:gosec // that is what we are for
+	cmd := exec.CommandContext(ctx, program, c.args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = p.Stdin, p.Stdout, p.Stderr, p.Env
 	if err := cmd.Run(); err != nil {
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok {

@@ -3,6 +3,7 @@ package ociruntime
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/devicetest"
 )
 
@@ -177,7 +179,7 @@ func TestRuntimeLeadsBack(t *testing.T) {
 	p.write(p.config, "[berth]\nruntime = \""+script+"\"\n")
 	for _, how := range []string{"exec ", ""} {
 		p.write(script, "#!/bin/sh\n"+how+p.self+" oci-runtime "+flagConfig+" "+p.config+" \"$@\"\n")
-		if err := os.Chmod(script, 0o700); err != nil { //nolint:gosec // a program
+		if err := os.Chmod(script, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		if out, err := p.runtime("state", "x"); err == nil || !strings.Contains(out, "leads back to berth") {
@@ -210,6 +212,98 @@ func TestRuntimeProves(t *testing.T) {
 			}
 			if got := p.holder(gpu); got != "" {
 				t.Errorf("the GPU is held by %q", got)
+			}
+		})
+	}
+}
+
+// TestRuntimeKilled: the GPU of a container whose runtime was killed while it made it is free once nothing of it runs.
+func TestRuntimeKilled(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
+	gpu, id := p.host.NVIDIA[0], p.id()
+	dir := p.bundle("sleep 1000", "NVIDIA_VISIBLE_DEVICES=0")
+	p.become([]string{"sh", "-c", `echo $$ >` + p.dir + `/pid; sleep 1000`})
+	cmd := exec.Command(p.self, "oci-runtime", flagConfig, p.config, "create", "--bundle", dir, id)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(p.dir + "/pid"); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the runtime does not start")
+		}
+	}
+	if got := p.holder(gpu); got != taskOf(id) {
+		t.Errorf("the GPU is held by %q", got)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if got := p.holder(gpu); got != "" {
+		t.Errorf("killed: the GPU is held by %q", got)
+	}
+}
+
+// TestRuntimeQuarantine: a GPU that has reported what it does not recover from is not lent.
+func TestRuntimeQuarantine(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
+	q := device.Quarantine{Dirs: []string{p.host.Path("/run/berth/quarantine")}}
+	if err := q.Put(device.Fault{UUID: p.host.NVIDIA[0].UUID, Reason: "Xid 79", Time: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.runtime("create", "--bundle", p.bundle("true", "NVIDIA_VISIBLE_DEVICES=0"), p.id())
+	if err == nil || !strings.Contains(out, "Xid 79") || !strings.Contains(out, "berth gpu release") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestRuntimeBusy: a GPU that a process uses which was lent nothing is not lent.
+func TestRuntimeBusy(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
+	gpu := p.host.NVIDIA[0]
+	f, err := os.OpenFile(p.host.Path(gpu.Node.Path), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	dir := p.bundle("echo ran", "NVIDIA_VISIBLE_DEVICES=0")
+	out, err := p.runtime("run", "--bundle", dir, p.id())
+	if err == nil || !strings.Contains(out, fmt.Sprintf("(process %d) uses it", os.Getpid())) {
+		t.Errorf("%v: %s", err, out)
+	}
+	if got := p.holder(gpu); got != "" {
+		t.Errorf("the GPU is held by %q", got)
+	}
+	config, err := os.ReadFile(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.write(p.config, string(config)+"allow-busy = true\n")
+	if out, err := p.runtime("run", "--bundle", dir, p.id()); err != nil || !strings.Contains(out, "ran\n") {
+		t.Errorf("allowed: %v: %s", err, out)
+	}
+}
+
+// TestRuntimeDrivers: what is asked for without a GPU, by CDI names, and of AMD's.
+func TestRuntimeDrivers(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1, AMD: 1}, "runc")
+	nvidia := p.host.NVIDIA[0]
+	spec := fmt.Sprintf(`{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["FROM=disk"], "deviceNodes": [{"path": %q}]}}]}`, nvidia.Node.Path)
+	p.host.Write("/etc/cdi/nvidia.json", spec)
+	for name, c := range map[string]struct {
+		env, script, says string
+	}{
+		"the driver alone": {"NVIDIA_VISIBLE_DEVICES=none", "ls /dev/nvidia*; echo $NVIDIA_VISIBLE_DEVICES; cat /usr/lib/x86_64-linux-gnu/libcuda.so." + devicetest.DriverVersion, "/dev/nvidia-uvm\n/dev/nvidiactl\nvoid\nno library\n"},
+		"a CDI name":       {"NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=0", "ls /dev/nvidia*; echo $FROM $BERTH_GPUS", nvidia.Node.Path + "\ndisk " + nvidia.UUID + "\n"},
+		"AMD's":            {"AMD_VISIBLE_DEVICES=0", "ls /dev/dri /dev/kfd; id -G; echo $AMD_VISIBLE_DEVICES", "/dev/kfd\n\n/dev/dri:\nrenderD128\n0 105\nvoid\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := p.runtime("run", "--bundle", p.bundle(c.script, c.env), p.id())
+			if err != nil || !strings.HasSuffix(out, c.says) {
+				t.Errorf("%v: %q, want %q", err, out, c.says)
 			}
 		})
 	}

@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -11,45 +9,14 @@ import (
 	"github.com/berth-project/berth/device/ociruntime"
 )
 
-// The commands that engines and runtimes call, which have command lines of their own.
-const (
-	ociRuntime = "oci-runtime"
-	ociHook    = "oci-hook"
-)
-
-// ociNames are the names under which berth is these commands: some engines take a program's path, and no arguments,
-// and Docker looks for NVIDIA's hook by its name.
-var ociNames = map[string]string{
-	"berth-oci-runtime": ociRuntime, "nvidia-container-runtime": ociRuntime,
-	"berth-oci-hook": ociHook, "nvidia-container-runtime-hook": ociHook,
-}
-
-// ociMain runs berth as a runtime or a hook, and reports whether it was called as one. It comes before all else, for
-// each start of a container by Docker calls a runtime some five times.
-func ociMain(args []string) (exit int, is bool) {
-	if len(args) == 0 {
-		return 0, false
-	}
-	name, rest := ociNames[filepath.Base(args[0])], args[1:]
-	if name == "" && len(rest) > 0 {
-		name, rest = rest[0], rest[1:]
-	}
-	run := map[string]func(context.Context, ociruntime.Process) int{ociRuntime: ociruntime.Runtime, ociHook: ociruntime.Hook}[name]
-	if run == nil {
-		return 0, false
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		dir = "/" // a relative bundle is not found
-	}
-	p := ociruntime.Process{Args: rest, Env: os.Environ(), Dir: dir, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, More: moreOf}
-	return run(context.Background(), p), true
-}
-
 // moreOf adds what NVIDIA's library knows.
 func moreOf(h *device.Host) func(context.Context, []device.Device) ([]device.Device, error) {
 	return asker(h).More
 }
+
+// ociMain runs berth as a runtime or a hook, and reports whether it was called as one. It comes before all else, since
+// each start of a container by Docker calls a runtime some five times.
+func ociMain(args []string) (exit int, is bool) { return ociruntime.Main(args, moreOf) }
 
 // ociCommand is for the help: ociMain comes before it, unless flags stand before the command.
 func (a *app) ociCommand(name string, cmd *cobra.Command) *cobra.Command {
@@ -65,8 +32,8 @@ func (a *app) ociCommand(name string, cmd *cobra.Command) *cobra.Command {
 }
 
 func (a *app) ociRuntimeCommand() *cobra.Command {
-	return a.ociCommand(ociRuntime, &cobra.Command{
-		Use:   ociRuntime + " [--berth-config FILE] [flags of the runtime] COMMAND [ARG...]",
+	return a.ociCommand("oci-runtime", &cobra.Command{
+		Use:   "oci-runtime [--berth-config FILE] [flags of the runtime] COMMAND [ARG...]",
 		Short: "Be an OCI runtime for Docker, Podman or containerd: give containers the GPUs they ask for, and hand on",
 		Long: `Stand before an OCI runtime. At create (and run and restore) the GPUs that the container asks for, by the conventions
 of NVIDIA's and AMD's container toolkits, are lent to it from this host's ledger; one that another container or task
@@ -74,7 +41,8 @@ has, or a process that was lent nothing, is refused. The bundle's configuration 
 becomes the runtime that its own configuration names, with the same command line. At delete, and at the latest when
 nothing of the container runs any more, the GPUs are free again. All other commands are the runtime's.
 
-Engines that take a program without arguments call it as berth-oci-runtime, a link to berth. docs/oci-runtime.md tells
+Engines that take a program without arguments call it as berth-oci-runtime: a link to berth, or the program of that name,
+which starts faster. docs/oci-runtime.md tells
 how to add it to Docker, Podman and containerd, and what can be configured in /etc/berth/oci-runtime.toml, of which
 --berth-example prints one that states every option.`,
 		Example: `  berth oci-runtime --berth-example > /etc/berth/oci-runtime.toml
@@ -84,8 +52,8 @@ how to add it to Docker, Podman and containerd, and what can be configured in /e
 }
 
 func (a *app) ociHookCommand() *cobra.Command {
-	return a.ociCommand(ociHook, &cobra.Command{
-		Use:   ociHook + " [--berth-config FILE] prestart|createRuntime|poststart|poststop",
+	return a.ociCommand("oci-hook", &cobra.Command{
+		Use:   "oci-hook [--berth-config FILE] prestart|createRuntime|poststart|poststop",
 		Short: "Be an OCI hook that gives a container the GPUs it asks for",
 		Long: `Bring a container that an OCI runtime has made, and not started, the GPUs that it asks for, as berth oci-runtime
 does: lent from this host's ledger until nothing of the container runs any more. The container's OCI state comes on
