@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -22,6 +24,38 @@ func TestReference(t *testing.T) {
 	if !bytes.Equal(got.Bytes(), want) {
 		t.Error("docs/cli.md is not what the commands say; run: go generate ./internal/cli")
 	}
+}
+
+// TestExamples: every command that does something has an example, and each has flags that there are.
+func TestExamples(t *testing.T) {
+	root := (&app{out: io.Discard, err: io.Discard}).root()
+	inner := regexp.MustCompile(`\$\([^)]*\)`)
+	everywhere(root, func(c *cobra.Command) {
+		if c.HasSubCommands() || c.Hidden || c.Name() == "help" || c.Name() == "completion" || c.Name() == ociHook {
+			return // their texts say it, and no person calls the last
+		}
+		calls := 0
+		for line := range strings.Lines(inner.ReplaceAllString(c.Example, "x")) {
+			for part := range strings.SplitSeq(line, "|") {
+				words := strings.Fields(part)
+				if len(words) == 0 || words[0] != "berth" {
+					continue
+				}
+				calls++
+				found, rest, err := root.Find(words[1:])
+				if err != nil || found != c {
+					t.Errorf("%s: the example %q calls another command: %v", c.CommandPath(), line, err)
+				} else if err := c.ParseFlags(rest); err != nil {
+					t.Errorf("%s: the example %q: %v", c.CommandPath(), line, err)
+				} else if err := c.ValidateArgs(c.Flags().Args()); err != nil {
+					t.Errorf("%s: the example %q: %v", c.CommandPath(), line, err)
+				}
+			}
+		}
+		if calls == 0 {
+			t.Errorf("%s has no example", c.CommandPath())
+		}
+	})
 }
 
 // TestCommandsAreDescribed holds every command to what the reference needs.

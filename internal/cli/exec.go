@@ -26,6 +26,8 @@ func (a *app) execCommand() *cobra.Command {
 		Short: "Run a further command in a running task",
 		Long: `Run a command in the container of a task's running step, with the same limits; where the task does not run
 yet, berth waits until it does. Flags end at TASK. The exit code is the command's; 126 and 127 where it cannot be run or is not there; 125 for all that is berth's own.`,
+		Example: `  berth exec -it align sh
+  berth exec align ps`,
 		Args:        argCount(2, -1),
 		Annotations: map[string]string{ownExit: "yes", asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.exec(cmd.Context(), o, args[0], args[1:]) },

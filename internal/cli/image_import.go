@@ -26,6 +26,8 @@ func (a *app) imageImportCommand() *cobra.Command {
 		Short: "Make an image of an archive of a root file system",
 		Long: `Make an image of one layer from an archive of a root file system: tar, plain or compressed. - is standard input.
 The image's ID is printed. The flags say how the image wants to be run.`,
+		Example: `  debootstrap stable root && tar -C root -c . | berth image import --cmd sh - debian:mine
+  berth image import --entrypoint /bin/tool root.tar.zst tool:1`,
 		Args:        argCount(2, 2),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -12,6 +12,7 @@ func (a *app) imageInspectCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:         "inspect IMAGE...",
 		Short:       "Tell all that is known of images, as a JSON list",
+		Example:     `  berth image inspect debian:12`,
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -22,6 +22,8 @@ func (a *app) imageLoadCommand() *cobra.Command {
 		Short: "Load images from an archive of docker save, an OCI archive, or an OCI layout",
 		Long: `Load the images of an archive, as docker save and podman save write it, of an OCI archive, or of a directory in OCI
 layout; plain or compressed. - is standard input. Their names are printed, or their IDs where they have none.`,
+		Example: `  docker save tool:1 | berth image load -
+  berth image load --name tool:1 oci-layout/`,
 		Args:        argCount(1, 1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.imageLoad(cmd.Context(), o, args[0]) },

@@ -19,8 +19,10 @@ type imageLsOptions struct {
 func (a *app) imageLsCommand() *cobra.Command {
 	o := &imageLsOptions{}
 	cmd := &cobra.Command{
-		Use:         "ls [flags]",
-		Short:       "List images, the most recently used first",
+		Use:   "ls [flags]",
+		Short: "List images, the most recently used first",
+		Example: `  berth image ls
+  berth image ls --format json`,
 		Args:        noArgs,
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, _ []string) error { return a.imageLs(cmd.Context(), o) },

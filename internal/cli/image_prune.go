@@ -22,6 +22,8 @@ func (a *app) imagePruneCommand() *cobra.Command {
 		Short: "Remove images that no task uses",
 		Long: `Remove images that no task uses, layers that no image has, and what broken pulls left behind. What was removed is
 printed, and what that freed on standard error.`,
+		Example: `  berth image prune --dry-run
+  berth image prune --unused 30d`,
 		Args:        noArgs,
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, _ []string) error { return a.imagePrune(cmd.Context(), o) },

@@ -21,6 +21,8 @@ func (a *app) imagePullCommand() *cobra.Command {
 		Short: "Fetch an image from its registry",
 		Long: `Fetch an image from its registry, whether it is here or not, and print its name in full with its digest.
 Layers that are here are not fetched again. Credentials are Docker's: ~/.docker/config.json and its helpers.`,
+		Example: `  berth image pull debian:12
+  berth image pull --platform linux/arm64 ghcr.io/org/tool:1.4`,
 		Args:        argCount(1, 1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.imagePull(cmd.Context(), o, args[0]) },

@@ -16,6 +16,7 @@ func (a *app) imageRmCommand() *cobra.Command {
 		Short: "Remove images",
 		Long: `Remove images, by name or ID, and the layers that no other image has. By one of several names, only the name goes.
 What was removed is printed. An image that a task uses is not removed.`,
+		Example:     `  berth image rm debian:12`,
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -21,6 +21,8 @@ func (a *app) infoCommand() *cobra.Command {
 		Short: "Tell what this host offers, and what it lacks",
 		Long: `Tell what this host offers: the engine, its runtimes, what tasks can be lent and what is free now; and what it
 lacks, each with its remedy.`,
+		Example: `  berth info
+  berth info --format json`,
 		Args:        noArgs,
 		Annotations: map[string]string{probes: "yes"},
 		RunE:        func(cmd *cobra.Command, _ []string) error { return a.info(cmd.Context(), format) },

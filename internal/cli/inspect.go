@@ -20,6 +20,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Short: "Tell all that is known of tasks, as a JSON list",
 		Long: `Tell all that is known of tasks, as a JSON list with an object for each: the task document, the steps, what
 happened, and how it ended. Of a running step, its IP address and what it uses now.`,
+		Example:     `  berth inspect align`,
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.inspect(cmd.Context(), args) },

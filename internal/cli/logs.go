@@ -31,6 +31,8 @@ func (a *app) logsCommand() *cobra.Command {
 		Short: "Print what a task wrote",
 		Long: `Print what the steps of a task wrote, in their order: standard output to standard output, standard error to
 standard error, exact to the byte. What a log's limit has dropped is told on standard error.`,
+		Example: `  berth logs -f align
+  berth logs --tail 20 --stream stderr align`,
 		Args: argCount(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.logs(cmd.Context(), o, args[0]) },
 	}

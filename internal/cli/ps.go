@@ -33,6 +33,8 @@ func (a *app) psCommand() *cobra.Command {
 
 With --watch, the list is followed by a line for each change, until berth is interrupted. With --format json,
 each task is one JSON object on a line of its own; with --watch too, at each change.`,
+		Example: `  berth ps
+  berth ps -a --label team=genomics --format json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.ps(cmd.Context(), o) },
 	}

@@ -17,6 +17,8 @@ func (a *app) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm [flags] TASK... | --all",
 		Short: "Forget ended tasks: their records, logs, and what --keep kept",
+		Example: `  berth rm align
+  berth rm --all`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if o.all {
 				return noArgs(cmd, args)

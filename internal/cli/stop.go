@@ -22,6 +22,8 @@ func (a *app) stopCommand() *cobra.Command {
 		Long: `End tasks, and wait until they have ended: each gets its stop signal and, when its grace is over, everything in
 its container gets KILL. Outputs are collected. The IDs are printed as the tasks end. Stopping a task that has
 ended is no error.`,
+		Example: `  berth stop align
+  berth stop --now $(berth ps -q --label team=genomics)`,
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.stop(cmd.Context(), o, args) },

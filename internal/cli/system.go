@@ -30,6 +30,7 @@ func (a *app) systemCleanupCommand() *cobra.Command {
 		Long: `Remove what berths that were killed have left: containers, mounts, cgroups, directories; bring tasks that they
 ran in the foreground to their end, and go on with detached ones. What is found is printed. What runs, what
 --keep kept, images and the records of ended tasks are left alone.`,
+		Example:     `  berth system cleanup`,
 		Args:        noArgs,
 		Annotations: map[string]string{asRoot: "yes"},
 		RunE:        func(cmd *cobra.Command, _ []string) error { return a.cleanup(cmd.Context(), format) },

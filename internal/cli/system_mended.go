@@ -16,8 +16,9 @@ broken host from a broken task: a daemon that cannot be reached, a runtime that 
 without room. The task that finds it out goes back to the queue unless it has run already, none is begun, and the
 hook is run once, with BERTH_BROKEN_WHY and BERTH_BROKEN_TASK in its environment. This ends that; the engine's own
 file "broken" in the data directory, which is there meanwhile, may be removed instead, or made by hand.`,
-		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return a.mended() },
+		Example: "  berth system mended",
+		Args:    noArgs,
+		RunE:    func(*cobra.Command, []string) error { return a.mended() },
 	}
 }
 

@@ -46,10 +46,11 @@ func buildOf() build {
 func (a *app) versionCommand() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:   "version [flags]",
-		Short: "Tell the version of berth",
-		Args:  noArgs,
-		RunE:  func(*cobra.Command, []string) error { return a.tellVersion(format) },
+		Use:     "version [flags]",
+		Short:   "Tell the version of berth",
+		Example: `  berth version --format json`,
+		Args:    noArgs,
+		RunE:    func(*cobra.Command, []string) error { return a.tellVersion(format) },
 	}
 	formatFlag(cmd, &format)
 	return cmd

@@ -21,6 +21,8 @@ func (a *app) waitCommand() *cobra.Command {
 		Long: `Wait until each task has ended, and print its exit code, one a line, in the order of the arguments: the
 code with which berth run would have ended. With --format json, each line is the object that berth run --result
 writes. The exit code of berth wait itself is 0 once all have ended, however they have.`,
+		Example: `  berth wait align
+  berth wait --format json $(berth ps -q)`,
 		Args: argCount(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.wait(cmd.Context(), o, args) },
 	}
