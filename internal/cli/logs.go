@@ -109,7 +109,7 @@ func (a *app) logs(ctx context.Context, o *logsOptions, ref string) error {
 // printLogs prints the streams of each step in turn, both streams of a step at once.
 func (a *app) printLogs(ctx context.Context, h *host, id string, o *logsOptions, from logfile.From) error {
 	for step := 0; ; step++ {
-		rec, err := h.awaitStep(ctx, id, step, o.follow)
+		rec, err := a.awaitStep(ctx, h, id, step, o.follow)
 		if err != nil || rec == nil {
 			return err
 		}
@@ -141,7 +141,8 @@ const stepPoll = 100 * time.Millisecond
 
 // awaitStep answers the task's record once its step was started; nil if it never will be, or, not following,
 // was not yet.
-func (h *host) awaitStep(ctx context.Context, id string, step int, follow bool) (*runner.Record, error) {
+func (a *app) awaitStep(ctx context.Context, h *host, id string, step int, follow bool) (*runner.Record, error) {
+	said := time.Now().Add(silence)
 	for {
 		rec, err := h.runner.Record(ctx, id)
 		if err != nil {
@@ -150,13 +151,29 @@ func (h *host) awaitStep(ctx context.Context, id string, step int, follow bool) 
 		if step < len(rec.Steps) && rec.Steps[step].Started {
 			return rec, nil
 		}
-		if !follow || rec.Result != nil || step >= len(rec.Task.Steps) {
+		over := rec.Result != nil || step >= len(rec.Task.Steps)
+		if step == 0 && (over || !follow) {
+			a.say("the task has written nothing: it is %s%s", rec.State, waitsFor(rec))
+		}
+		if over || !follow {
 			return nil, nil
+		}
+		if step == 0 && !said.IsZero() && time.Now().After(said) {
+			said = time.Time{}
+			a.say("the task has written nothing yet: it is %s%s", rec.State, waitsFor(rec))
 		}
 		if err := sleep(ctx, stepPoll); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// waitsFor is for what a task waits that is not admitted, after a colon.
+func waitsFor(rec *runner.Record) string {
+	if rec.Result != nil || rec.Admitted != nil || len(rec.Log) == 0 {
+		return ""
+	}
+	return ", " + rec.Log[len(rec.Log)-1].Text
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

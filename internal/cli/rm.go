@@ -20,8 +20,10 @@ func (a *app) rmCommand() *cobra.Command {
 		Example: `  berth rm align
   berth rm --all`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if o.all {
-				return noArgs(cmd, args)
+			if o.all && len(args) > 0 {
+				return usageError(cmd, "--all and %q contradict each other", args[0])
+			} else if o.all {
+				return nil
 			}
 			return argCount(1, -1)(cmd, args)
 		},
@@ -29,7 +31,7 @@ func (a *app) rmCommand() *cobra.Command {
 		RunE:        func(cmd *cobra.Command, args []string) error { return a.rm(cmd.Context(), o, args) },
 	}
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "end tasks that have not ended, at once; a task that is not there is no error")
-	cmd.Flags().BoolVar(&o.all, "all", false, "every task that has ended")
+	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "every task that has ended")
 	return cmd
 }
 
