@@ -74,7 +74,7 @@ func TestFindOpenersIsQuick(t *testing.T) {
 		least = min(least, time.Since(start))
 	}
 	t.Logf("%v", least)
-	if least > 50*time.Millisecond {
+	if least > 50*time.Millisecond && !raced {
 		t.Errorf("looking for who uses devices took %v", least)
 	}
 }

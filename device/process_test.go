@@ -274,7 +274,7 @@ func TestFindIsQuick(t *testing.T) {
 			least = min(least, time.Since(start))
 		}
 		t.Logf("16 GPUs of %s: %v", name, least)
-		if least > 20*time.Millisecond {
+		if least > 20*time.Millisecond && !raced {
 			t.Errorf("16 GPUs of %s were found in %v", name, least)
 		}
 	}

@@ -165,6 +165,11 @@ func (d *Driver) Devices(ctx context.Context) ([]device.Device, error) {
 	} else if err != nil {
 		return nil, err
 	}
+	return d.devices(ctx, gpus)
+}
+
+// devices describes GPUs that Find has found.
+func (d *Driver) devices(ctx context.Context, gpus []GPU) ([]device.Device, error) {
 	uuids := UUIDs(gpus)
 	var devices []device.Device
 	var errs []error

@@ -26,11 +26,13 @@ var _ device.Injector = (*Injector)(nil)
 
 // Devices are the driver's.
 func (i *Injector) Devices(ctx context.Context) ([]device.Device, error) {
-	devices, err := i.Driver.Devices(ctx)
-	if _, bad := i.find(true); err == nil && !errors.Is(bad, berth.ErrNotFound) {
-		err = bad
+	gpus, err := i.find(true)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
 	}
-	return devices, err
+	return i.devices(ctx, gpus)
 }
 
 // find finds the GPUs once, or anew.
