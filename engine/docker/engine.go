@@ -75,11 +75,11 @@ const (
 
 // Engine runs containers on a daemon. It may be used concurrently.
 type Engine struct {
-	cfg      Config
-	owner    string
-	api      *client.Client
-	pulls    pulls
-	pressure pressure
+	cfg             Config
+	owner           string
+	api             *client.Client
+	pulls           pulls
+	creates, starts pressure // apart: a start takes far longer
 
 	// The life of the engine, which its goroutines end with.
 	ctx    context.Context //nolint:containedctx // ended by Close

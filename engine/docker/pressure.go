@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// pressure bounds how many containers a daemon is asked to create or start at once, by how long it takes to answer: while
+// pressure bounds how many calls of one kind, which take about as long, a daemon gets at once, by how long it takes to answer: while
 // more at once cost nothing, more are; when answers take far longer than they do at best, fewer. The zero value is ready.
 type pressure struct {
 	mu      sync.Mutex
@@ -18,8 +18,8 @@ type pressure struct {
 }
 
 const (
-	pressureFirst = 4
-	pressureLeast = 1
+	pressureFirst = 8
+	pressureLeast = 4 // fewer leave even a small daemon idle, whatever the answers seem to say
 	pressureMost  = 64
 	// tolerance is by how much longer than at best answers may take before fewer are asked for: a daemon that is used
 	// well answers each of several questions later.
@@ -88,11 +88,11 @@ func (p *pressure) next() {
 	}
 }
 
-// turn waits for the turn to have a container created or started. leave is to be called with the answer.
-func (e *Engine) turn(ctx context.Context) (leave func(), err error) {
-	if err := e.pressure.enter(ctx); err != nil {
+// turn waits for the turn to make a call. leave is to be called with the answer.
+func (p *pressure) turn(ctx context.Context) (leave func(), err error) {
+	if err := p.enter(ctx); err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	return func() { e.pressure.leave(time.Since(began)) }, nil
+	return func() { p.leave(time.Since(began)) }, nil
 }

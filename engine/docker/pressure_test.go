@@ -21,7 +21,7 @@ func TestPressure(t *testing.T) {
 		least, most int // how many are asked for at once, in the end
 	}{
 		{"a daemon that can do six at a time", 6, 6, 24},
-		{"a daemon that can do one", 1, 1, 8},
+		{"a daemon that can do one", 1, pressureLeast, 8},
 		{"a daemon without bounds", 1000, 30, pressureMost},
 	} {
 		t.Run(row.name, func(t *testing.T) {

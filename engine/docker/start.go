@@ -161,7 +161,7 @@ func (la *launch) run(ctx context.Context) error {
 // create makes the container. One of that name is there where a process died before it was started; where a start
 // was given up, the daemon may be making it still: its name is taken then, though there is nothing to remove yet.
 func (la *launch) create(ctx context.Context, host *hostInfo, opts client.ContainerCreateOptions) error {
-	leave, err := la.s.e.turn(ctx)
+	leave, err := la.s.e.creates.turn(ctx)
 	if err != nil {
 		return err
 	}
@@ -278,7 +278,7 @@ func (la *launch) start(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	leave, err := la.s.e.turn(ctx)
+	leave, err := la.s.e.starts.turn(ctx)
 	if err != nil {
 		return err
 	}
