@@ -99,15 +99,16 @@ func (r *recorder) all(facts *nvml.Facts) error {
 
 // nodes lists the device nodes.
 func (r *recorder) nodes() error {
-	list := "# recorded device nodes: type, major and minor, mode, owner and group, path\n"
+	var list bytes.Buffer
+	list.WriteString("# recorded device nodes: type, major and minor, mode, owner and group, path\n")
 	for _, pattern := range nodes {
 		for _, name := range r.host.Glob(pattern) {
 			if n, err := r.host.Node(name); err == nil {
-				list += n.String() + "\n"
+				fmt.Fprintln(&list, n)
 			}
 		}
 	}
-	return r.put("/"+device.NodeList, []byte(list))
+	return r.put("/"+device.NodeList, list.Bytes())
 }
 
 func (r *recorder) each(patterns []string, record func(name string) error) error {

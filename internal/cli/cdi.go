@@ -3,7 +3,6 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/cdi"
 )
 
@@ -31,11 +30,11 @@ func (o *cdiOptions) flags(cmd *cobra.Command) {
 	cmd.Flags().Var(listValue{&o.dirs, "DIR"}, "spec-dir", "read specs from this DIR of the host; later ones count before earlier ones (repeat) (default /etc/cdi, /var/run/cdi)")
 }
 
-// specs opens the host and its specs.
-func (a *app) specs(o *cdiOptions) (*device.Host, *cdi.Cache, error) {
+// specs opens the specs of a host.
+func (a *app) specs(o *cdiOptions) (*cdi.Cache, error) {
 	h, err := a.openHost(o.root)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	dirs := make([]string, len(o.dirs))
 	for i, dir := range o.dirs {
@@ -44,7 +43,7 @@ func (a *app) specs(o *cdiOptions) (*device.Host, *cdi.Cache, error) {
 			dirs[i] = a.abs(dir)
 		}
 	}
-	return h, cdi.NewCache(h.CDI(), dirs...), nil
+	return cdi.NewCache(h.CDI(), dirs...), nil
 }
 
 // problems are what is wrong with specs, each once: of two that conflict both have the same.

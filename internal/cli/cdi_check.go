@@ -47,7 +47,7 @@ type cdiVerdict struct {
 }
 
 func (a *app) cdiCheck(_ context.Context, o *cdiCheckOptions, names []string) error {
-	_, cache, err := a.specs(&o.cdiOptions)
+	cache, err := a.specs(&o.cdiOptions)
 	if err != nil {
 		return err
 	}

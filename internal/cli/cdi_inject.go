@@ -49,7 +49,7 @@ func (a *app) cdiInject(_ context.Context, o *cdiInjectOptions, config string, n
 			return err
 		}
 	}
-	_, cache, err := a.specs(&o.cdiOptions)
+	cache, err := a.specs(&o.cdiOptions)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ type cdiLine struct {
 }
 
 func (a *app) cdiList(_ context.Context, o *cdiListOptions) error {
-	_, cache, err := a.specs(&o.cdiOptions)
+	cache, err := a.specs(&o.cdiOptions)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func runLimited(ctx context.Context, command []string, limit time.Duration) ([]b
 	case err := <-done:
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			last := strings.TrimSpace(errs.String())
-			return nil, fmt.Errorf("it ended with %s: %s", exit, last[strings.LastIndexByte(last, '\n')+1:])
+			return nil, fmt.Errorf("it ended with %w: %s", exit, last[strings.LastIndexByte(last, '\n')+1:])
 		}
 		return out.Bytes(), err
 	case <-ctx.Done():

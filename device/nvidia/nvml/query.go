@@ -57,7 +57,7 @@ func query(lib nvml.Interface) (*Facts, error) {
 	default:
 		return nil, failed("initialise", ret)
 	}
-	defer lib.Shutdown()
+	defer func() { _ = lib.Shutdown() }() // the process ends
 	f := &Facts{}
 	f.Driver, _ = lib.SystemGetDriverVersion()
 	if v, ret := lib.SystemGetCudaDriverVersion(); ret == nvml.SUCCESS {
@@ -90,7 +90,7 @@ func ask(dev nvml.Device) (gpu GPU, ok bool) {
 	}
 	gpu.UUID = uuid
 	if m, ret := dev.GetMemoryInfo(); ret == nvml.SUCCESS {
-		gpu.Memory, gpu.Used = int64(m.Total), int64(m.Used) //nolint:gosec // bytes of a GPU
+		gpu.Memory, gpu.Used = int64(m.Total), int64(m.Used)
 	}
 	if major, minor, ret := dev.GetCudaComputeCapability(); ret == nvml.SUCCESS {
 		gpu.Arch = fmt.Sprintf("%d.%d", major, minor)
@@ -139,7 +139,7 @@ func askSlices(dev nvml.Device, memory int64) []MIG {
 			continue
 		}
 		if a, ret := mig.GetAttributes(); ret == nvml.SUCCESS {
-			m.Memory = int64(a.MemorySizeMB) << 20 //nolint:gosec // bytes of a GPU
+			m.Memory = int64(a.MemorySizeMB) << 20
 			m.Profile = profile(int(a.GpuInstanceSliceCount), int(a.ComputeInstanceSliceCount), m.Memory, memory)
 		}
 		all = append(all, m)
