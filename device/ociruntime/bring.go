@@ -249,13 +249,7 @@ func (t tree) open(source string, flags, recursive uint, attr unix.MountAttr) (t
 // attach mounts in the container, on a file or directory that is made where it is not there.
 func (b *bringer) attach(t tree) error {
 	fail := func(err error) error { return fmt.Errorf("mount on %s in the container: %w", t.at, err) }
-	if t.dir {
-		dir, err := b.root.MkdirAll(t.at, 0o755)
-		if err != nil {
-			return fail(err)
-		}
-		_ = dir.Close()
-	} else if err := b.touch(t.at); err != nil {
+	if err := b.asOwner(func() error { return b.makeTarget(t) }); err != nil {
 		return fail(err)
 	}
 	target, err := b.root.Open(t.at, unix.O_PATH)
@@ -267,6 +261,41 @@ func (b *bringer) attach(t tree) error {
 		return fail(err)
 	}
 	return nil
+}
+
+// makeTarget makes what a mount is attached to.
+func (b *bringer) makeTarget(t tree) error {
+	if !t.dir {
+		return b.touch(t.at)
+	}
+	dir, err := b.root.MkdirAll(t.at, 0o755)
+	if err == nil {
+		_ = dir.Close()
+	}
+	return err
+}
+
+// asOwner makes files as root, or as the root of the container's user namespace where the file system, which that has
+// mounted, knows no other.
+func (b *bringer) asOwner(do func() error) error {
+	err := do()
+	if !b.userns || !errors.Is(err, unix.EOVERFLOW) {
+		return err
+	}
+	st, bad := b.root.Stat("/dev")
+	if bad != nil {
+		return errors.Join(err, bad)
+	}
+	// Of this thread alone; what it may do beside with files comes back with 0.
+	defer func() { _, _ = unix.SetfsgidRetGid(0) }()
+	defer func() { _, _ = unix.SetfsuidRetUid(0) }()
+	if _, err := unix.SetfsgidRetGid(int(st.Gid)); err != nil {
+		return err
+	}
+	if _, err := unix.SetfsuidRetUid(int(st.Uid)); err != nil {
+		return err
+	}
+	return do()
 }
 
 // touch makes an empty file where there is nothing.

@@ -140,3 +140,35 @@ func TestParseHook(t *testing.T) {
 }
 
 const ociHook = "oci-hook"
+
+// TestHookOrdinaryUser: a user who is in no group of the host's can open the nodes that only a group may.
+func TestHookOrdinaryUser(t *testing.T) {
+	p := newPlace(t, devicetest.Options{AMD: 1}, "runc")
+	dir := p.hooked("exec 3<>"+p.host.AMD[0].Node.Path+" && echo opened by $(id -u)", "AMD_VISIBLE_DEVICES=0")
+	p.edit(dir, func(s *oci.Spec) { s.Process.User = oci.User{UID: 1000, GID: 1000} })
+	if out, err := p.directly([]string{"runc"}, dir); err != nil || !strings.Contains(out, "opened by 1000\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestHookUserNamespace: nodes that are made in a user namespace cannot be opened, so those of the host are mounted.
+func TestHookUserNamespace(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
+	dir := p.hooked("exec 3<>"+p.host.NVIDIA[0].Node.Path+" && echo opened; cat /usr/lib/x86_64-linux-gnu/libcuda.so."+devicetest.DriverVersion, "NVIDIA_VISIBLE_DEVICES=0")
+	p.edit(dir, func(s *oci.Spec) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, oci.LinuxNamespace{Type: oci.UserNamespace})
+		s.Linux.UIDMappings = []oci.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+		s.Linux.GIDMappings = s.Linux.UIDMappings
+	})
+	for d := dir; d != "/"; d = filepath.Dir(d) { // the user of the namespace looks for the root
+		if err := os.Chmod(d, 0o755); err != nil && d != "/tmp" {
+			t.Fatal(err)
+		}
+		if filepath.Dir(d) == os.TempDir() {
+			break
+		}
+	}
+	if out, err := p.directly([]string{"runc"}, dir); err != nil || !strings.Contains(out, "opened\n") || !strings.Contains(out, "no library") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
