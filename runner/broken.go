@@ -87,7 +87,7 @@ func (q Quarantine) begin(ctx context.Context, b Broken) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hookMax)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, q.Hook) //nolint:gosec // the operator's own
+	cmd := exec.CommandContext(ctx, q.Hook)
 	cmd.Env = append(os.Environ(), "BERTH_BROKEN_WHY="+b.Why, "BERTH_BROKEN_TASK="+b.Task)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("hook %s: %w: %.500s", q.Hook, err, out)
@@ -100,7 +100,7 @@ func (q Quarantine) begin(ctx context.Context, b Broken) error {
 func (d *drive) requeue(err error) (bool, error) {
 	q := d.r.cfg.Quarantine
 	eng, ok := d.r.cfg.Engine.(Diagnoser)
-	if err == nil || q.Hook == "" || !ok || d.ended() != nil {
+	if err == nil || q.Hook == "" || !ok || endingOf(d.stop) != goOn {
 		return false, nil
 	}
 	// A step that was to be started may run, where nobody has said that it does not.
