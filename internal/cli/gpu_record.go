@@ -20,7 +20,7 @@ func (a *app) gpuRecordCommand() *cobra.Command {
 Nothing private is in it: of the GPUs what their drivers say of models, UUIDs, addresses and memory; the numbers,
 numeric owners and modes of their nodes; names of the driver's files, which themselves are empty but for the name that
 libraries have for the linker; /proc/devices. No serial numbers, no host name, no CDI specs, no configuration.`,
-		Example: "  berth gpu record gpus && tar -czf gpus.tar.gz gpus\n  berth gpu ls --root gpus",
+		Example: "  berth gpu record gpus",
 		Args:    argCount(1, 1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.gpuRecord(cmd.Context(), root, args[0]) },
 	}
