@@ -38,6 +38,11 @@ func (h Host) decideAMD(c Container) *Decision {
 	if !ok || value == "" || value == "void" || value == "none" || !own && len(h.Of(amd.Vendor)) == 0 {
 		return d // without GPUs of AMD's, swarm's variables are for others
 	}
+	if !c.Privileged && !h.Config.AcceptEnvUnprivileged {
+		// The one option for all vendors' variables: who does not trust images trusts none of theirs.
+		d.passOver("not accepted: AMD's variables: the container is not privileged, and accept-nvidia-visible-devices-envvar-when-unprivileged is false")
+		return d
+	}
 	d.Vendor, d.Strategy = amd.Vendor, Generated
 	for part := range strings.SplitSeq(value, ",") {
 		if !slices.Contains(d.Devices, part) {

@@ -65,6 +65,20 @@ func units(d *Decision) (uuids, nodes []string) {
 	return uuids, nodes
 }
 
+// The option that bounds NVIDIA's variables bounds AMD's too.
+func TestDecideUntrustedImage(t *testing.T) {
+	h := open(t, "amd/mi300x-cpx")
+	h.Config.AcceptEnvUnprivileged = false
+	c := image(t, "AMD_VISIBLE_DEVICES=all")
+	if d := h.Decide(c); d.Strategy != None || len(d.Edits) > 0 || len(d.Errors) != 1 || !strings.Contains(d.Errors[0], "not accepted") {
+		t.Errorf("unprivileged: %+v; want nothing, and why", d)
+	}
+	c.Privileged = true
+	if d := h.Decide(c); d.Strategy != Generated || len(d.Edits) == 0 {
+		t.Errorf("privileged: %+v; want the GPUs", d)
+	}
+}
+
 func TestDecide(t *testing.T) {
 	const a100 = "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a0"
 	for name, c := range map[string]struct {
