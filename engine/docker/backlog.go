@@ -72,6 +72,9 @@ func (o *output) attachAgain(ctx context.Context, follow bool) error {
 	if err := o.l.attach(ctx, o, false); err != nil {
 		return err
 	}
+	o.mu.Lock()
+	o.attached++
+	o.mu.Unlock()
 	o.out.broken = true
 	if o.err != nil {
 		o.err.broken = true

@@ -27,6 +27,7 @@ type output struct {
 	l         *life
 	tty       bool
 	ephemeral bool // the daemon keeps no log
+	attached  int  // how often it was connected to again
 	out       *sink
 	err       *sink // nil with a terminal
 	// refused: the command could not be executed, and the daemon's init said so in its place.
@@ -225,6 +226,11 @@ const again = 50 * time.Millisecond
 func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 	stop := context.AfterFunc(ctx, o.hangUp)
 	defer stop()
+	if o.ephemeral {
+		done := make(chan struct{})
+		defer close(done)
+		go o.endWithContainer(over, done)
+	}
 	var err error
 	for {
 		o.mu.Lock()
@@ -258,6 +264,26 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			o.hangUp()
 			err = lerr
 		}
+	}
+}
+
+// endWithContainer ends a stream that was connected to again: of a container that had just ended it may never end.
+func (o *output) endWithContainer(over, done <-chan struct{}) {
+	select {
+	case <-done:
+		return
+	case <-over:
+	}
+	select {
+	case <-done:
+		return
+	case <-time.After(endMax):
+	}
+	o.mu.Lock()
+	again := o.attached > 0
+	o.mu.Unlock()
+	if again {
+		o.hangUp()
 	}
 }
 
