@@ -165,7 +165,7 @@ func podmanEnv(c *container.Config) map[string]string {
 func podmanRlimits(us []*container.Ulimit) []specs.POSIXRlimit {
 	var all []specs.POSIXRlimit
 	for _, u := range us {
-		all = append(all, specs.POSIXRlimit{Type: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)}) //nolint:gosec // -1 is no limit, as the kernel has it
+		all = append(all, specs.POSIXRlimit{Type: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)}) // -1 is no limit, as the kernel has it
 	}
 	for name, resource := range map[string]int{"nofile": unix.RLIMIT_NOFILE, "nproc": unix.RLIMIT_NPROC} {
 		var own unix.Rlimit
