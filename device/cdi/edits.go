@@ -168,3 +168,19 @@ func clonePtr[T any](p *T) *T {
 }
 
 func cloneMap(m map[string]string) map[string]string { return maps.Clone(m) }
+
+// HookEnv is the environment of a hook whose spec names none.
+const HookEnv = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+
+// CloseHooks gives HookEnv to each hook of e that has no environment. OCI runtimes run such a hook, as root of the
+// host, with the environment of the container, which is the image's: LD_PRELOAD would load the image's code. Who hands
+// edits to a runtime calls this first.
+func CloseHooks(e *Edits) {
+	for i, h := range e.Hooks {
+		if len(h.Env) == 0 {
+			closed := *h // others may have the hook too
+			closed.Env = []string{HookEnv}
+			e.Hooks[i] = &closed
+		}
+	}
+}

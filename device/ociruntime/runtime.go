@@ -155,6 +155,7 @@ func (p Process) start(ctx context.Context, c *command, cfg Config, program stri
 // edit edits a spec: what brings the devices, what looks whether they are there, and none of the hooks that would
 // bring them again.
 func edit(spec *oci.Spec, plan *plan, cfg Config, host cdi.Host, lease *ledger.Lease) error {
+	cdi.CloseHooks(plan.edits)
 	if err := cdi.Apply(spec, plan.edits, host); err != nil {
 		return err
 	}

@@ -49,6 +49,10 @@ func (a *app) cdiInject(_ context.Context, o *cdiInjectOptions, config string, n
 			return err
 		}
 	}
+	h, err := a.openHost(o.root)
+	if err != nil {
+		return err
+	}
 	cache, err := a.specs(&o.cdiOptions)
 	if err != nil {
 		return err
@@ -59,8 +63,12 @@ func (a *app) cdiInject(_ context.Context, o *cdiInjectOptions, config string, n
 		}
 	}
 	edited, err := cdi.Rewrite(data, func(spec *oci.Spec) error {
-		_, err := cache.Inject(spec, names...)
-		return err
+		edits, _, err := cache.Resolve(names...)
+		if err != nil {
+			return err
+		}
+		cdi.CloseHooks(edits)
+		return cdi.Apply(spec, edits, h.CDI())
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", config, err)

@@ -27,9 +27,6 @@ type Set struct {
 	Nodes []berth.Node
 }
 
-// hookPath is the environment of a hook that brings none: runtimes have given such a hook that of the container.
-const hookPath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
-
 // Parse joins grants. ErrInvalid: edits that make no sense, or bring other nodes than their grant says;
 // ErrConflict: two numbers for one path. It looks at no host.
 func Parse(grants []berth.Grant) (*Set, error) {
@@ -99,10 +96,8 @@ func (s *Set) add(g *berth.Grant) error {
 		if !filepath.IsAbs(h.Path) {
 			return fmt.Errorf("%s hook %q: %w: its path is not absolute", h.HookName, h.Path, berth.ErrInvalid)
 		}
-		if len(h.Env) == 0 {
-			h.Env = []string{hookPath}
-		}
 	}
+	cdi.CloseHooks(&e)
 	e.AdditionalGIDs = append(e.AdditionalGIDs, g.GIDs...)
 	s.Edits = cdi.Append(s.Edits, &e)
 	return nil
