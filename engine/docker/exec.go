@@ -28,10 +28,18 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	}
 	defer c.life.holdForExec()()
 	api := c.life.e.api
+	host, err := c.life.e.daemon(ctx)
+	if err != nil {
+		return berth.Exit{}, err
+	}
+	keys := noKeys
+	if host.podman {
+		keys = "" // it keeps those of an exec in a form that it cannot read again
+	}
 	cctx, cancel := c.life.e.call(ctx)
 	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
 		User: spec.User, TTY: spec.TTY, AttachStdin: stdio.In != nil, AttachStdout: true, AttachStderr: true,
-		Env: spec.Env, WorkingDir: spec.WorkingDir, Cmd: spec.Command, DetachKeys: noKeys,
+		Env: spec.Env, WorkingDir: spec.WorkingDir, Cmd: spec.Command, DetachKeys: keys,
 	})
 	cancel()
 	if err != nil {
