@@ -74,7 +74,8 @@ func zoneOfConn(c net.Conn) zone {
 	return zoneNever
 }
 
-// place is where a registry is: the host that the user named, and its zone as its connections show it.
+// place is where a registry is: the host that the user named, and its zone as its connections show it. One behind a proxy
+// shows none, and counts as public unless it is named by its address.
 type place struct {
 	registry string // as the user named it
 	host     string // "host:port"
@@ -192,10 +193,24 @@ func proxyAddress(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
+// proxied reports whether a request goes through a proxy, so that its connection shows where the proxy is, and not the
+// registry.
+func proxied(rt http.RoundTripper, req *http.Request) bool {
+	t, ok := rt.(*http.Transport)
+	if !ok || t.Proxy == nil {
+		return false
+	}
+	u, err := t.Proxy(req)
+	return u != nil || err != nil
+}
+
 // send sends a request of the registry's own, or to where the registry sends.
 func (g guard) send(req *http.Request) (*http.Response, error) {
 	if hostPort(req.URL) == g.place.host {
-		return g.inner.RoundTrip(g.place.watch(req))
+		if !proxied(g.inner, req) {
+			req = g.place.watch(req)
+		}
+		return g.inner.RoundTrip(req)
 	}
 	most := g.place.most()
 	if z, ok := zoneOfName(req.URL.Hostname()); ok && z > most {

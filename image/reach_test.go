@@ -191,15 +191,13 @@ func sendings(t *testing.T, digest func() (v1.Hash, error), target string) map[s
 	}
 }
 
-// TestReachByProxy pulls through a proxy on this machine from a registry of the world that sends elsewhere.
-func TestReachByProxy(t *testing.T) {
-	img := newImage(t, noise(t, 100<<10))
-	ref, b := serveBad(t, img, nil)
-	w := newWorld(t, b, nil)
+// newProxy tunnels all that it is asked for to one server, and counts that.
+func newProxy(t *testing.T, to *httptest.Server) (*url.URL, *atomic.Int32) {
+	t.Helper()
 	var tunnels atomic.Int32
 	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		tunnels.Add(1)
-		out, err := net.Dial("tcp", w.server.Listener.Addr().String())
+		out, err := net.Dial("tcp", to.Listener.Addr().String())
 		if err != nil || r.Method != http.MethodConnect {
 			t.Errorf("%s: %v", r.Method, err)
 			return
@@ -215,7 +213,20 @@ func TestReachByProxy(t *testing.T) {
 		go func() { _, _ = io.Copy(out, in) }()
 		_, _ = io.Copy(in, out)
 	}))
-	defer proxy.Close()
+	t.Cleanup(proxy.Close)
+	u, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u, &tunnels
+}
+
+// TestReachByProxy pulls through a proxy on this machine from a registry of the world that sends elsewhere.
+func TestReachByProxy(t *testing.T) {
+	img := newImage(t, noise(t, 100<<10))
+	ref, b := serveBad(t, img, nil)
+	w := newWorld(t, b, nil)
+	u, tunnels := newProxy(t, w.server)
 	b.answer = func(rw http.ResponseWriter, r *http.Request) bool {
 		send := isBlob(r) && r.Host == "world.test"
 		if send {
@@ -223,14 +234,35 @@ func TestReachByProxy(t *testing.T) {
 		}
 		return send
 	}
-	u, err := url.Parse(proxy.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := newStore(t, func(o *Options) {
 		o.Transport = &http.Transport{Proxy: http.ProxyURL(u), TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	})
 	if _, err := s.Image(t.Context(), amd64("world.test"+ref[strings.Index(ref, "/"):])); err != nil || tunnels.Load() < 2 {
 		t.Errorf("%v, %d tunnels", err, tunnels.Load())
+	}
+}
+
+// TestReachPastProxy: a registry of the world does not become one of this machine by a proxy that is on it.
+func TestReachPastProxy(t *testing.T) {
+	ref, b := serveBad(t, newImage(t, noise(t, 100<<10)), nil)
+	w := newWorld(t, b, nil)
+	u, tunnels := newProxy(t, w.server)
+	b.answer = func(rw http.ResponseWriter, r *http.Request) bool {
+		if isBlob(r) {
+			http.Redirect(rw, r, w.server.URL+"/stolen", http.StatusTemporaryRedirect)
+		}
+		return isBlob(r)
+	}
+	s := newStore(t, func(o *Options) {
+		o.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Proxy: func(r *http.Request) (*url.URL, error) {
+			if isLoopback(r.URL.Host) {
+				return nil, nil
+			}
+			return u, nil
+		}}
+	})
+	_, err := s.Image(t.Context(), amd64("world.test"+ref[strings.Index(ref, "/"):]))
+	if !errors.Is(err, berth.ErrDenied) || !strings.Contains(err.Error(), "registry world.test sends to "+w.server.URL) || w.asked.Load() > 0 || tunnels.Load() == 0 {
+		t.Errorf("%v, asked %d times, %d tunnels", err, w.asked.Load(), tunnels.Load())
 	}
 }
