@@ -1,6 +1,9 @@
 package device
 
 import (
+	"bytes"
+	"errors"
+	"iter"
 	"os"
 	"regexp"
 	"slices"
@@ -24,10 +27,13 @@ var fatalXids = map[int]string{
 }
 
 var (
-	// [  123.456789] NVRM: Xid (PCI:0000:06:00): 79, pid=…
-	xidForm = regexp.MustCompile(`^(?:<\d+>)?\[\s*(\d+)\.(\d+)\].*NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),`)
-	// [  123.456789] amdgpu 0000:05:00.0: amdgpu: …
-	amdFault = regexp.MustCompile(`^(?:<\d+>)?\[\s*(\d+)\.(\d+)\].*amdgpu ([0-9a-fA-F:.]+): amdgpu: (.*(?:GPU reset.*failed|uncorrectable hardware errors? detected.*|device lost from bus.*))`)
+	// 4,1234,123456789,-;NVRM: Xid (PCI:0000:06:00): 79, pid=…
+	// Priority and facility, number, microseconds, flags; the message; in further lines, properties.
+	recordForm = regexp.MustCompile(`^(\d+),\d+,(\d+),[^;]*;(.*)`)
+	// Both are whole beginnings of messages: others may quote what any user has said. Nor may the name of a process
+	// that AMD's driver tells of say the rest.
+	xidForm  = regexp.MustCompile(`^NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),`)
+	amdFault = regexp.MustCompile(`^amdgpu ([0-9a-fA-F:.]+): amdgpu: (GPU reset.*failed|.*uncorrectable hardware errors? detected.*|.*device lost from bus.*)`)
 )
 
 // findFaults returns the fatal errors that devices of a host have reported since it booted: in the kernel's log, as
@@ -73,46 +79,81 @@ func deviceOf(id string, devices []Device) string {
 	return ""
 }
 
-// logFaults reads the kernel's log.
-func logFaults(log string, boot time.Time, devices []Device) (faults []Fault) {
-	for line := range strings.Lines(log) {
-		if !strings.Contains(line, "Xid") && !strings.Contains(line, "amdgpu") {
+// logFaults reads records of the kernel's log. Only what the kernel itself has said counts, not what was written into
+// its log.
+func logFaults(records iter.Seq[[]byte], boot time.Time, devices []Device) (faults []Fault) {
+	for record := range records {
+		if !bytes.Contains(record, []byte(";NVRM: Xid")) && !bytes.Contains(record, []byte(";amdgpu ")) {
 			continue
 		}
-		m, reason := xidForm.FindStringSubmatch(line), ""
-		if m != nil {
-			xid, _ := strconv.Atoi(m[4])
-			if fatalXids[xid] == "" {
-				continue
-			}
-			reason = "Xid " + m[4] + ": " + fatalXids[xid]
-		} else if m = amdFault.FindStringSubmatch(line); m != nil {
-			reason = strings.TrimSpace(m[4])
-		} else {
+		r := recordForm.FindSubmatch(record)
+		if r == nil {
 			continue
 		}
-		seconds, _ := strconv.ParseInt(m[1], 10, 64)
-		micros, _ := strconv.ParseInt(m[2], 10, 64)
-		if uuid := deviceOf(m[3], devices); uuid != "" {
-			at := boot.Add(time.Duration(seconds)*time.Second + time.Duration(micros)*time.Microsecond)
-			faults = append(faults, Fault{UUID: uuid, Reason: reason, Time: at})
+		if priority, err := strconv.Atoi(string(r[1])); err != nil || priority>>3 != 0 {
+			continue // of another facility than the kernel
+		}
+		id, reason := messageFault(string(r[3]))
+		uuid := ""
+		if reason != "" {
+			uuid = deviceOf(id, devices)
+		}
+		if micros, err := strconv.ParseInt(string(r[2]), 10, 64); err == nil && uuid != "" {
+			faults = append(faults, Fault{UUID: uuid, Reason: reason, Time: boot.Add(time.Duration(micros) * time.Microsecond)})
 		}
 	}
 	return faults
 }
 
-// kernelLog is what the kernel keeps of its log; "" where this process may not read it.
-func kernelLog() string {
-	const readAll, sizeBuffer = 3, 10
-	n, err := unix.Klogctl(sizeBuffer, nil)
-	if err != nil || n <= 0 {
-		return ""
+// messageFault returns the PCI address of a device and the fatal error that a message tells of it; "" if none.
+func messageFault(message string) (id, reason string) {
+	if m := xidForm.FindStringSubmatch(message); m != nil {
+		xid, _ := strconv.Atoi(m[2])
+		if fatalXids[xid] == "" {
+			return "", ""
+		}
+		return m[1], "Xid " + m[2] + ": " + fatalXids[xid]
 	}
-	buf := make([]byte, n)
-	if n, err = unix.Klogctl(readAll, buf); err != nil {
-		return ""
+	if m := amdFault.FindStringSubmatch(message); m != nil {
+		return m[1], strings.TrimSpace(m[2])
 	}
-	return string(buf[:n])
+	return "", ""
+}
+
+// kernelLog is what the kernel keeps of its log, as records; none where this process may not read it. These, unlike
+// the lines of syslog(2), begin where a message does: a newline within one is written as \x0a.
+func kernelLog() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		// In some containers it is a link to their terminal, from which nothing must be read.
+		fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 11) {
+			return
+		}
+		readRecords(func(b []byte) (int, error) { return unix.Read(fd, b) })(yield)
+	}
+}
+
+// readRecords returns a record of each read, valid until the next, up to the first read that would wait for one.
+func readRecords(read func([]byte) (int, error)) iter.Seq[[]byte] {
+	const longest = 8192 // bytes; no kernel's are longer
+	const most = 1 << 20 // more than any kernel keeps, if it logs faster than this reads
+	return func(yield func([]byte) bool) {
+		buf := make([]byte, longest)
+		for range most {
+			n, err := read(buf)
+			switch {
+			case errors.Is(err, unix.EPIPE), errors.Is(err, unix.EINTR):
+				continue // EPIPE: the next records were overwritten, and the read after it goes on behind them
+			case err != nil, n <= 0, !yield(buf[:n]):
+				return
+			}
+		}
+	}
 }
 
 // bootTime is when the clock of the kernel's log began, to a second, so that it is the same each time.

@@ -55,25 +55,3 @@ func TestQuarantine(t *testing.T) {
 		t.Error("a note that nobody keeps is no error")
 	}
 }
-
-func TestLogFaults(t *testing.T) {
-	devices := []Device{
-		{Vendor: "nvidia", UUID: "GPU-a", PCI: "0000:06:00.0"},
-		{Vendor: "amd", UUID: "GPU-b", PCI: "0000:05:00.0"},
-	}
-	boot := time.Unix(1000, 0)
-	const log = `<4>[   10.000001] NVRM: Xid (PCI:0000:06:00): 13, pid=77, name=python, Graphics SM Warp Exception
-<4>[   12.500000] NVRM: Xid (PCI:0000:06:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
-[   13.000000] NVRM: Xid (PCI:0000:07:00): 79, of a GPU that is another
-<3>[   14.000000] amdgpu 0000:05:00.0: amdgpu: GPU reset(2) failed
-<6>[   15.000000] amdgpu 0000:05:00.0: amdgpu: ring gfx uses VM inv eng 0
-garbage NVRM: Xid (PCI:0000:06:00): 48,
-`
-	want := []Fault{
-		{UUID: "GPU-a", Reason: "Xid 79: GPU has fallen off the bus", Time: boot.Add(12500 * time.Millisecond)},
-		{UUID: "GPU-b", Reason: "GPU reset(2) failed", Time: boot.Add(14 * time.Second)},
-	}
-	if diff := cmp.Diff(want, logFaults(log, boot, devices)); diff != "" {
-		t.Error(diff)
-	}
-}
