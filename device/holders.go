@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,10 +30,10 @@ func (n Node) Number() Number { return Number{n.Major, n.Minor} }
 type Process struct {
 	PID     int    `json:"pid"`
 	UID     uint32 `json:"uid"`
-	Command string `json:"command"` // as the kernel has it: 15 bytes at most
+	Command string `json:"command"` // as the kernel has it: 15 bytes at most, any that the process has chosen
 }
 
-func (p Process) String() string { return fmt.Sprintf("%s (process %d)", p.Command, p.PID) }
+func (p Process) String() string { return fmt.Sprintf("%q (process %d)", p.Command, p.PID) }
 
 // Openers are the processes that have device nodes open.
 type Openers struct {
@@ -41,11 +42,8 @@ type Openers struct {
 	Hidden int
 }
 
-// idlers keep GPUs open as long as the machine runs, and use nothing of them.
-var idlers = []string{"nvidia-persiste", "nv-fabricmanage", "nv-hostengine", "nvidia-smi", "dcgm-exporter", "rocm-smi", "amd-smi"}
-
 // FindOpeners looks through the open files of all processes that this one sees for character devices with these
-// numbers. Services that hold devices open and do not use them are left out. It takes some ten milliseconds on a
+// numbers. Services of the administrator that hold devices open and do not use them are left out. It takes some ten milliseconds on a
 // busy machine, and waits for no file system.
 func FindOpeners(ctx context.Context, numbers []Number) (Openers, error) {
 	return findOpeners(ctx, numbers, func(st *unix.Statx_t) (Number, bool) {
@@ -108,12 +106,13 @@ func findOpeners(ctx context.Context, numbers []Number, match func(*unix.Statx_t
 		case err != nil, len(has) == 0:
 			continue // it has ended
 		}
-		p := Process{PID: pid, Command: command(pid)}
-		if slices.Contains(idlers, p.Command) {
-			continue
+		st, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+		if err != nil {
+			continue // it has ended
 		}
-		if st, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err == nil {
-			p.UID = owner(st)
+		p := Process{PID: pid, UID: owner(st), Command: command(pid)}
+		if p.idles(user.LookupId) {
+			continue
 		}
 		for _, n := range has {
 			found.Of[n] = append(found.Of[n], p)

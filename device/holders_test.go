@@ -57,6 +57,75 @@ func TestFindOpeners(t *testing.T) {
 	}
 }
 
+// Any process can take the name of a service that uses nothing of a GPU, and put into it what moves a terminal.
+func TestNamesOfOpeners(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root makes device nodes and processes of other users")
+	}
+	h := devicetest.New(t, devicetest.Options{AMD: 1})
+	n := h.AMD[0].Node.Number()
+	for name, tt := range map[string]struct {
+		uid     uint32
+		command string
+		want    string // how it is told; "" if it is left out
+	}{
+		"the administrator's":  {0, "nvidia-smi", ""},
+		"a user's":             {54321, "nvidia-smi", `"nvidia-smi" (process %d)`},
+		"of other name":        {0, "nvidia-smi2", `"nvidia-smi2" (process %d)`},
+		"a sequence of escape": {54321, `a\033[2Jb`, `"a\x1b[2Jb" (process %d)`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pid := named(t, tt.uid, tt.command, h.Path(h.AMD[0].Node.Path))
+			found, err := device.FindOpeners(t.Context(), []device.Number{n})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			for _, p := range found.Of[n] {
+				if p.PID == pid {
+					got = p.String()
+				}
+			}
+			want := tt.want
+			if want != "" {
+				want = fmt.Sprintf(want, pid)
+			}
+			if got != want {
+				t.Errorf("it is told as %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// named starts a process of a user that has a name and a file open.
+func named(t *testing.T, uid uint32, name, file string) (pid int) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", `printf "$1" >/proc/$$/comm; echo $$; read wait`, "sh", name)
+	cmd.Dir, cmd.ExtraFiles = "/", []*os.File{f}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
 func TestFindOpenersIsQuick(t *testing.T) {
 	for range 500 { // beside what this machine has open
 		f, err := os.Open(os.DevNull)

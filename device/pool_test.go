@@ -322,7 +322,7 @@ func TestBusyDeviceIsNotLent(t *testing.T) {
 	check("1", 1)
 	check("2,allow_busy", 0, 1)
 	_, err = choose(t, open(), asks("2"), nil)
-	if want := fmt.Sprintf("waiting for 2 GPUs: amd 0 is used by sh (process %d)", pid); err == nil || err.Error() != want || !errors.Is(err, berth.ErrUnavailable) {
+	if want := fmt.Sprintf("waiting for 2 GPUs: amd 0 is used by \"sh\" (process %d)", pid); err == nil || err.Error() != want || !errors.Is(err, berth.ErrUnavailable) {
 		t.Errorf("%v, want %s", err, want)
 	}
 	// The processes of whom it is lent to are not another's.
