@@ -114,7 +114,7 @@ func (c *command) ofCommand(args []string, dir string) {
 			continue
 		}
 		name, value, has := strings.Cut(a, "=")
-		if !has && slices.Contains(valuedOfCommand, name) && i+1 < len(args) {
+		if !has && c.takesValue(name) && i+1 < len(args) {
 			i++
 			value = args[i]
 		}
@@ -130,6 +130,12 @@ func (c *command) ofCommand(args []string, dir string) {
 	if !filepath.IsAbs(c.bundle) {
 		c.bundle = filepath.Join(dir, c.bundle)
 	}
+}
+
+// takesValue reports whether a flag of the command takes the next argument for its value. Those of delete take none: its
+// -f is --force, where that of create is --config.
+func (c *command) takesValue(name string) bool {
+	return c.name != "delete" && slices.Contains(valuedOfCommand, name)
 }
 
 // file is the bundle's configuration.

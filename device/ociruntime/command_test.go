@@ -49,6 +49,14 @@ func TestParseCommand(t *testing.T) {
 			line: "exec --process /p abc --bundle /elsewhere",
 			want: command{name: "exec", bundle: "/elsewhere", id: "/p"},
 		},
+		"forced delete": {
+			line: "delete -f abc",
+			want: command{name: "delete", bundle: "/here", id: "abc"},
+		},
+		"crun's configuration": {
+			line: "create -f other.json abc",
+			want: command{name: "create", bundle: "/here", spec: "other.json", id: "abc"},
+		},
 		"no command": {line: "--version", want: command{bundle: "/here"}},
 		"nothing":    {want: command{bundle: "/here"}},
 	} {
