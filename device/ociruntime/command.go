@@ -1,6 +1,7 @@
 package ociruntime
 
 import (
+	"cmp"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ type command struct {
 
 	config  string // of berth
 	example bool   // print an example of that
-	root    string // the runtime's state directory
+	root    string // the runtime's state directory, absolute; "" is the runtime's default
 	log     string // the file for errors; "" is none
 	json    bool   // the form of that file
 
@@ -74,6 +75,13 @@ func parseCommand(args []string, dir string) *command {
 			c.args = append(c.args, args[i:i+taken]...)
 		}
 		i += taken - 1
+	}
+	switch {
+	case c.root == "":
+	case filepath.IsAbs(c.root):
+		c.root = filepath.Clean(c.root)
+	default:
+		c.root = filepath.Join(dir, c.root)
 	}
 	rest := args[i:]
 	c.args = append(c.args, rest...)
@@ -137,6 +145,10 @@ func (c *command) ofCommand(args []string, dir string) {
 func (c *command) takesValue(name string) bool {
 	return c.name != "delete" && slices.Contains(valuedOfCommand, name)
 }
+
+// task is the container's name in the ledger. program is the runtime, which has a state directory of its own where the
+// command line names none.
+func (c *command) task(program string) string { return taskOf(c.id, cmp.Or(c.root, program)) }
 
 // file is the bundle's configuration.
 func (c *command) file() string {

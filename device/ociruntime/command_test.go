@@ -49,6 +49,10 @@ func TestParseCommand(t *testing.T) {
 			line: "exec --process /p abc --bundle /elsewhere",
 			want: command{name: "exec", bundle: "/elsewhere", id: "/p"},
 		},
+		"the state directory, however it is written": {
+			line: "--root state/../run/ delete abc",
+			want: command{root: "/here/run", name: "delete", bundle: "/here", id: "abc"},
+		},
 		"forced delete": {
 			line: "delete -f abc",
 			want: command{name: "delete", bundle: "/here", id: "abc"},

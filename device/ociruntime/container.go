@@ -72,6 +72,22 @@ func (c *container) root() (*inroot.Root, error) {
 	return root, nil
 }
 
+// lentLease is the lease that the runtime's hook in the configuration names; "" where there is none.
+func (c *container) lentLease() (string, error) {
+	var spec struct {
+		Hooks oci.Hooks `json:"hooks"`
+	}
+	if err := json.Unmarshal(c.spec, &spec); err != nil {
+		return "", fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
+	}
+	for _, h := range spec.Hooks.CreateRuntime {
+		if len(h.Args) >= 5 && h.Args[1] == "oci-hook" && h.Args[2] == lentName && h.Args[3] == leaseFlag {
+			return h.Args[4], nil
+		}
+	}
+	return "", nil
+}
+
 // sameDir reports whether two paths are the same directory.
 func sameDir(a, b string) (bool, error) {
 	var x, y unix.Stat_t

@@ -122,7 +122,7 @@ func TestDocker(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 		first := strings.TrimSpace(out)
-		if got := e.holder(gpu); got != "oci-"+first[:12] {
+		if got := e.holder(gpu); !strings.HasPrefix(got, "oci-"+first[:12]+"-") {
 			t.Errorf("the GPU is held by %q", got)
 		}
 		for name, with := range map[string][]string{"runtime": {"--runtime", "berth", "-e", "NVIDIA_VISIBLE_DEVICES=all"}, "hook": {"--gpus", "all"}} {
@@ -134,7 +134,7 @@ func TestDocker(t *testing.T) {
 		if out, err := e.docker("restart", "-t", "0", first); err != nil {
 			t.Errorf("restarted: %v: %s", err, out)
 		}
-		if got := e.holder(gpu); got != "oci-"+first[:12] {
+		if got := e.holder(gpu); !strings.HasPrefix(got, "oci-"+first[:12]+"-") {
 			t.Errorf("restarted: the GPU is held by %q", got)
 		}
 		if out, err := e.docker("rm", "-f", first); err != nil {

@@ -22,18 +22,24 @@ type hookCall struct {
 	nodes  []berth.Node
 }
 
+// What the hook of Runtime's containers is called with.
+const (
+	lentName  = "lent"
+	leaseFlag = "--lease"
+)
+
 func parseHook(args []string) (*hookCall, error) {
 	h := &hookCall{}
 	for i := 0; i < len(args); i++ {
 		name, value, has := strings.Cut(args[i], "=")
-		if !has && i+1 < len(args) && slices.Contains([]string{flagConfig, "--config", "-config", "--lease", "--node"}, name) {
+		if !has && i+1 < len(args) && slices.Contains([]string{flagConfig, "--config", "-config", leaseFlag, "--node"}, name) {
 			i++
 			value = args[i]
 		}
 		switch name {
 		case flagConfig, "--config", "-config":
 			h.config = value
-		case "--lease":
+		case leaseFlag:
 			h.lease = value
 		case "--prove":
 			h.prove = true
@@ -43,7 +49,7 @@ func parseHook(args []string) (*hookCall, error) {
 				return nil, err
 			}
 			h.nodes = append(h.nodes, n)
-		case "prestart", "createRuntime", "poststart", "poststop", "lent":
+		case "prestart", "createRuntime", "poststart", "poststop", lentName:
 			if h.name != "" {
 				return nil, fmt.Errorf("%w: %q is a hook too many", berth.ErrInvalid, name)
 			}
@@ -69,7 +75,7 @@ func Hook(ctx context.Context, p Process) (exit int) {
 		switch h.name {
 		case "prestart", "createRuntime":
 			err = p.prestart(ctx, h)
-		case "lent":
+		case lentName:
 			err = p.lent(ctx, h)
 		}
 	}
@@ -132,15 +138,16 @@ func (p Process) prestart(ctx context.Context, h *hookCall) (err error) {
 		return err
 	}
 	if len(plan.units) > 0 {
-		if has, err := leaseOf(ctx, l, c.state.ID); err != nil || has != "" {
-			return err // it was lent what it asks for before
+		has, bad := lentBefore(ctx, l, c, plan.units)
+		if bad != nil || has {
+			return bad
 		}
-		lease, err := planner.lend(ctx, l, c.state.ID, plan.units)
-		if err != nil {
-			return err
+		lease, bad := planner.lend(ctx, l, taskOf(c.state.ID, c.state.Bundle), plan.units)
+		if bad != nil {
+			return bad
 		}
 		// Until the container holds it, and where it gets nothing, this process alone does.
-		defer func() { lease.Release() }()
+		defer lease.Release()
 		defer func() {
 			if err == nil {
 				err = holdByContainer(ctx, lease, c.state.Pid)

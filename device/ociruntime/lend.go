@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -18,11 +19,18 @@ import (
 // taskPrefix begins the names by which the ledger knows containers of other engines.
 const taskPrefix = "oci-"
 
-// taskOf is a container's name in the ledger: as engines abbreviate IDs, or what of a name the ledger can write.
-func taskOf(id string) string {
-	sum := sha256.Sum256([]byte(id))
+// taskOf is a container's name in the ledger. People find its ID in it; the end tells it from the containers of that
+// ID elsewhere: an ID is unique only in one state directory of a runtime, of which namespaces of an engine have one each.
+// where is that directory, or another place that is the container's alone.
+func taskOf(id, where string) string {
+	sum := sha256.Sum256([]byte(where + "\x00" + id))
+	return shown(id) + hex.EncodeToString(sum[:4])
+}
+
+// shown is what people see of an ID: as engines abbreviate it, or what of a name the ledger can write.
+func shown(id string) string {
 	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
-		return taskPrefix + id[:12]
+		return taskPrefix + id[:12] + "-"
 	}
 	name := strings.Map(func(r rune) rune {
 		switch {
@@ -33,7 +41,7 @@ func taskOf(id string) string {
 		}
 		return '-'
 	}, id)
-	return taskPrefix + name[:min(len(name), 24)] + "-" + hex.EncodeToString(sum[:4])
+	return taskPrefix + name[:min(len(name), 24)] + "-"
 }
 
 func openLedger(dirs ledger.Dirs) (*ledger.Ledger, error) {
@@ -41,8 +49,8 @@ func openLedger(dirs ledger.Dirs) (*ledger.Ledger, error) {
 }
 
 // lend takes a plan's units for a container, or refuses: nobody waits for an engine that waits for its runtime.
-func (p *planner) lend(ctx context.Context, l *ledger.Ledger, id string, units []device.Unit) (*ledger.Lease, error) {
-	req := ledger.Request{Task: taskOf(id), NoWait: true}
+func (p *planner) lend(ctx context.Context, l *ledger.Ledger, task string, units []device.Unit) (*ledger.Lease, error) {
+	req := ledger.Request{Task: task, NoWait: true}
 	faults := device.Quarantine{Dirs: []string{filepath.Join(p.host.Root(), "run/berth/quarantine")}}.Held()
 	for _, u := range units {
 		if f, ok := faults[u.UUID()]; ok {
@@ -135,18 +143,57 @@ func holdByContainer(ctx context.Context, lease *ledger.Lease, pid int) error {
 	return lease.AddHolder(ctx, h)
 }
 
-// leaseOf finds a container's lease; "" where it has none.
-func leaseOf(ctx context.Context, l *ledger.Ledger, id string) (string, error) {
+// leaseOf finds the lease of a task; "" where it has none.
+func leaseOf(ctx context.Context, l *ledger.Ledger, task string) (string, error) {
 	s, err := l.Snapshot(ctx)
 	if err != nil {
 		return "", err
 	}
 	for _, e := range s.Leases {
-		if e.Task == taskOf(id) && e.Owner == uint32(os.Geteuid()) {
+		if e.Task == task && e.Owner == uint32(os.Geteuid()) {
 			return e.ID, nil
 		}
 	}
 	return "", nil
+}
+
+// lentBefore reports whether a container has been lent these units already: by a hook before, whose lease its process
+// holds, or by the runtime, which names its lease in the bundle's configuration. A lease of other units is an error.
+func lentBefore(ctx context.Context, l *ledger.Ledger, c *container, units []device.Unit) (bool, error) {
+	process, err := ledger.Process(c.state.Pid)
+	if err != nil {
+		return false, err
+	}
+	named, err := c.lentLease()
+	if err != nil {
+		return false, err
+	}
+	s, err := l.Snapshot(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range s.Leases {
+		// A configuration that was copied from another container's names the lease of that.
+		byRuntime := e.ID == named && strings.HasPrefix(e.Task, shown(c.state.ID))
+		if e.Owner != uint32(os.Geteuid()) || !byRuntime && !slices.Contains(e.Holders, process) {
+			continue
+		}
+		var has, asked []string
+		for _, d := range e.Devices {
+			has = append(has, d.ID)
+		}
+		for _, u := range units {
+			asked = append(asked, u.UUID())
+		}
+		slices.Sort(has)
+		slices.Sort(asked)
+		if !slices.Equal(has, asked) {
+			return false, fmt.Errorf("container %s: %w: it asks the hook for %s, and was lent %s before, as %s; let either berth oci-runtime or one hook bring its GPUs",
+				c.state.ID, berth.ErrInvalid, strings.Join(asked, ", "), strings.Join(has, ", "), e.Task)
+		}
+		return true, nil
+	}
+	return false, nil
 }
 
 // free ends a lease whatever holds it: the runtime has said that the container is no more.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -144,7 +145,7 @@ func (p *place) bundle(script string, env ...string) (dir string) {
 		for _, set := range []*[]string{&s.Process.Capabilities.Bounding, &s.Process.Capabilities.Effective, &s.Process.Capabilities.Permitted} {
 			*set = append(*set, "CAP_MKNOD")
 		}
-		s.Linux.CgroupsPath = "/berth-oci-test/" + filepath.Base(filepath.Dir(dir))
+		s.Linux.CgroupsPath = "/berth-oci-test/" + p.id() // a lease lives as long as anything in it
 	})
 	return dir
 }
@@ -182,14 +183,14 @@ func (p *place) spec(bundle string) (s oci.Spec) {
 	return s
 }
 
-// runtime calls berth as an OCI runtime.
+// runtime calls berth as an OCI runtime, also where a test cleans up.
 func (p *place) runtime(args ...string) (out string, err error) {
 	p.t.Helper()
-	cmd := exec.CommandContext(p.t.Context(), p.self, append([]string{"oci-runtime", flagConfig, p.config, "--root", filepath.Join(p.dir, "state")}, args...)...)
+	cmd := exec.CommandContext(context.WithoutCancel(p.t.Context()), p.self, append([]string{"oci-runtime", flagConfig, p.config, "--root", filepath.Join(p.dir, "state")}, args...)...)
 	cmd.WaitDelay = 5 * time.Second
 	var both bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &both, &both
-	if len(args) > 0 && args[0] == "create" { // the container would have our pipes
+	if slices.Contains(args, "create") { // the container would have our pipes
 		file, bad := os.CreateTemp(p.dir, "out")
 		if bad != nil {
 			p.t.Fatal(bad)
@@ -227,6 +228,9 @@ func (p *place) holder(gpu devicetest.GPU) string {
 	}
 	return strings.Join(s.Devices[gpu.UUID].Tasks, ",")
 }
+
+// task is the name of a container that runtime has made.
+func (p *place) task(id string) string { return taskOf(id, filepath.Join(p.dir, "state")) }
 
 // id is a container's, of this test alone.
 func (p *place) id() string { return strings.ToLower(rand.Text()) }

@@ -129,7 +129,7 @@ func (p Process) start(ctx context.Context, c *command, cfg Config, program stri
 		if err != nil {
 			return err
 		}
-		if lease, err = planner.lend(ctx, l, c.id, plan.units); err != nil {
+		if lease, err = planner.lend(ctx, l, c.task(program), plan.units); err != nil {
 			return err
 		}
 		defer lease.Release() // where the runtime is not reached
@@ -189,7 +189,7 @@ func lentHook(cfg Config, lease *ledger.Lease, nodes []oci.LinuxDevice) (oci.Hoo
 	if err != nil {
 		return oci.Hook{}, fmt.Errorf("find this program: %w", err)
 	}
-	h := oci.Hook{Path: self, Args: []string{"berth", "oci-hook", "lent", "--lease", lease.ID()}, Env: []string{pathEnv}}
+	h := oci.Hook{Path: self, Args: []string{"berth", "oci-hook", lentName, leaseFlag, lease.ID()}, Env: []string{pathEnv}}
 	if cfg.Prove {
 		h.Args = append(h.Args, "--prove")
 		for _, n := range nodes {
@@ -215,7 +215,7 @@ func (p Process) delete(ctx context.Context, c *command, program string) (int, e
 	if err != nil {
 		return 0, err
 	}
-	lease, err := leaseOf(ctx, l, c.id)
+	lease, err := leaseOf(ctx, l, c.task(program))
 	if err != nil {
 		return 0, err
 	}

@@ -75,12 +75,12 @@ func TestRuntimeLends(t *testing.T) {
 	if out, err := p.runtime("create", "--bundle", dir, first); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got := p.holder(gpu); got != taskOf(first) {
+	if got := p.holder(gpu); got != p.task(first) {
 		t.Errorf("created: the GPU is held by %q", got)
 	}
 	log := filepath.Join(p.dir, "log.json")
 	out, err := p.runtime("--log", log, "--log-format", "json", "create", "--bundle", p.bundle("true", "NVIDIA_VISIBLE_DEVICES=all"), second)
-	if err == nil || !strings.Contains(out, "it is lent to "+taskOf(first)) || strings.Count(out, "\n") != 1 {
+	if err == nil || !strings.Contains(out, "it is lent to "+p.task(first)) || strings.Count(out, "\n") != 1 {
 		t.Errorf("%v: %s", err, out)
 	}
 	if said, err := os.ReadFile(log); err != nil || !strings.Contains(string(said), `"level":"error","msg":"oci-runtime: create: GPU nvidia 0`) {
@@ -92,7 +92,7 @@ func TestRuntimeLends(t *testing.T) {
 	if out, err := p.runtime("start", first); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got := p.holder(gpu); got != taskOf(first) {
+	if got := p.holder(gpu); got != p.task(first) {
 		t.Errorf("started: the GPU is held by %q", got)
 	}
 	if out, err := p.runtime("delete", "--force", first); err != nil {
@@ -223,7 +223,7 @@ func TestRuntimeKilled(t *testing.T) {
 	gpu, id := p.host.NVIDIA[0], p.id()
 	dir := p.bundle("sleep 1000", "NVIDIA_VISIBLE_DEVICES=0")
 	p.become([]string{"sh", "-c", `echo $$ >` + p.dir + `/pid; sleep 1000`})
-	cmd := exec.Command(p.self, "oci-runtime", flagConfig, p.config, "create", "--bundle", dir, id)
+	cmd := exec.Command(p.self, "oci-runtime", flagConfig, p.config, "--root", filepath.Join(p.dir, "state"), "create", "--bundle", dir, id)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestRuntimeKilled(t *testing.T) {
 			t.Fatal("the runtime does not start")
 		}
 	}
-	if got := p.holder(gpu); got != taskOf(id) {
+	if got := p.holder(gpu); got != p.task(id) {
 		t.Errorf("the GPU is held by %q", got)
 	}
 	if err := cmd.Process.Kill(); err != nil {
