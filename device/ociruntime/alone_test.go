@@ -137,3 +137,30 @@ func TestHookOtherUnits(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+// TestHookAfterChangeOfRoot: where the container's mounts show the image alone, no file of it is run as a hook.
+func TestHookAfterChangeOfRoot(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc", "prove = false", "[nvidia-container-cli]", "no-cgroups = true")
+	dir := p.bundle("", "NVIDIA_VISIBLE_DEVICES=0")
+	root := filepath.Join(dir, "rootfs")
+	program, err := cdiHook()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inImage := filepath.Join(root, program)
+	p.write(inImage, "#!/bin/sh\necho ran >/tmp/ran\n")
+	if err := os.Chmod(inImage, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pid := p.process("unshare", "--mount", "sh", "-c", `mount --bind "$1" "$1" && cd "$1" && mkdir old && pivot_root . old && cd / && echo ready && exec /bin/sleep 1000`, "sh", root)
+	out, err := p.prestart(pid, dir)
+	if err == nil || !strings.Contains(out, program) || !strings.Contains(out, "has changed its root; use berth oci-runtime") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(root, "tmp/ran")); err == nil {
+		t.Error("a file of the image ran")
+	}
+	if got := p.holder(p.host.NVIDIA[0]); got != "" {
+		t.Errorf("the GPU is held by %q", got)
+	}
+}

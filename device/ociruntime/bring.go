@@ -27,6 +27,7 @@ import (
 type bringer struct {
 	c      *container
 	root   *inroot.Root
+	before bool // the container's mount namespace has the host's root still
 	userns bool
 	user   oci.User // of the container's process
 	host   cdi.Host
@@ -45,6 +46,10 @@ type tree struct {
 func (b *bringer) nodes(e *cdi.Edits) ([]oci.LinuxDevice, error) {
 	if len(e.NetDevices) > 0 || e.IntelRdt != nil {
 		return nil, fmt.Errorf("network devices and intelRdt: %w by a hook; use berth oci-runtime", berth.ErrUnsupported)
+	}
+	if len(e.Hooks) > 0 && !b.before {
+		// Hooks run among the container's mounts: there, their paths lead to files of the image, which would run as root.
+		return nil, fmt.Errorf("the hook %s: %w by a hook once the container's process has changed its root; use berth oci-runtime", e.Hooks[0].Path, berth.ErrUnsupported)
 	}
 	spec := oci.Spec{Process: &oci.Process{User: b.user}}
 	if err := cdi.Apply(&spec, &cdi.Edits{DeviceNodes: e.DeviceNodes}, b.host); err != nil || spec.Linux == nil {
@@ -315,7 +320,8 @@ func (b *bringer) touch(name string) error {
 	return unix.Close(fd)
 }
 
-// hook runs a hook of the edits, as a runtime would before it starts the container's process.
+// hook runs a hook of the edits, as a runtime would before it starts the container's process: a program of the host, which
+// this thread sees as long as the container has not changed its root.
 func (b *bringer) hook(ctx context.Context, h *specs.Hook) error {
 	switch h.HookName {
 	case "createContainer", "createRuntime", "prestart":

@@ -41,21 +41,22 @@ func readContainer(stdin io.Reader) (*container, error) {
 }
 
 // root opens the container's root directory, as its first process sees it: what the runtime has made of it, whether
-// or not that process has it for its own root yet. It is never the host's.
-func (c *container) root() (*inroot.Root, error) {
+// or not that process has it for its own root yet. It is never the host's. before reports that the process, and with it
+// the container's mount namespace, has the host's root still.
+func (c *container) root() (root *inroot.Root, before bool, err error) {
 	var spec struct {
 		Root oci.Root `json:"root"`
 	}
 	if err := json.Unmarshal(c.spec, &spec); err != nil {
-		return nil, fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
+		return nil, false, fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
 	}
 	top := fmt.Sprintf("/proc/%d/root", c.state.Pid)
-	own, err := sameDir(top, "/")
+	before, err = sameDir(top, "/")
 	if err != nil {
-		return nil, fmt.Errorf("the container's root: %w", err)
+		return nil, false, fmt.Errorf("the container's root: %w", err)
 	}
 	dir := top
-	if own { // it has not changed its root yet
+	if before { // it has not changed its root yet
 		dir = spec.Root.Path
 		if !filepath.IsAbs(dir) {
 			dir = filepath.Join(c.state.Bundle, dir)
@@ -63,13 +64,13 @@ func (c *container) root() (*inroot.Root, error) {
 		dir = top + filepath.Clean("/"+dir)
 	}
 	if host, err := sameDir(dir, "/"); err != nil || host {
-		return nil, errors.Join(err, fmt.Errorf("the container's root %s: %w: it is that of the host", dir, berth.ErrInvalid))
+		return nil, false, errors.Join(err, fmt.Errorf("the container's root %s: %w: it is that of the host", dir, berth.ErrInvalid))
 	}
-	root, err := inroot.Open(dir)
+	root, err = inroot.Open(dir)
 	if err != nil {
-		return nil, fmt.Errorf("the container's root: %w", err)
+		return nil, false, fmt.Errorf("the container's root: %w", err)
 	}
-	return root, nil
+	return root, before, nil
 }
 
 // lentLease is the lease that the runtime's hook in the configuration names; "" where there is none.

@@ -164,7 +164,7 @@ func (p Process) bring(ctx context.Context, c *container, cfg Config, plan *plan
 	if err := json.Unmarshal(c.spec, &spec); err != nil {
 		return fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
 	}
-	root, err := c.root()
+	root, before, err := c.root()
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (p Process) bring(ctx context.Context, c *container, cfg Config, plan *plan
 	if err != nil {
 		return err
 	}
-	b := &bringer{c: c, root: root, userns: userns, user: spec.Process.User, host: cdi.Host{}, log: p.Stderr}
+	b := &bringer{c: c, root: root, before: before, userns: userns, user: spec.Process.User, host: cdi.Host{}, log: p.Stderr}
 	nodes, err := b.nodes(plan.edits)
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ func (c *container) prove(lent []berth.Node) error {
 	if err := json.Unmarshal(c.spec, &spec); err != nil {
 		return fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
 	}
-	root, err := c.root()
+	root, _, err := c.root()
 	if err != nil {
 		return err
 	}
