@@ -23,15 +23,15 @@ type CollectOptions struct {
 	// Journal is told of each temporary file or directory before it is made. What it was told of and is
 	// still there after a crash is removed by RemoveLeftovers. Its error ends the output.
 	Journal func(tmp string) error
-	// Warn is told, in one line, what was left out or is otherwise than it should: pipes, sockets and devices
-	// in a directory, owners.
+	// Warn is told, in one line, what was left out or is otherwise than it should: pipes, sockets, devices and
+	// links that lead nowhere or out of the view in a directory, owners.
 	Warn func(string)
 }
 
 // Collect copies outputs out of a view to where their URLs say, and lists the files written, a directory's
 // one by one. A failed output does not keep the others from being collected; the error then has a line for
-// each. The kinds: ErrNotFound (not produced), ErrInvalid (not of the declared type, a link that leads
-// nowhere or out of the view), ErrUnsupported (a URL scheme), ErrDenied, ErrConflict (a directory where a
+// each. The kinds: ErrNotFound (not produced), ErrInvalid (not of the declared type, an output
+// that is itself a link that leads nowhere or out of the view), ErrUnsupported (a URL scheme), ErrDenied, ErrConflict (a directory where a
 // file is to be written, or the other way round) and ErrExhausted (disk full).
 //
 // An output appears whole or not at all: it is written beside its place, as .NAME.berth-XXXXXX.tmp, and
@@ -250,14 +250,18 @@ func linkFault(p, target string, err error) error {
 	if target != "" {
 		to = " to " + target
 	}
-	why := "leads nowhere"
+	return &fault{text: fmt.Sprintf("output %s: the symbolic link%s %s", p, to, leads(err)), kind: berth.ErrInvalid, cause: err}
+}
+
+// leads says where a link leads to that cannot be followed.
+func leads(err error) string {
 	switch {
 	case errors.Is(err, errCycle):
-		why = "leads in a circle"
+		return "leads in a circle"
 	case errors.Is(err, errOutside):
-		why = "leads " + errOutside.Error()
+		return "leads " + errOutside.Error()
 	}
-	return &fault{text: fmt.Sprintf("output %s: the symbolic link%s %s", p, to, why), kind: berth.ErrInvalid, cause: err}
+	return "leads nowhere"
 }
 
 // file collects one file.

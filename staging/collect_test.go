@@ -203,12 +203,17 @@ func TestCollect(t *testing.T) {
 			err: "output /work/d/l/m: the symbolic link to /work leads in a circle", kind: berth.ErrInvalid,
 		},
 		{
-			name: "link to the host in a directory", work: []string{"d/ok=1", "d/l->/etc/passwd"}, path: "/work/d", typ: d,
-			err: "output /work/d/l: the symbolic link to /etc/passwd leads outside the volumes and mounts of the task", kind: berth.ErrInvalid,
+			name: "links to the host in a directory are left out", work: []string{"d/ok=1", "d/l->/etc/passwd", "d/e->/etc", "d/up->../../../../etc/passwd"}, path: "/work/d", typ: d,
+			want: "out/ok=1", listed: "/work/d/ok 1",
+			warns: "output /work/d: /work/d/e is a symbolic link to /etc, which leads outside the volumes and mounts of the task and is left out\n" +
+				"output /work/d: /work/d/l is a symbolic link to /etc/passwd, which leads outside the volumes and mounts of the task and is left out\n" +
+				"output /work/d: /work/d/up is a symbolic link to ../../../../etc/passwd, which leads outside the volumes and mounts of the task and is left out",
 		},
 		{
-			name: "dangling link in a directory", work: []string{"d/l->nope"}, path: "/work/d", typ: d,
-			err: "output /work/d/l: the symbolic link to nope leads nowhere", kind: berth.ErrInvalid,
+			name: "dangling links in a directory are left out, and links to them", work: []string{"d/b/l->nope", "d/b/m->l", "d/ok=1"}, path: "/work/d", typ: d,
+			want: "out/b/ out/ok=1", listed: "/work/d/ok 1",
+			warns: "output /work/d: /work/d/b/l is a symbolic link to nope, which leads nowhere and is left out\n" +
+				"output /work/d: /work/d/b/m is a symbolic link to l, which leads nowhere and is left out",
 		},
 		{
 			name: "pipes and sockets in a directory", work: []string{"d/a=1", "d/p|", "d/s~", "d/l->p"}, path: "/work/d", typ: d,
@@ -236,6 +241,25 @@ func TestCollect(t *testing.T) {
 				t.Errorf("warned %s\n  want %s", got, tt.warns)
 			}
 		})
+	}
+}
+
+// Of very many things that are left out, a few are told one by one, and the rest by their number.
+func TestCollectLeavesOutMany(t *testing.T) {
+	work := []string{"d/ok=1"}
+	for i := range 1000 {
+		work = append(work, fmt.Sprintf("d/l%d->nope", i))
+	}
+	dest := t.TempDir()
+	var warns []string
+	_, err := staging.Collect(t.Context(), container(t, work...), []berth.Output{{Path: "/work/d", URL: dest + "/out"}},
+		staging.CollectOptions{Warn: func(s string) { warns = append(warns, s) }})
+	if got := show(t, dest); err != nil || got != "out/ok=1" {
+		t.Errorf("wrote %s, %v", got, err)
+	}
+	last := "output /work/d: 980 more pipes, sockets, devices and symbolic links that lead nowhere or outside are left out"
+	if len(warns) != 21 || warns[20] != last {
+		t.Errorf("%d warnings, the last %s", len(warns), warns[len(warns)-1])
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 //
 // A symbolic link to something in the directory stays a link, relative. What a link leads to elsewhere in
 // the view is copied to where the first such link is; later ones become links to that copy, so a few links
-// cannot multiply what is copied.
+// cannot multiply what is copied. A link that leads nowhere, or out of the view, is left out.
 type tree struct {
 	ctx   context.Context // of one call
 	c     *collector
@@ -28,7 +28,11 @@ type tree struct {
 	copies map[string]string
 	within []string // those of copies that are being copied now, the outermost first
 	files  []treeFile
+	left   int // how many things were left out
 }
+
+// maxLeft is how many things that are left out are told one by one: a task can make millions.
+const maxLeft = 20
 
 type treeFile struct {
 	rel  string // below the output
@@ -52,6 +56,9 @@ func (t *tree) build(n *node) error {
 	t.copies, t.within = map[string]string{n.path: ""}, []string{n.path}
 	if err := t.contents(n, fd, "", 0); err != nil {
 		return err
+	}
+	if t.left > maxLeft {
+		t.c.warn("output %s: %d more pipes, sockets, devices and symbolic links that lead nowhere or outside are left out", t.from, t.left-maxLeft)
 	}
 	stat := n.stat
 	if n.root || n.fd < 0 {
@@ -106,7 +113,7 @@ func (t *tree) copy(n *node, dst int, name, rel string, depth int) error {
 	case n.isDir():
 		return t.sub(n, dst, name, rel, depth)
 	case !n.isFile():
-		t.c.warn("output %s: %s is %s, which is left out", t.from, t.at(rel), n.kind())
+		t.leave("%s is %s, which is left out", t.at(rel), n.kind())
 		return nil
 	}
 	size, err := t.c.write(t.ctx, dst, name, n, func() {})
@@ -115,6 +122,13 @@ func (t *tree) copy(n *node, dst int, name, rel string, depth int) error {
 	}
 	t.files = append(t.files, treeFile{rel, size})
 	return nil
+}
+
+// leave tells what is left out.
+func (t *tree) leave(format string, args ...any) {
+	if t.left++; t.left <= maxLeft {
+		t.c.warn("output %s: "+format, append([]any{t.from}, args...)...)
+	}
 }
 
 func (t *tree) sub(n *node, dst int, name, rel string, depth int) error {
@@ -143,6 +157,11 @@ func (t *tree) link(n *node, dst int, name, rel string, depth int) error {
 		return readFault(t.at(rel), err)
 	}
 	target, err := t.c.view.resolve(n.path, true)
+	if errors.Is(err, errNotThere) || errors.Is(err, errOutside) {
+		// As in every virtual environment of Python: of an image's own file. The rest is worth having.
+		t.leave("%s is a symbolic link to %s, which %s and is left out", t.at(rel), text, leads(err))
+		return nil
+	}
 	if err != nil {
 		return t.linkFault(rel, text, err)
 	}
@@ -214,7 +233,7 @@ func (t *tree) fault(rel string, err error) error {
 }
 
 func (t *tree) linkFault(rel, text string, err error) error {
-	if errors.Is(err, errNotThere) || errors.Is(err, errOutside) || errors.Is(err, errCycle) {
+	if errors.Is(err, errCycle) {
 		return linkFault(t.at(rel), text, err)
 	}
 	return readFault(t.at(rel), err)
