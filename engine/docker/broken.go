@@ -1,23 +1,57 @@
 package docker
 
-import "regexp"
+import (
+	"context"
+	"errors"
+	"regexp"
 
-// unreachable is what errors say where no daemon takes connections.
+	"github.com/berth-project/berth"
+	"github.com/moby/moby/client"
+)
+
+// unreachable is what the client says where no daemon takes connections.
 var unreachable = regexp.MustCompile(`(?i)cannot connect to the docker daemon|failed to connect to the docker API`)
 
-// unable is what daemons say that can run nothing, whatever it is.
-var unable = regexp.MustCompile(`(?is)oci runtime (create failed|error).*mount.* to rootfs.*no such file or directory` +
-	`|grpc: the connection is unavailable|connection error: .*containerd\.sock` +
-	`|no space left on device`)
+// What daemons say that can run nothing, whatever it is. The mounts are those that the runtime makes for all containers:
+// others fail by a link in an image, or by what a task asks for. The quotes are the runtime's own, for it escapes those in names.
+var (
+	unmountable = regexp.MustCompile(`(?is)oci runtime (?:create failed|error).*mounting "[^"\\]*" to rootfs at "/(?:proc|sys|sys/fs/cgroup(?:/[\w,]+)?|dev|dev/pts|dev/mqueue)".*no such file or directory`)
+	noRuntime   = regexp.MustCompile(`(?i)grpc: the connection is unavailable|connection error: .*containerd\.sock`)
+	noSpace     = regexp.MustCompile(`(?i)no space left on device`)
+	ofRuntime   = regexp.MustCompile(`(?i)oci runtime`)
+)
+
+// hostError is an error of a call in which the daemon speaks of itself, or makes or starts a container. In others it
+// repeats what a registry says, or an archive.
+type hostError struct{ error }
+
+func (e hostError) Unwrap() error { return e.error }
+
+// wrapHost is wrap for such a call.
+func wrapHost(ctx context.Context, what string, err error) error {
+	return hostError{wrap(ctx, what, err)}
+}
 
 // Broken tells the errors of a broken host from those of a task. answered: the daemon has said so itself, so that nothing
 // has begun.
 func (e *Engine) Broken(err error) (broken, answered bool) {
-	if err == nil {
+	if client.IsErrConnectionFailed(err) {
+		return unreachable.MatchString(err.Error()), false
+	}
+	said, ok := errors.AsType[hostError](err)
+	if !ok {
 		return false, false
 	}
-	if unable.MatchString(err.Error()) {
-		return true, true
+	text := said.Error()
+	broken = unmountable.MatchString(text)
+	// A name may be in what the runtime says, and in what the daemon refuses.
+	named := ofRuntime.MatchString(text) || is(said.error, berth.ErrInvalid, berth.ErrNotFound, berth.ErrConflict)
+	if noRuntime.MatchString(text) {
+		broken = broken || !named
 	}
-	return unreachable.MatchString(err.Error()), false
+	if noSpace.MatchString(text) {
+		full, seen := e.daemonRoom()
+		broken = broken || full != "" || !seen && !named
+	}
+	return broken, broken
 }

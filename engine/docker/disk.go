@@ -137,17 +137,23 @@ const leastRoom = 1 << 20
 
 // daemonFull says that the file system of the daemon's writable layers is full; "" if it is not, or not of this host.
 func (e *Engine) daemonFull() string {
+	full, _ := e.daemonRoom()
+	return full
+}
+
+// daemonRoom is daemonFull, and whether that can be seen from here.
+func (e *Engine) daemonRoom() (full string, seen bool) {
 	e.mu.Lock()
 	h := e.host
 	e.mu.Unlock()
 	var st unix.Statfs_t
 	if h == nil || h.root == "" || unix.Statfs(h.root, &st) != nil {
-		return ""
+		return "", false
 	}
 	if left := int64(st.Bavail) * st.Bsize; left >= leastRoom {
-		return ""
+		return "", true
 	}
-	return fmt.Sprintf("the daemon's disk is full: the file system of %s, of %s", h.root, berth.SizeInWords(int64(st.Blocks)*st.Bsize))
+	return fmt.Sprintf("the daemon's disk is full: the file system of %s, of %s", h.root, berth.SizeInWords(int64(st.Blocks)*st.Bsize)), true
 }
 
 // limitName names a limit of the area by the volume's path.

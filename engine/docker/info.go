@@ -43,11 +43,11 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	defer cancel()
 	info, err := e.api.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return nil, wrap(ctx, "docker info", err)
+		return nil, wrapHost(ctx, "docker info", err)
 	}
 	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
-		return nil, wrap(ctx, "docker version", err)
+		return nil, wrapHost(ctx, "docker version", err)
 	}
 	h = &hostInfo{
 		podman:   slices.ContainsFunc(v.Components, func(c system.ComponentVersion) bool { return c.Name == podmanEngine }),
@@ -141,11 +141,11 @@ func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
 	defer cancel()
 	res, err := e.api.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return berth.Info{}, wrap(ctx, "docker info", err)
+		return berth.Info{}, wrapHost(ctx, "docker info", err)
 	}
 	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
-		return berth.Info{}, wrap(ctx, "docker version", err)
+		return berth.Info{}, wrapHost(ctx, "docker version", err)
 	}
 	info := berth.Info{
 		Name: "docker", Version: components(v),

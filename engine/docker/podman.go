@@ -149,7 +149,7 @@ func (la *launch) prepare(ctx context.Context, host *hostInfo) error {
 	cctx, cancel := la.s.e.call(ctx)
 	defer cancel()
 	if err := la.s.e.libpod(cctx, http.MethodPost, "containers/"+la.l.docker()+"/init", nil, nil); err != nil {
-		return wrap(cctx, "daemon", err)
+		return wrapHost(cctx, "daemon", err)
 	}
 	la.l.watchOOM(la.l.rec)
 	return nil

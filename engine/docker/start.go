@@ -192,7 +192,7 @@ func (la *launch) create(ctx context.Context, host *hostInfo, opts client.Contai
 		if why := hint(err.Error()); why != "" {
 			err = fmt.Errorf("%w; %s", err, why)
 		}
-		return wrap(ctx, "create", err)
+		return wrapHost(ctx, "create", err)
 	}
 	la.made = true
 	for _, w := range res.Warnings {
@@ -293,7 +293,7 @@ func (la *launch) start(ctx context.Context) error {
 		return la.prove(cctx)
 	}
 	if startCode(err.Error()) == 0 {
-		return wrap(cctx, "daemon", err)
+		return wrapHost(cctx, "daemon", err)
 	}
 	la.out.hangUp()
 	return la.neverStarted(err)
