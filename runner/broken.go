@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,12 +13,13 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
 )
 
 // Diagnoser is a berth.Engine that tells a broken host from a broken task.
 type Diagnoser interface {
-	// Broken reports whether an error says that nothing can run there now, whatever the task. answered: the engine
-	// knows that what it was asked for has not begun.
+	// Broken reports whether an error says that nothing can run there now, whatever the task. answered: a daemon has
+	// said so in its own words, and what it was asked for has not begun.
 	Broken(err error) (broken, answered bool)
 }
 
@@ -25,7 +27,7 @@ type Diagnoser interface {
 // begun, and a person, or a program, is told. The zero value is none: tasks then fail.
 type Quarantine struct {
 	// Hook is the program that is run once, when the host is found to be broken: with BERTH_BROKEN_WHY and
-	// BERTH_BROKEN_TASK in its environment.
+	// BERTH_BROKEN_TASK in its environment. Where whoever runs it dies meanwhile, another does.
 	Hook string
 	// File is there as long as the host is taken to be broken, and is removed when it is mended.
 	File string
@@ -36,6 +38,7 @@ type Broken struct {
 	Since time.Time `json:"since"`
 	Why   string    `json:"why"`
 	Task  string    `json:"task"` // that found it out
+	Told  bool      `json:"told"` // the hook has run
 }
 
 const (
@@ -51,11 +54,15 @@ func (q Quarantine) Broken() (*Broken, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("quarantine: %w", kind(err))
 	}
+	return readBroken(raw), nil
+}
+
+func readBroken(raw []byte) *Broken {
 	b := &Broken{}
-	if json.Unmarshal(raw, b) != nil {
-		b.Why = "it was put into quarantine by hand" // by a person who made the file
+	if json.Unmarshal(raw, b) != nil { // a person made the file, and need not be told
+		return &Broken{Why: "it was put into quarantine by hand", Told: true}
 	}
-	return b, nil
+	return b
 }
 
 // Mended ends the quarantine. It answers what it was for; nil where there was none.
@@ -72,19 +79,70 @@ func (q Quarantine) Mended() (*Broken, error) {
 
 // begin puts the host into quarantine. Of several who find it broken one tells the hook.
 func (q Quarantine) begin(ctx context.Context, b Broken) error {
-	if err := os.MkdirAll(filepath.Dir(q.File), 0o700); err != nil {
+	wordless, err := q.put(b)
+	if err != nil {
 		return fmt.Errorf("quarantine: %w", kind(err))
 	}
-	f, err := os.OpenFile(q.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
+	if wordless {
+		return q.run(ctx, &b)
+	}
+	return q.tell(ctx)
+}
+
+// put makes the file whole, unless there is one. wordless: it is made, but the disk is too full for what it is to say.
+func (q Quarantine) put(b Broken) (wordless bool, err error) {
+	if err := os.MkdirAll(filepath.Dir(q.File), 0o700); err != nil {
+		return false, err
+	}
+	f, err := os.CreateTemp(filepath.Dir(q.File), ".broken.*.tmp")
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = os.Remove(f.Name()) }()
+	if _, err = f.Write(append(encode(b), '\n')); err != nil {
+		wordless, err = true, f.Truncate(0)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return false, err
+	}
+	if err = os.Link(f.Name(), q.File); errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return wordless, err
+}
+
+// tell runs the hook, unless it has run, or another process runs it. It notes that in the file it was run for, which may
+// be gone by then: the hook may have mended the host.
+func (q Quarantine) tell(ctx context.Context) error {
+	f, err := os.OpenFile(q.File, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("quarantine: %w", kind(err))
 	}
-	_, err = f.Write(append(encode(b), '\n'))
-	if err = errors.Join(err, f.Close()); err != nil {
+	defer func() { _ = f.Close() }()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("quarantine: lock %s: %w", q.File, err)
+	}
+	raw, err := io.ReadAll(f)
+	if err != nil {
 		return fmt.Errorf("quarantine: %w", kind(err))
 	}
+	b := readBroken(raw)
+	if b.Told {
+		return nil
+	}
+	ran := q.run(ctx, b)
+	b.Told = true
+	if _, err := f.WriteAt(append(encode(b), '\n'), 0); err != nil {
+		return errors.Join(ran, kind(err), f.Truncate(0)) // without words it is not told again
+	}
+	return ran
+}
+
+func (q Quarantine) run(ctx context.Context, b *Broken) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hookMax)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, q.Hook)
@@ -105,7 +163,12 @@ func (d *drive) requeue(err error) (bool, error) {
 	}
 	// A step that was to be started may run, where nobody has said that it does not.
 	begun, starting := d.rec.begun()
-	if broken, answered := eng.Broken(err); !broken || begun || starting && !answered {
+	broken, answered := eng.Broken(err)
+	if !broken || begun || starting && !answered {
+		return false, nil
+	}
+	// Of a task that meets the same on a host that was mended, the daemon's words are not believed again.
+	if answered && d.rec.Broken {
 		return false, nil
 	}
 	why := d.plainly(err).Error()
@@ -116,7 +179,7 @@ func (d *drive) requeue(err error) (bool, error) {
 	if d.rec.State == berth.Initializing {
 		state = berth.Queued
 	}
-	if err := d.record(KindAgain, state, "this host is broken, and the task waits until it is mended: "+why, Stepped{Index: -1}); err != nil {
+	if err := d.record(KindAgain, state, "this host is broken, and the task waits until it is mended: "+why, Stepped{Index: -1, Broken: answered}); err != nil {
 		return false, err
 	}
 	d.lease.Release()
@@ -147,6 +210,11 @@ func (d *drive) awaitMended() error {
 		}
 		if b == nil {
 			break
+		}
+		if q := d.r.cfg.Quarantine; !b.Told && q.Hook != "" {
+			if err := q.tell(d.stop); err != nil {
+				d.warn(err.Error())
+			}
 		}
 		if d.rec.Task.NoWait {
 			return errors.New("this host is broken: " + b.Why)

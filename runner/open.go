@@ -199,19 +199,7 @@ func (d *drive) firstImage(ctx context.Context, im *Imaged) (berth.Image, error)
 	for _, err := range all {
 		text = append(text, err.Error())
 	}
-	return got, fmt.Errorf("none of the images can be had: %s%.0w", strings.Join(text, "; "), kindOnly(all[len(all)-1]))
-}
-
-// kindOnly is the kind of an error, for one that says more.
-func kindOnly(err error) error {
-	for _, k := range []error{
-		berth.ErrInvalid, berth.ErrNotFound, berth.ErrConflict, berth.ErrDenied, berth.ErrExhausted, berth.ErrUnavailable, berth.ErrUnsupported,
-	} {
-		if errors.Is(err, k) {
-			return k
-		}
-	}
-	return err
+	return got, fmt.Errorf("none of the images can be had: %s%.0w", strings.Join(text, "; "), all[len(all)-1])
 }
 
 // image finds or pulls one image. Several run at once.

@@ -71,8 +71,9 @@ type (
 	}
 	// Stepped is the data of KindStarted, KindEnded and KindAgain.
 	Stepped struct {
-		Index int         `json:"index"`
-		Exit  *berth.Exit `json:"exit,omitempty"`
+		Index  int         `json:"index"`
+		Exit   *berth.Exit `json:"exit,omitempty"`
+		Broken bool        `json:"broken,omitempty"` // again, since a daemon has said that its host is broken
 	}
 	// Cancel is the data of KindCancel.
 	Cancel struct {
@@ -95,6 +96,7 @@ type Record struct {
 	Disk     berth.DiskEnforcement // likewise
 	Steps    []StepRecord          // of each step that was to be started, by index
 	Attempts int                   // how often something was run again
+	Broken   bool                  // it was, once, since a daemon has said that its host is broken
 	Cancel   *Cancel
 	Outcome  *berth.Result // decided, perhaps not final
 	Log      []Line        // what there is to tell people, oldest first
@@ -169,6 +171,7 @@ func (rec *Record) add(se store.Event) error {
 			return err
 		}
 		rec.again(s.Index)
+		rec.Broken = rec.Broken || s.Broken
 	case KindCancel:
 		c := Cancel{}
 		if err := json.Unmarshal(e.Data, &c); err != nil {

@@ -12,10 +12,12 @@ func (a *app) systemMendedCommand() *cobra.Command {
 		Use:   "mended",
 		Short: "Let tasks run again on a host that was broken",
 		Long: `Let tasks run again on a host that was broken. With --broken-hook, best set in the configuration, berth tells a
-broken host from a broken task: a daemon that cannot be reached, a runtime that cannot mount what it needs, a disk
-without room. The task that finds it out goes back to the queue unless it has run already, none is begun, and the
-hook is run once, with BERTH_BROKEN_WHY and BERTH_BROKEN_TASK in its environment. This ends that; the engine's own
-file "broken" in the data directory, which is there meanwhile, may be removed instead, or made by hand.`,
+broken host from a broken task: a daemon that cannot be reached, or that cannot make or start containers since its
+runtime cannot mount what all of them need or its disk is full. What a registry or an input says counts for nothing.
+The task that finds it out goes back to the queue unless it has run already, none is begun, and the hook is run once,
+with BERTH_BROKEN_WHY and BERTH_BROKEN_TASK in its environment; again by another berth where the one that ran it was
+killed. This ends that; the engine's own file "broken" in the data directory, which is there meanwhile, may be removed
+instead, or made by hand. A task that meets the same answer of the daemon afterwards fails.`,
 		Example: "  berth system mended",
 		Args:    noArgs,
 		RunE:    func(*cobra.Command, []string) error { return a.mended() },
