@@ -28,6 +28,7 @@ type output struct {
 	tty       bool
 	ephemeral bool // the daemon keeps no log
 	attached  int  // how often it was connected to again
+	left      bool // it was ended here, after the container's end
 	out       *sink
 	err       *sink // nil with a terminal
 	// refused: the command could not be executed, and the daemon's init said so in its place.
@@ -238,7 +239,13 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		o.mu.Unlock()
 		pause := reconnect
 		if r != nil {
-			if err = o.copy(r); err == nil {
+			err = o.copy(r)
+			o.mu.Lock()
+			if o.left && errors.Is(err, net.ErrClosed) {
+				err = nil
+			}
+			o.mu.Unlock()
+			if err == nil {
 				pause = endMax
 			}
 			if o.ephemeral {
@@ -281,6 +288,7 @@ func (o *output) endWithContainer(over, done <-chan struct{}) {
 	}
 	o.mu.Lock()
 	again := o.attached > 0
+	o.left = again
 	o.mu.Unlock()
 	if again {
 		o.hangUp()
