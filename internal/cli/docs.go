@@ -62,7 +62,7 @@ of 1024; without a unit they are bytes. Durations: ` + "`90s`, `1h30m`, `2d`" + 
 | the command ended | its own code; 128+n for signal n | its own code; 128+n | |
 | the command cannot be run / is not there | 126 / 127 | 126 / 127 | |
 | memory limit · time limit · disk limit | 137 · 124 · 125 | | |
-| canceled (Ctrl-C, ` + "`berth stop`" + `) | 130 | 130 | 130 |
+| canceled (Ctrl-C, ` + "`berth stop`" + `) | 130 | 130 | 130; 0 of what only shows until then: ` + "`logs -f`, `ps --watch`, `gpu ls --watch`" + ` |
 | wrong usage, a malformed value, not supported | 125 | 125 | 2 |
 | not there, denied, in conflict, more than this machine has | 125 | 125 | 3 |
 | a registry or the monitor does not answer; a retry may help | 125 | 125 | 5 |

@@ -42,7 +42,8 @@ and why. Nothing is started or lent.
 The conventions are those that oci-runtime and oci-hook of berth follow. berth run lends what --gpus asks for and
 nothing else, whatever an image says.
 
-The exit code is 0 whether or not something is refused. With --format json, it is an object with the keys devices,
+The exit code is 0 whether or not something is refused of a bundle, an image or a task; GPUs that are asked for and
+that this host could never give end it with 3. With --format json, it is an object with the keys devices,
 vendor, strategy, driver_capabilities, mig_config_devices, mig_monitor_devices, requirements (each with expression,
 satisfied and host), edits (each with device, name, rule, from and what CDI calls containerEdits) and errors.`,
 		Example: `  berth gpu explain --image nvidia/cuda:12.4.1-base-ubuntu22.04 -e NVIDIA_VISIBLE_DEVICES=0
@@ -284,7 +285,11 @@ func explained(d *inject.Decision) []byte {
 			what string
 		}{{len(e.Mounts), "mounts"}, {len(e.Hooks), "hooks"}, {len(e.AdditionalGIDs), "groups"}} {
 			if text.n > 0 {
-				line("", "  %d %s", text.n, text.what)
+				what := text.what
+				if text.n == 1 {
+					what = strings.TrimSuffix(what, "s")
+				}
+				line("", "  %d %s", text.n, what)
 			}
 		}
 		for _, env := range e.Env {

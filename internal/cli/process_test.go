@@ -142,9 +142,9 @@ func lastLine(s string) string {
 
 func TestInterruptOnce(t *testing.T) {
 	b := newBench(t)
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		if sig == syscall.SIGHUP && signal.Ignored(sig) {
-			continue // these tests run under nohup
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		if sig != syscall.SIGINT && signal.Ignored(sig) {
+			continue // these tests run under nohup, or in the background
 		}
 		cmd, rest, stderr := b.start("--result", "r.json", "bb", "sh", "-c", `trap "echo told; exit 3" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
 		b.signal(cmd, sig)
@@ -190,6 +190,39 @@ func TestGraceEnds(t *testing.T) {
 	_ = cmd.Wait()
 	if took := time.Since(began); cmd.ProcessState.ExitCode() != 130 || took < 300*time.Millisecond || took > 5*time.Second {
 		t.Errorf("exit code %d after %v", cmd.ProcessState.ExitCode(), took)
+	}
+	b.clean()
+}
+
+// TestStopInterrupted: who no longer waits for the end of a detached task leaves it to its end.
+func TestStopInterrupted(t *testing.T) {
+	b := newBench(t)
+	out, code := b.output("run", "--detach", "--grace", "4s", "bb", "sh", "-c", `trap "echo told" TERM; while true; do sleep 0.05; done`, "in-the-task")
+	if code != 0 {
+		t.Fatal(out)
+	}
+	id := strings.TrimSpace(out)
+	cmd := b.berth("stop", id)
+	said := &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if out, _ := b.output("logs", id); out == "told\n" {
+			break
+		}
+	}
+	b.signal(cmd, syscall.SIGINT)
+	_ = cmd.Wait()
+	if want := "berth: stop: no longer waiting for task " + id + ", which is still being ended\n"; said.String() != want || cmd.ProcessState.ExitCode() != 130 {
+		t.Errorf("exit code %d, %s", cmd.ProcessState.ExitCode(), said)
+	}
+	if out, code := b.output("ps", "-q"); out != id+"\n" || code != 0 {
+		t.Errorf("it was waited for: %q, exit code %d", out, code)
+	}
+	if out, code := b.output("wait", id); out != "130\n" || code != 0 {
+		t.Errorf("wait: %q, exit code %d", out, code)
 	}
 	b.clean()
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/store"
 )
 
@@ -21,7 +22,7 @@ func (a *app) stopCommand() *cobra.Command {
 		Short: "End tasks: their stop signal, their grace, KILL",
 		Long: `End tasks, and wait until they have ended: each gets its stop signal and, when its grace is over, everything in
 its container gets KILL. Outputs are collected. The IDs are printed as the tasks end. Stopping a task that has
-ended is no error.`,
+ended is no error. An interrupt ends only the waiting, with exit code 130: the tasks are still ended.`,
 		Example: `  berth stop align
   berth stop --now $(berth ps -q --label team=genomics)`,
 		Args:        argCount(1, -1),
@@ -33,19 +34,47 @@ ended is no error.`,
 }
 
 func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
-	ctx, stop := notify(ctx)
-	defer stop()
+	signaled, done := notify(ctx)
+	defer done()
+	// The cause is not the signal's: where this process drives a task to its end, it leaves it so as it is.
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	defer context.AfterFunc(signaled, func() { leave(errNoLongerWaiting) })()
 	tasks, err := a.findAll(ctx, refs, false)
 	if err != nil {
 		return err
 	}
 	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
-		if err := h.runner.Cancel(ctx, id, o.now); err != nil {
-			return err
+		err := h.runner.Cancel(ctx, id, o.now)
+		if err == nil {
+			_, err = h.runner.Wait(ctx, id)
 		}
-		_, err := h.runner.Wait(ctx, id)
+		if err != nil && errors.Is(context.Cause(ctx), errNoLongerWaiting) {
+			return a.leaveEnding(context.WithoutCancel(ctx), h, id)
+		}
 		return err
 	})
+}
+
+var errNoLongerWaiting = errors.New("no longer waiting")
+
+// leaveEnding hands a task that is to end to a worker, where nobody else brings it to its end, and tells so.
+func (a *app) leaveEnding(ctx context.Context, h *host, id string) error {
+	r, err := h.runner.Record(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case r.Result != nil:
+		return nil
+	case r.Cancel == nil:
+		return &quietError{"stop: interrupted before task " + id + " was asked to end; it goes on", berth.ErrCanceled}
+	}
+	if !h.runner.Driven(id) {
+		if err := a.at(placeOf(r.Task)).startWorker(h.dir, id); err != nil {
+			return err
+		}
+	}
+	return &quietError{"stop: no longer waiting for task " + id + ", which is still being ended", berth.ErrCanceled}
 }
 
 // foundTask is a task, and how its user named it.
