@@ -10,11 +10,13 @@ import (
 )
 
 // endSignals ask berth to end.
-// A hangup that berth was started to ignore, as by nohup, stays ignored.
+// A hangup or quit that berth was started to ignore, as by nohup, stays ignored.
 func endSignals() []os.Signal {
 	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) {
-		signals = append(signals, syscall.SIGHUP)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(s) {
+			signals = append(signals, s)
+		}
 	}
 	return signals
 }
