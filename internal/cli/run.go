@@ -168,6 +168,9 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 
 // runTask runs the task that flags and arguments amount to.
 func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
+	if err := a.removeResult(o); err != nil {
+		return err
+	}
 	task, warnings, err := a.taskOf(o, args)
 	if err == nil {
 		err = a.checkResultFile("run", o.result)

@@ -1,0 +1,42 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// What a run before wrote is gone before a run is refused; what is not a result's is not.
+func TestOldResultIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"r.json", "behind", "task.yaml"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("behind", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{dir: dir}
+	for _, c := range []struct {
+		o    runOptions
+		name string
+		gone bool
+	}{
+		{runOptions{result: "r.json", dryRun: true}, "r.json", false},
+		{runOptions{result: "r.json"}, "r.json", true},
+		{runOptions{result: "r.json"}, "r.json", true},
+		{runOptions{result: "link"}, "link", false},
+		{runOptions{result: "link"}, "behind", false},
+		{runOptions{result: "task.yaml", file: "task.yaml"}, "task.yaml", false},
+		{runOptions{result: "/dev/null"}, "/dev/null", false},
+		{runOptions{result: "nowhere/r.json"}, "nowhere/r.json", true},
+	} {
+		if err := a.removeResult(&c.o); err != nil {
+			t.Errorf("%+v: %v", c.o, err)
+		}
+		if _, err := os.Lstat(a.abs(c.name)); os.IsNotExist(err) != c.gone {
+			t.Errorf("--result %s: %s: %v", c.o.result, c.name, err)
+		}
+	}
+}
