@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/internal/cli/userns"
@@ -127,6 +128,11 @@ func (d *hostDetails) lent(ctx context.Context, dir string) error {
 	d.Total = ledger.Amount{CPU: s.Capacity.CPU, Memory: s.Capacity.Memory, Disk: s.Capacity.Disk}
 	d.Lent = s.Lent
 	d.Free = ledger.Amount{CPU: d.Total.CPU - s.Lent.CPU, Memory: d.Total.Memory - s.Lent.Memory, Disk: d.Total.Disk - s.Lent.Disk}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("find free disk: statfs %s: %w", dir, err)
+	}
+	d.Free.Disk = min(d.Free.Disk, int64(fs.Bavail)*fs.Bsize) // tasks without a limit and others fill it too
 	d.Running, d.Waiting = len(s.Leases), len(s.Waiting)
 	return nil
 }
