@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/engine/docker"
 )
 
@@ -18,6 +19,9 @@ const (
 // fit holds what a task asks for to what its engine has: more is refused, or with --over-capacity try_with_max taken
 // down to that, with a warning; less than a container can be started in is raised, with a warning.
 func (a *app) fit(ctx context.Context, h *host, o *runOptions, t *berth.Task) error {
+	if err := a.runnable(t); err != nil {
+		return err
+	}
 	l := &t.Resources.Limits
 	if a.global.engine == engineDocker && l.Memory > 0 && l.Memory < docker.MinMemory {
 		a.warnRun(o, fmt.Sprintf("the memory limit of %s is raised to the daemon's minimum of %s", berth.SizeInWords(l.Memory), berth.SizeInWords(docker.MinMemory)))
@@ -46,6 +50,18 @@ func (a *app) fit(ctx context.Context, h *host, o *runOptions, t *berth.Task) er
 		l.Memory = total.Memory
 	}
 	return nil
+}
+
+// runnable refuses GPUs of a recorded host: what would be brought into the container is not on this machine.
+func (a *app) runnable(t *berth.Task) error {
+	if a.global.gpuRoot == "/" || len(t.Resources.GPUs) == 0 || string(t.Resources.GPUs) == "null" {
+		return nil
+	}
+	h, err := device.OpenHost(a.abs(a.global.gpuRoot))
+	if err != nil || !h.Recorded() {
+		return err
+	}
+	return unsupported("run: --gpu-root: the host at %s is a recording: berth gpu ls, gpu explain and cdi generate read it, but nothing can run on it", a.global.gpuRoot)
 }
 
 // over refuses, or warns.
