@@ -92,7 +92,7 @@ func (d *drive) admit(same bool) error {
 		d.lease, err = d.r.cfg.Ledger.Acquire(d.stop, req)
 		if req.NoWait && errors.Is(err, berth.ErrUnavailable) {
 			_, why, _ := strings.Cut(err.Error(), berth.ErrUnavailable.Error()+": ")
-			err = errors.New("the machine has no room now: " + why) // of no kind: it is not tried again
+			err = errors.New(noRoom(why)) // of no kind: it is not tried again
 		}
 		return err
 	})
@@ -111,6 +111,15 @@ func (d *drive) admit(same bool) error {
 	}
 	d.at("admitted")
 	return nil
+}
+
+// noRoom says of a task that does not wait for what it would.
+func noRoom(why string) string {
+	const now = "the machine has no room now"
+	if what, ok := strings.CutPrefix(why, "waiting for "); ok && !strings.HasPrefix(what, "its turn") {
+		return now + " for " + strings.ReplaceAll(what, "; waiting for ", "; for ")
+	}
+	return now + ": " + why
 }
 
 // askDevices adds the devices to a request.

@@ -97,7 +97,7 @@ func TestDevicesAreGranted(t *testing.T) {
 	}
 	nowait := onGPUs("2", sh("true"))
 	nowait.ID, nowait.NoWait = "u", true
-	if res, err := b.Run(timeout(t), nowait, Hooks{}); err != nil || !strings.Contains(res.Detail, "waiting for 2 GPUs") || res.State != berth.SystemError {
+	if res, err := b.Run(timeout(t), nowait, Hooks{}); err != nil || !strings.Contains(res.Detail, "the machine has no room now for 2 GPUs") || res.State != berth.SystemError {
 		t.Errorf("%+v, %v", res, err)
 	}
 	other.Release()
