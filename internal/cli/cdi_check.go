@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -110,7 +111,7 @@ func (a *app) printVerdicts(verdicts []cdiVerdict, cache *cdi.Cache, format stri
 		return enc.Encode(verdicts)
 	}
 	if len(verdicts) == 0 {
-		_, err := fmt.Fprintf(a.out, "There are no CDI specs in %v.\n", cache.Dirs())
+		_, err := fmt.Fprintf(a.out, "There are no CDI specs in %s.\n", strings.Join(cache.Dirs(), ", "))
 		return err
 	}
 	for _, v := range verdicts {

@@ -164,6 +164,9 @@ outputs that are yours, and nothing left behind.`,
 			if err := a.configure(cmd); err != nil {
 				return err
 			}
+			if !slices.Contains(engines(), a.global.engine) {
+				return a.noEngine()
+			}
 			return a.enter(cmd)
 		},
 	}

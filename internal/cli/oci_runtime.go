@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -16,12 +17,22 @@ func moreOf(h *device.Host) func(context.Context, []device.Device) ([]device.Dev
 
 // ociMain runs berth as a runtime or a hook, and reports whether it was called as one. It comes before all else, since
 // each start of a container by Docker calls a runtime some five times.
-func ociMain(args []string) (exit int, is bool) { return ociruntime.Main(args, moreOf) }
+func ociMain(args []string) (exit int, is bool) {
+	if len(args) == 3 && slices.Contains([]string{"oci-runtime", "oci-hook"}, args[1]) && asksHelp(args[2:]) {
+		return 0, false // about the command; under another name it is asked of the runtime
+	}
+	return ociruntime.Main(args, moreOf)
+}
+
+func asksHelp(args []string) bool { return len(args) == 1 && (args[0] == "--help" || args[0] == "-h") }
 
 // ociCommand is for the help: ociMain comes before it, unless flags stand before the command.
 func (a *app) ociCommand(name string, cmd *cobra.Command) *cobra.Command {
 	cmd.DisableFlagParsing = true
-	cmd.RunE = func(_ *cobra.Command, args []string) error {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if asksHelp(args) {
+			return cmd.Help()
+		}
 		exit, _ := ociMain(append([]string{"berth", name}, args...))
 		if exit != 0 {
 			return exitError(exit)

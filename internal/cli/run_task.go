@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/tes"
@@ -157,6 +158,11 @@ func (a *app) hostURL(p string) string {
 
 // applyTask sets what is of the task as a whole.
 func (a *app) applyTask(o *runOptions, t *berth.Task) error {
+	if o.given("name") {
+		if err := checkName(o.name); err != nil {
+			return err
+		}
+	}
 	replace(o, "name", &t.Name, o.name)
 	replace(o, "hostname", &t.Hostname, o.hostname)
 	replace(o, "pull", &t.Pull, berth.PullPolicy(o.pull))
@@ -194,6 +200,15 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 			t.Labels = map[string]string{}
 		}
 		t.Labels[k] = v
+	}
+	return nil
+}
+
+// checkName refuses names that a user could hardly write where a task is asked for. Documents may have others.
+func checkName(name string) error {
+	odd := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '/' }
+	if name == "" || name[0] == '-' || strings.ContainsFunc(name, odd) {
+		return invalid("run: --name: %q is no name: write letters, digits, and . _ - between them, as in align-1", name)
 	}
 	return nil
 }

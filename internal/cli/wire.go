@@ -98,7 +98,11 @@ func (a *app) openEngine() (*host, error) {
 	case engineDocker:
 		return a.openDocker(dir)
 	}
-	return nil, invalid("--engine: there is no engine %q%s; there are %s", a.global.engine, document.DidYouMean(a.global.engine, engines()), strings.Join(engines(), " and "))
+	return nil, a.noEngine()
+}
+
+func (a *app) noEngine() error {
+	return invalid("--engine: there is no engine %q%s; there are %s", a.global.engine, document.DidYouMean(a.global.engine, engines()), strings.Join(engines(), " and "))
 }
 
 func (a *app) openDocker(dir string) (*host, error) {
