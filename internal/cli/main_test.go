@@ -244,7 +244,7 @@ type testKey struct{}
 
 // cmdAwait runs a command again and again until its output has a text: await TEXT PROGRAM ARG...
 func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		_ = ts.Exec(args[1], args[2:]...)
 		if strings.Contains(ts.ReadFile("stdout")+ts.ReadFile("stderr"), args[0]) {
 			return
