@@ -28,11 +28,11 @@ func (r *Runner) foresee(ctx context.Context, t *berth.Task) error {
 	return r.checkEngine(ctx, t)
 }
 
-// checkDestination reports an output that cannot be written: the nearest directory that is there is none, or
-// does not let this user write. What is to be made below it is made when the output is.
+// checkDestination reports an output that cannot be written: what is in its place stays, or the nearest directory
+// that is there is none, or does not let this user write. What is to be made below it is made when the output is.
 func checkDestination(o berth.Output) error {
-	dest, local, err := staging.HostPath(o.URL)
-	if err != nil || !local {
+	dest, err := staging.CheckTarget(o)
+	if err != nil || dest == "" {
 		return err
 	}
 	for dir := filepath.Dir(dest); ; dir = filepath.Dir(dir) {
@@ -49,6 +49,9 @@ func checkDestination(o berth.Output) error {
 		}
 		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
 			return fmt.Errorf("output %s: cannot write %s: the directory %s is not writable (%w)%.0w", o.Path, dest, dir, err, berth.ErrDenied)
+		}
+		if err := staging.CheckMake(dir); err != nil {
+			return fmt.Errorf("output %s: cannot write %s: nothing can be made in %s (%w)%.0w", o.Path, dest, dir, err, berth.ErrConflict)
 		}
 		return nil
 	}

@@ -206,6 +206,13 @@ func (c *collector) one(ctx context.Context, o berth.Output, from, location stri
 		if strings.HasSuffix(location, "/") {
 			location, dest = join(location, path.Base(from)), path.Join(dest, path.Base(from))
 		}
+		if o.URL != "" { // the user named the file, and a task has no choice of which link is followed
+			to, err := Target(dest)
+			if err != nil {
+				return false, destFault(from, dest, err)
+			}
+			dest = to
+		}
 		return false, c.file(ctx, n, from, location, dest)
 	case o.Type == berth.Directory:
 		return false, fmt.Errorf("output %s: %w: it is %s, and no directory", from, berth.ErrInvalid, n.kind())

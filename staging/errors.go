@@ -28,6 +28,9 @@ type conflict string
 
 func (c conflict) Error() string { return string(c) }
 
+// Unwrap is its kind.
+func (c conflict) Unwrap() error { return berth.ErrConflict }
+
 // kindOf is the kind of an error of the file system; nil if it has none.
 func kindOf(err error) error {
 	if _, ok := errors.AsType[conflict](err); ok {

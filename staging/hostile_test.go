@@ -80,6 +80,9 @@ func TestCollectBesideAnEnemy(t *testing.T) {
 	}
 	v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "f="+strings.Repeat("x", 1<<20), "d/f="+strings.Repeat("x", 1<<20)))})
 	dest := t.TempDir()
+	if err := os.Chmod(dest, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	var stop atomic.Bool
 	var swapped atomic.Int32
 	var wg sync.WaitGroup
@@ -101,7 +104,7 @@ func TestCollectBesideAnEnemy(t *testing.T) {
 	})
 	for i := 0; i < 50 || swapped.Load() < 20 && i < 2000; i++ {
 		_, _ = staging.Collect(t.Context(), v, []berth.Output{{Path: "/v/f", URL: dest + "/f"}, {Path: "/v/d", URL: dest + "/d"}}, staging.CollectOptions{UID: 1234, GID: 1234})
-		_ = os.RemoveAll(dest + "/d")
+		_, _ = os.RemoveAll(dest+"/d"), os.Remove(dest+"/f")
 	}
 	stop.Store(true)
 	wg.Wait()

@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/staging"
 	"github.com/berth-project/berth/tes"
 	"github.com/berth-project/berth/tes/document"
 )
@@ -534,7 +535,13 @@ func (a *app) applyStreams(o *runOptions, t *berth.Task) error {
 			t.Inputs = append(t.Inputs, berth.Input{URL: a.hostURL(stream.file), Path: inside, Type: berth.File})
 			*stream.to = inside
 		default:
-			t.Outputs = append(t.Outputs, berth.Output{URL: a.hostURL(stream.file), Path: inside, Type: berth.File})
+			out := berth.Output{URL: a.hostURL(stream.file), Path: inside, Type: berth.File}
+			if st, err := os.Stat(out.URL); err == nil && !st.IsDir() {
+				if _, err := staging.Target(out.URL); err != nil {
+					return &quietError{fmt.Sprintf("--%s: cannot write %s: %v; without the flag the task's output is berth's own", stream.name, stream.file, err), berth.ErrConflict}
+				}
+			}
+			t.Outputs = append(t.Outputs, out)
 			*stream.to = inside
 		}
 	}
