@@ -49,7 +49,7 @@ func Runtime(ctx context.Context, p Process) (exit int) {
 	}
 	exit, err := p.runtime(ctx, c)
 	if err != nil {
-		say(c, p.Stderr, "error", strings.TrimSpace("oci-runtime: "+c.name)+": "+err.Error())
+		say(c, p.Stderr, "error", strings.TrimSuffix("oci-runtime: "+c.name, ": ")+": "+err.Error())
 		return 1
 	}
 	return exit

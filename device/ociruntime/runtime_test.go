@@ -157,6 +157,15 @@ func TestRuntimeRefuses(t *testing.T) {
 	}
 }
 
+// TestRuntimeWithoutCommand: where no command is named, none is in the message.
+func TestRuntimeWithoutCommand(t *testing.T) {
+	var said strings.Builder
+	exit := Runtime(t.Context(), Process{Args: []string{"--berth-config", "/nowhere", "--version"}, Dir: "/", Stderr: &said})
+	if exit != 1 || !strings.HasPrefix(said.String(), "berth: oci-runtime: configuration /nowhere: not found") {
+		t.Errorf("exit code %d, %s", exit, said.String())
+	}
+}
+
 // TestRuntimeRemovesHooks that engines add for NVIDIA's GPUs: nothing is brought twice.
 func TestRuntimeRemovesHooks(t *testing.T) {
 	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
