@@ -218,11 +218,36 @@ func (r Request) fitting(inventory []Device) ([]Unit, error) {
 	case r.Count == 0:
 		return nil, nil
 	case len(fit) == 0:
-		return nil, fmt.Errorf("%w: nothing here fits", berth.ErrExhausted)
+		return nil, fmt.Errorf("%w: nothing here fits%s", berth.ErrExhausted, r.unknown(inventory))
 	case r.Count > most:
-		return nil, fmt.Errorf("%w: %d fit", berth.ErrExhausted, most)
+		return nil, fmt.Errorf("%w: %d fit%s", berth.ErrExhausted, most, r.unknown(inventory))
 	}
 	return fit, nil
+}
+
+// unknown says of how many units it is not known whether they fit; "" of none.
+func (r Request) unknown(inventory []Device) string {
+	var text strings.Builder
+	for _, what := range []struct {
+		name   string
+		asked  bool
+		lacks  func(Unit) bool
+		others Request
+	}{
+		{"memory", r.Memory > 0, func(u Unit) bool { return u.Memory() == 0 }, Request{Vendor: r.Vendor, Model: r.Model, MIG: r.MIG, Shared: r.Shared}},
+		{"profile", r.MIG != "", func(u Unit) bool { return u.Slice != nil && u.Slice.Profile == "" }, Request{Vendor: r.Vendor, Model: r.Model}},
+	} {
+		n := 0
+		for _, u := range Units(inventory) {
+			if what.asked && what.lacks(u) && what.others.fits(u) {
+				n++
+			}
+		}
+		if n > 0 {
+			fmt.Fprintf(&text, ", but the %s of %d is not known: such are lent to who names them, as in device=0", what.name, n)
+		}
+	}
+	return text.String()
 }
 
 func (r Request) fits(u Unit) bool {

@@ -177,6 +177,31 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// What is not known of a device does not fit, which is said.
+func TestMatchUnknown(t *testing.T) {
+	known := Device{Vendor: "amd", UUID: "GPU-1", Memory: 16 << 30}
+	for _, c := range []struct {
+		request string
+		devices []Device
+		says    string
+	}{
+		{"memory=1GiB", []Device{{Vendor: "nvidia", UUID: "GPU-2"}}, "nothing here fits, but the memory of 1 is not known: such are lent to who names them, as in device=0;"},
+		{"2,memory=1GiB", []Device{known, {Vendor: "nvidia", UUID: "GPU-2"}}, "1 fit, but the memory of 1 is not known"},
+		{"memory=32GiB", []Device{known}, "nothing here fits; "},
+		{"vendor=amd,memory=32GiB", []Device{known, {Vendor: "nvidia", UUID: "GPU-2"}}, "nothing here fits; "},
+		{"mig=1g.5gb", []Device{{Vendor: "nvidia", UUID: "GPU-2", Slices: []Slice{{UUID: "MIG-1"}, {UUID: "MIG-2"}}}}, "nothing here fits, but the profile of 2 is not known"},
+		{"mig=1g.5gb", []Device{{Vendor: "nvidia", UUID: "GPU-2"}}, "nothing here fits; "},
+	} {
+		r, err := ParseRequest(c.request)
+		if err == nil {
+			_, err = r.Match(c.devices)
+		}
+		if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", c.request, err, c.says)
+		}
+	}
+}
+
 func TestMatchNothing(t *testing.T) {
 	_, err := Request{Count: All}.Match(nil)
 	if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "no GPUs") {

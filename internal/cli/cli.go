@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/nvidia/nvml"
 	"github.com/berth-project/berth/internal/cli/userns"
 	"github.com/berth-project/berth/tes/document"
 )
@@ -79,7 +80,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if errors.Is(err, syscall.EPIPE) && cmd.Annotations[ownExit] == "" {
 		return exitPipe // as a command that SIGPIPE ends: nobody reads what it prints
 	}
-	err = a.fullDisk(err)
+	err = withoutLibrary(a.fullDisk(err), nvml.Built)
 	for _, line := range errorLines(err) {
 		_, _ = fmt.Fprintf(a.err, "berth: %s\n", line)
 	}
@@ -96,6 +97,14 @@ func (a *app) fullDisk(err error) error {
 		return fmt.Errorf("%w; make room in %s (berth rm --all, berth image prune), or give another --data-dir", err, dir)
 	}
 	return err
+}
+
+// withoutLibrary says why not all is known of NVIDIA's GPUs to a berth that cannot ask their library.
+func withoutLibrary(err error, built bool) error {
+	if built || !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "is not known: such are lent to who names them") {
+		return err
+	}
+	return fmt.Errorf("%w; of NVIDIA's, a berth that was built with cgo knows it", err)
 }
 
 // maxFaults bounds how many faults of a document are told.

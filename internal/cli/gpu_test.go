@@ -229,6 +229,22 @@ func TestGPUExplainBadInput(t *testing.T) {
 	}
 }
 
+// What only NVIDIA's library tells, a berth that cannot ask it does not know, and says so.
+func TestWithoutLibrary(t *testing.T) {
+	r := device.Request{Count: 1, Memory: 1 << 30}
+	_, err := r.Match([]device.Device{{Vendor: "nvidia", UUID: "GPU-1"}})
+	if got := withoutLibrary(err, false).Error(); !strings.HasSuffix(got, "; of NVIDIA's, a berth that was built with cgo knows it") {
+		t.Error(got)
+	}
+	if got := withoutLibrary(err, true); got != err { //nolint:errorlint // it is the same
+		t.Error(got)
+	}
+	_, err = r.Match([]device.Device{{Vendor: "nvidia", UUID: "GPU-1", Memory: 1 << 20}})
+	if got := withoutLibrary(err, false); got != err { //nolint:errorlint // it is the same
+		t.Error(got)
+	}
+}
+
 // A GPU that has reported an error is in quarantine, which the list tells, until it is released.
 func TestGPURelease(t *testing.T) {
 	h := devicetest.New(t, devicetest.Options{AMD: 2, Recorded: true})
