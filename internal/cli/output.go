@@ -1,9 +1,14 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/staging"
 )
 
 // stdStream as the name of a file is berth's own input or output.
@@ -13,8 +18,12 @@ const stdStream = "-"
 // to as it is.
 func (a *app) writeWhole(name string, data []byte) error {
 	path := a.abs(name)
-	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		return os.WriteFile(path, data, 0o644)
+	if st, err := os.Stat(path); err == nil && (!st.Mode().IsRegular() || isOpen(path)) {
+		return appendTo(path, data)
+	}
+	path, err := staging.Target(path)
+	if err != nil {
+		return err
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
@@ -35,6 +44,38 @@ func (a *app) writeWhole(name string, data []byte) error {
 		return fmt.Errorf("%w: %w", fileKind(err), err)
 	}
 	return nil
+}
+
+// isOpen reports whether a path leads to what a process has open, as /dev/stdout does.
+func isOpen(path string) bool {
+	for range 40 { // as many links as Linux follows
+		dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+		var where unix.Statfs_t
+		if err != nil || unix.Statfs(dir, &where) != nil {
+			return false
+		}
+		text, err := os.Readlink(path)
+		if err != nil {
+			return false
+		}
+		if int64(where.Type) == unix.PROC_SUPER_MAGIC && filepath.Base(dir) == "fd" {
+			return true
+		}
+		if path = text; !filepath.IsAbs(text) {
+			path = filepath.Join(dir, text)
+		}
+	}
+	return false
+}
+
+// appendTo writes to what is no file of its own, a terminal or a pipe, and after what was written there before.
+func appendTo(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %w", fileKind(err), err)
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
 // writeTo writes to a file, or to standard output for "-".

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/runner"
+	"github.com/berth-project/berth/staging"
 )
 
 // taskExit is the exit code of berth run for a task that ended so.
@@ -41,8 +42,12 @@ func (a *app) checkResultFile(command, name string) error {
 	path := a.abs(name)
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		return invalid("%s: --result: %s is a directory; name a file", command, name)
-	} else if err == nil && !st.Mode().IsRegular() {
+	} else if err == nil && (!st.Mode().IsRegular() || isOpen(path)) {
 		return nil
+	}
+	path, err := staging.Target(path)
+	if err != nil {
+		return &quietError{fmt.Sprintf("%s: --result: cannot write %s: %v", command, name, err), berth.ErrConflict}
 	}
 	dir := filepath.Dir(path)
 	switch st, err := os.Stat(dir); {

@@ -1,0 +1,44 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+)
+
+// A link that a user names stays, and what it leads to is written; what a process has open is written on.
+func TestWriteWholeThroughLinks(t *testing.T) {
+	dir := t.TempDir()
+	file, log := filepath.Join(dir, "file"), filepath.Join(dir, "log")
+	for _, name := range []string{file, log} {
+		if err := os.WriteFile(name, []byte("old\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.Open(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for link, to := range map[string]string{"l": "file", "out": "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+		a := &app{dir: dir}
+		if err := a.checkResultFile("run", link); err != nil {
+			t.Error(err)
+		}
+		if err := a.writeWhole(link, []byte("new\n")); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.Readlink(filepath.Join(dir, link)); got != to {
+			t.Errorf("%s leads to %s, %v", link, got, err)
+		}
+	}
+	for name, want := range map[string]string{file: "new\n", log: "old\nnew\n"} {
+		if got, err := os.ReadFile(name); string(got) != want {
+			t.Errorf("%s has %q, %v", name, got, err)
+		}
+	}
+}
