@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth/staging"
 )
 
@@ -46,20 +44,20 @@ func (a *app) writeWhole(name string, data []byte) error {
 	return nil
 }
 
-// isOpen reports whether a path leads to what a process has open, as /dev/stdout does.
+// isOpen reports whether a path leads to berth's own standard output or error, as /dev/stdout does. What else it, or
+// another process, has open is not the user's to name: a link of somebody else may lead there.
 func isOpen(path string) bool {
 	for range 40 { // as many links as Linux follows
 		dir, err := filepath.EvalSymlinks(filepath.Dir(path))
-		var where unix.Statfs_t
-		if err != nil || unix.Statfs(dir, &where) != nil {
+		if err != nil {
 			return false
 		}
 		text, err := os.Readlink(path)
 		if err != nil {
 			return false
 		}
-		if int64(where.Type) == unix.PROC_SUPER_MAGIC && filepath.Base(dir) == "fd" {
-			return true
+		if dir == fmt.Sprintf("/proc/%d/fd", os.Getpid()) {
+			return filepath.Base(path) == "1" || filepath.Base(path) == "2"
 		}
 		if path = text; !filepath.IsAbs(text) {
 			path = filepath.Join(dir, text)
