@@ -44,6 +44,7 @@ var words = []struct {
 	{"unauthorized", berth.ErrDenied},
 	{"manifest unknown", berth.ErrNotFound},
 	{"no matching manifest", berth.ErrNotFound},
+	{"no such container", berth.ErrNotFound}, // which comes from Podman as an error of its own
 	{"not found", berth.ErrNotFound},
 }
 

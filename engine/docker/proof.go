@@ -52,6 +52,15 @@ func (la *launch) compare(ctx context.Context) error {
 	if !inCgroupOf(c.State.Pid, c.ID) {
 		return errors.New("its process is not to be seen from here")
 	}
+	if err = la.compareAt(c.State.Pid, root); errors.Is(err, grant.ErrDiffers) && !inCgroupOf(c.State.Pid, c.ID) {
+		// It ended meanwhile: its file systems were taken apart, and its process counts among the host's.
+		return errors.New("it ended meanwhile")
+	}
+	return err
+}
+
+// compareAt compares what the process pid, with the root directory root, holds with what was lent.
+func (la *launch) compareAt(pid int, root *os.File) (err error) {
 	held := grant.Container{Root: root, Optional: la.lent.optional}
 	// It runs by now, and may have made nodes itself; without a rule for them they are of no use to it.
 	held.Bound = true
@@ -61,7 +70,7 @@ func (la *launch) compare(ctx context.Context) error {
 	if err := la.lent.set.ProveNodes(held); err != nil {
 		return err
 	}
-	rules, err := grant.RulesOf(c.State.Pid)
+	rules, err := grant.RulesOf(pid)
 	if errors.Is(err, grant.ErrNoRules) { // v2: the program is the runtime's
 		return nil
 	}

@@ -76,7 +76,7 @@ func TestMonitorKilled(t *testing.T) {
 			mark := fmt.Sprint(3_000_000 + os.Getpid() + len(rt))
 			spec := berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "echo before; sleep " + mark}}
 			c := start(t, sb, spec)
-			waitFor(t, "the container's command", 5*time.Second, func() bool { return marked("sleep "+mark) > 0 })
+			waitFor(t, "the container's command", ample, func() bool { return marked("sleep "+mark) > 0 && logs(t, c, false) != "" })
 			dir := e.Dir()
 			pid := monitorPid(t, dir)
 			if pid == 0 {
