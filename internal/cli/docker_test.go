@@ -142,12 +142,15 @@ func dockerKilledInTheForeground(t *testing.T, b *bench) {
 	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
 	b.signal(cmd, syscall.SIGKILL)
 	_ = cmd.Wait()
-	b.gone(5 * time.Second) // two on a machine that has nothing else to do
+	b.gone(daemonsTime) // two on a machine that has nothing else to do
 	b.await(`"state":"SYSTEM_ERROR","reason":"Lost"`, "ps", "-a", "--format", "json")
 	if out, code := b.output("system", "cleanup"); out != "" || code != 0 {
 		t.Errorf("a cleanup finds %q, exit code %d", out, code)
 	}
 }
+
+// daemonsTime is how long a daemon, which may be busy, may take until nothing is left of a task.
+const daemonsTime = 30 * time.Second
 
 // TestDockerKeeperKilled: in the foreground nothing ends with the keeper, and another takes its place.
 func TestDockerKeeperKilled(t *testing.T) { onDaemons(t, dockerKeeperKilled) }
@@ -165,7 +168,7 @@ func dockerKeeperKilled(t *testing.T, b *bench) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	b.gone(5 * time.Second)
+	b.gone(daemonsTime)
 	cmd, _, _ = b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
 	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -178,7 +181,7 @@ func dockerKeeperKilled(t *testing.T, b *bench) {
 	time.Sleep(500 * time.Millisecond)
 	b.signal(cmd, syscall.SIGKILL)
 	_ = cmd.Wait()
-	b.gone(5 * time.Second)
+	b.gone(daemonsTime)
 }
 
 // TestDockerDetached: a task of two steps goes on although all of berth is killed while the first runs. Its logs are
@@ -215,7 +218,7 @@ func dockerDetached(t *testing.T, b *bench) {
 	if out, _ := b.output("logs", "job"); out != want+"two\n" {
 		t.Errorf("logs: %d bytes, want %d", len(out), len(want)+4)
 	}
-	b.gone(5 * time.Second)
+	b.gone(daemonsTime)
 }
 
 // TestDockerElsewhere: what is asked about a task is asked of its own engine, whatever the environment says now.
@@ -240,5 +243,5 @@ func dockerElsewhere(t *testing.T, b *bench) {
 	if out, _ := b.output("wait", "job"); out != "130\n" {
 		t.Errorf("wait: %s", out)
 	}
-	b.gone(5 * time.Second)
+	b.gone(daemonsTime)
 }
