@@ -192,6 +192,7 @@ func TestEase(t *testing.T) {
 	}
 	f := w.Follow(true, 0)
 	defer f.Close()
+	w.Ease()() // undone, it is as if it had not been
 	r, pw := pipe(t)
 	done := pump(t, w, r)
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)

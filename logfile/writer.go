@@ -44,7 +44,7 @@ type Writer struct {
 	dropped int64
 	done    bool
 	cut     bool
-	eased   bool
+	eased   int      // calls of Ease that were not undone
 	gaps    []int64  // to be recorded
 	from    *os.File // what Pump reads
 	err     error
@@ -529,12 +529,18 @@ func (w *Writer) held(end int64) int64 {
 }
 
 // Ease has Pump wait for no follower any more: the container has ended, so that what is left to come is bounded.
-// Followers that hold the log lose nothing of it; the log may pass its limit by as much.
-func (w *Writer) Ease() {
+// Followers that hold the log lose nothing of it; the log may pass its limit by as much. undo, to be called once at
+// most, has it wait again.
+func (w *Writer) Ease() (undo func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.eased = true
+	w.eased++
 	w.changed.Broadcast()
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.eased--
+	}
 }
 
 // waitForReaders blocks while a holding follower is so far behind that going on would drop what it has
@@ -550,7 +556,7 @@ func (w *Writer) waitForReaders() {
 	}
 }
 
-func (w *Writer) heldUp() bool { return !w.eased && w.end-w.held(w.end) >= w.opts.Limit }
+func (w *Writer) heldUp() bool { return w.eased == 0 && w.end-w.held(w.end) >= w.opts.Limit }
 
 // teePipe doubles what is in a pipe.
 type teePipe struct {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -301,6 +303,35 @@ func exists(file string) bool {
 	return err == nil
 }
 
+// easeAfter is how soon a signal is taken by a daemon that nothing holds up.
+const easeAfter = time.Second
+
+// ease has who holds a log hold the daemon up no longer, once it is late to answer: it says nothing of a container, and
+// takes no signal to it, while it has output of its end to hand over. done has the logs held again; the end eases them
+// for good.
+func (l *life) ease() (done func()) {
+	over := make(chan struct{})
+	var eased sync.WaitGroup
+	eased.Go(func() {
+		select {
+		case <-over:
+			return
+		case <-time.After(easeAfter):
+		}
+		l.mu.Lock()
+		writers := slices.Collect(maps.Values(l.writers))
+		l.mu.Unlock()
+		for _, w := range writers {
+			defer w.Ease()()
+		}
+		<-over
+	})
+	return func() {
+		close(over)
+		eased.Wait()
+	}
+}
+
 // kill sends a signal; "" is the container's stop signal. It reports whether there was anything to send to.
 func (l *life) kill(ctx context.Context, sig string) (bool, error) {
 	if sig == "" {
@@ -308,6 +339,7 @@ func (l *life) kill(ctx context.Context, sig string) (bool, error) {
 	}
 	ctx, cancel := l.e.call(ctx)
 	defer cancel()
+	defer l.ease()()
 	_, err := l.e.api.ContainerKill(ctx, l.docker(), client.ContainerKillOptions{Signal: sig})
 	switch {
 	case err == nil || killWait(err):

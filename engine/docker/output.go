@@ -193,9 +193,9 @@ func (o *output) set(conn io.ReadCloser, r io.Reader) {
 
 // ease has who holds a log keep nobody from taking in the rest of an ended container's output.
 func (o *output) ease() {
-	o.out.w.Ease()
+	_ = o.out.w.Ease()
 	if o.err != nil {
-		o.err.w.Ease()
+		_ = o.err.w.Ease()
 	}
 }
 

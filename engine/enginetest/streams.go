@@ -346,6 +346,9 @@ func logsOfFlood(t *trial, hold bool) error {
 	if _, err := io.ReadFull(r, make([]byte, 2)); err != nil {
 		return fmt.Errorf("a byte of the flood: %w", err)
 	}
+	if hold {
+		time.Sleep(2 * time.Second) // until all that lies between is full
+	}
 	if err := c.Stop(t.ctx, 0); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
