@@ -200,6 +200,10 @@ func cmdClean(ts *testscript.TestScript, _ bool, _ []string) {
 	data := ts.Getenv("BERTH_DATA_DIR")
 	for _, glob := range []string{"sandboxes/*", "docker/*/sandboxes/*", "docker/*/trash/*", "tasks/*/work", "images/work/*", "images/tmp/*"} {
 		left, err := filepath.Glob(filepath.Join(data, glob))
+		// What a daemon that was asked has yet to take away, berth's keeper removes when it has.
+		for end := time.Now().Add(daemonsTime); ts.Getenv("BERTH_ENGINE") == "docker" && len(left) > 0 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			left, err = filepath.Glob(filepath.Join(data, glob))
+		}
 		ts.Check(err)
 		if len(left) > 0 {
 			ts.Fatalf("left over: %q", left)
