@@ -35,6 +35,9 @@ func (l *life) watchOOM(r *record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	dir := filepath.Join(cgroupRoot, "memory", r.Cgroup, "libpod-"+l.id)
+	if !exists(dir) { // Docker's, whose own word may come after that of the end
+		dir = filepath.Join(cgroupRoot, "memory", r.Cgroup, l.id)
+	}
 	if l.oom != nil || r.Cgroup == "" || !exists(filepath.Join(dir, "memory.oom_control")) {
 		return
 	}
@@ -44,6 +47,8 @@ func (l *life) watchOOM(r *record) {
 		l.e.cfg.Logger.Warn("ends by the memory limit will not be told", "container", l.String(), "error", err)
 		return
 	}
+	kills, _ := w.kills() // before it was listened to
+	w.killed = kills > 0
 	l.oom = w
 	l.e.wg.Go(func() {
 		stop := make(chan struct{})

@@ -287,6 +287,7 @@ func (la *launch) start(ctx context.Context) error {
 	_, err = la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
 	leave()
 	if err == nil {
+		la.l.watchOOM(la.l.rec)
 		if !exists(filepath.Join(la.s.e.sandboxDir(la.s.spec.ID), sandboxFile)) {
 			return fmt.Errorf("sandbox %s: %w: it was closed meanwhile", la.s.spec.ID, berth.ErrNotFound)
 		}

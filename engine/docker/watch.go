@@ -65,9 +65,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 			return err
 		}
 	}
-	if host, err := l.e.daemon(ctx); err == nil && host.podman {
-		l.watchOOM(r) // where another process has started it
-	}
+	l.watchOOM(r) // where another process has started it
 	over := make(chan struct{})
 	drained := make(chan error, 1)
 	l.e.wg.Go(func() { drained <- out.drain(ctx, over) })
