@@ -547,9 +547,10 @@ func TestManyShortContainers(t *testing.T) {
 		return len(entries), strings.Count(string(raw), e.Dir()) + strings.Count(string(raw), instance(t, e))
 	}
 	fds, mounts := count()
-	batch(60)
+	const each = 180
+	batch(each)
 	// What is parked for the next containers (16 cgroups, with up to 7 descriptors each) may be more. A descriptor of
-	// each container would be 240.
+	// one container in six would be too many.
 	const more = 16*7 + 10
 	var fds2, mounts2 int
 	for end := time.Now().Add(ample); ; time.Sleep(50 * time.Millisecond) {
@@ -557,7 +558,7 @@ func TestManyShortContainers(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Errorf("after 240 containers the monitor has %d descriptors and %d mounts, before them %d and %d", fds2, mounts2, fds, mounts)
+			t.Errorf("after %d containers the monitor has %d descriptors and %d mounts, before them %d and %d", 4*each, fds2, mounts2, fds, mounts)
 			break
 		}
 	}
