@@ -251,13 +251,13 @@ func (t *tree) at(parent string) string {
 // mkdir makes a group's directory, and what lies above it where that is not there yet. A directory that is
 // there is an error.
 func (h *Host) mkdir(t *tree, dir string) error {
-	// What lies above may be removed by others at any time, when it looks empty to them.
+	// What lies above may be removed by others at any time, when it looks empty to them: between any two steps.
 	for try := 0; ; try++ {
-		if err := h.parent(t, path.Dir(dir)); err != nil {
-			return err
+		err := h.parent(t, path.Dir(dir))
+		if err == nil {
+			err = os.Mkdir(dir, 0o755)
 		}
-		err := os.Mkdir(dir, 0o755)
-		if try < 3 && errors.Is(err, fs.ErrNotExist) {
+		if try < 100 && errors.Is(err, fs.ErrNotExist) {
 			h.forget()
 			continue
 		}

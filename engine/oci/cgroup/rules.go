@@ -181,11 +181,11 @@ func (s rules) name() string {
 func (h *Host) deviceGroup(t *tree, spec Spec, set rules) (string, error) {
 	dir := t.mount + t.at(spec.Parent) + "/" + path.Dir(spec.Path) + "/" + set.name()
 	for try := 0; ; try++ {
-		if err := h.parent(t, dir); err != nil {
-			return "", err
+		err := h.parent(t, dir)
+		if err == nil {
+			err = h.setRules(t, dir, set)
 		}
-		err := h.setRules(t, dir, set)
-		if err != nil && try < 3 && !exists(dir) {
+		if err != nil && try < 100 && !exists(dir) {
 			h.forget()
 			continue
 		}
