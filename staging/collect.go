@@ -24,19 +24,19 @@ type CollectOptions struct {
 	// still there after a crash is removed by RemoveLeftovers. Its error ends the output.
 	Journal func(tmp string) error
 	// Warn is told, in one line, what was left out or is otherwise than it should: pipes, sockets, devices and
-	// links that lead nowhere or out of the view in a directory, owners.
+	// links that lead nowhere, out of the view or in a circle, in a directory; owners.
 	Warn func(string)
 }
 
 // Collect copies outputs out of a view to where their URLs say, and lists the files written, a directory's
 // one by one. A failed output does not keep the others from being collected; the error then has a line for
 // each. The kinds: ErrNotFound (not produced), ErrInvalid (not of the declared type, an output
-// that is itself a link that leads nowhere or out of the view), ErrUnsupported (a URL scheme), ErrDenied, ErrConflict (a directory where a
+// that is itself a link that leads nowhere, out of the view or in a circle), ErrUnsupported (a URL scheme), ErrDenied, ErrConflict (a directory where a
 // file is to be written, or the other way round) and ErrExhausted (disk full).
 //
 // An output appears whole or not at all: it is written beside its place, as .NAME.berth-XXXXXX.tmp, and
 // then renamed. Where a directory is there already, the output is merged into it, file by file, each of
-// them whole. Modes (less set-user-ID and set-group-ID) and modification times are kept.
+// them whole; a file whose Type is not declared goes into it, as with cp. Modes (less set-user-ID and set-group-ID) and modification times are kept.
 //
 // A pattern takes only files if the output's Type is File or it has a **, only directories if Type is Directory,
 // else both. One that matches nothing was not produced, like a file that is not there, unless the output is Optional.
@@ -203,7 +203,7 @@ func (c *collector) one(ctx context.Context, o berth.Output, from, location stri
 	case n.isDir() && o.Type != berth.File:
 		return true, c.directory(ctx, n, from, location, dest)
 	case n.isFile() && o.Type != berth.Directory:
-		if strings.HasSuffix(location, "/") {
+		if strings.HasSuffix(location, "/") || o.URL != "" && o.Type == "" && holdsFile(dest) {
 			location, dest = join(location, path.Base(from)), path.Join(dest, path.Base(from))
 		}
 		if o.URL != "" { // the user named the file, and a task has no choice of which link is followed
@@ -241,7 +241,7 @@ func (c *collector) explain(p string, err error) error {
 		if c.notProduced(p, err) {
 			return &fault{text: "output " + p + " was not produced", kind: berth.ErrNotFound}
 		}
-		return linkFault(p, "", err)
+		return linkFault(p, err)
 	case errors.Is(err, berth.ErrInvalid), errors.Is(err, berth.ErrExhausted):
 		return fmt.Errorf("output %s: %w", p, err)
 	}
@@ -252,12 +252,8 @@ func (c *collector) explain(p string, err error) error {
 }
 
 // linkFault says where a symbolic link leads to.
-func linkFault(p, target string, err error) error {
-	to := ""
-	if target != "" {
-		to = " to " + target
-	}
-	return &fault{text: fmt.Sprintf("output %s: the symbolic link%s %s", p, to, leads(err)), kind: berth.ErrInvalid, cause: err}
+func linkFault(p string, err error) error {
+	return &fault{text: fmt.Sprintf("output %s: the symbolic link %s", p, leads(err)), kind: berth.ErrInvalid, cause: err}
 }
 
 // leads says where a link leads to that cannot be followed.

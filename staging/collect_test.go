@@ -195,12 +195,21 @@ func TestCollect(t *testing.T) {
 			listed: "/work/d/l1 1, /work/d/o/x 1",
 		},
 		{
-			name: "link to what contains the directory", work: []string{"d/e/up->../.."}, path: "/work/d", typ: d,
-			err: "output /work/d/e/up: the symbolic link to ../.. leads in a circle", kind: berth.ErrInvalid,
+			name: "link to what contains the directory", work: []string{"d/e/up->../..", "d/ok=1"}, path: "/work/d", typ: d,
+			want: "out/e/ out/ok=1", listed: "/work/d/ok 1",
+			warns: "output /work/d: /work/d/e/up is a symbolic link to ../.., which leads in a circle and is left out",
 		},
 		{
-			name: "circle over another directory", work: []string{"d/l->/work/e", "e/m->/work"}, path: "/work/d", typ: d,
-			err: "output /work/d/l/m: the symbolic link to /work leads in a circle", kind: berth.ErrInvalid,
+			name: "circle over another directory", work: []string{"d/l->/work/e", "e/m->/work", "e/ok=1"}, path: "/work/d", typ: d,
+			want: "out/l/ok=1", listed: "/work/d/l/ok 1",
+			warns: "output /work/d: /work/d/l/m is a symbolic link to /work, which leads in a circle and is left out",
+		},
+		{
+			name: "circles of links in a directory are left out", work: []string{"d/a->b", "d/b->a", "d/ok=1", "d/self->self"}, path: "/work/d", typ: d,
+			want: "out/ok=1", listed: "/work/d/ok 1",
+			warns: "output /work/d: /work/d/a is a symbolic link to b, which leads in a circle and is left out\n" +
+				"output /work/d: /work/d/b is a symbolic link to a, which leads in a circle and is left out\n" +
+				"output /work/d: /work/d/self is a symbolic link to self, which leads in a circle and is left out",
 		},
 		{
 			name: "links to the host in a directory are left out", work: []string{"d/ok=1", "d/l->/etc/passwd", "d/e->/etc", "d/up->../../../../etc/passwd"}, path: "/work/d", typ: d,
@@ -244,6 +253,34 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// A file whose place is a directory of the host goes into it under its own name, as cp and docker cp have it; unless it was
+// said that a file is meant. So does one whose place is a link to a directory.
+func TestCollectIntoDirectory(t *testing.T) {
+	tests := []struct{ name, there, typ, want, listed, err string }{
+		{name: "a directory", there: "out/old=1", want: "out/a.txt=new out/old=1", listed: "out/a.txt"},
+		{name: "a file in it", there: "out/a.txt=longer", want: "out/a.txt=new", listed: "out/a.txt"},
+		{name: "a link to a directory", there: "real/ out->real", want: "out->real real/a.txt=new", listed: "out/a.txt"},
+		{name: "a directory of its name in it", there: "out/a.txt/", want: "out/a.txt/", err: "cannot write %s/out/a.txt: it is a directory"},
+		{name: "declared a file", there: "out/", typ: "FILE", want: "out/", err: "cannot write %s/out: it is a directory"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dest := plant(t, t.TempDir(), strings.Fields(tt.there)...)
+			o := berth.Output{Path: "/work/a.txt", URL: filepath.Join(dest, "out"), Type: berth.FileType(tt.typ)}
+			got, err := staging.Collect(t.Context(), container(t, "a.txt=new"), []berth.Output{o}, staging.CollectOptions{})
+			if want := "output /work/a.txt: " + fmt.Sprintf(tt.err, dest); tt.err != "" && (fmt.Sprint(err) != want || !errors.Is(err, berth.ErrConflict)) || tt.err == "" && err != nil {
+				t.Errorf("err %v, want %s", err, want)
+			}
+			if got := show(t, dest); got != tt.want {
+				t.Errorf("wrote %s\n want %s", got, tt.want)
+			}
+			if tt.listed != "" && (len(got) != 1 || got[0].URL != filepath.Join(dest, tt.listed)) {
+				t.Errorf("listed %+v, want %s", got, tt.listed)
+			}
+		})
+	}
+}
+
 // Of very many things that are left out, a few are told one by one, and the rest by their number.
 func TestCollectLeavesOutMany(t *testing.T) {
 	work := []string{"d/ok=1"}
@@ -257,7 +294,7 @@ func TestCollectLeavesOutMany(t *testing.T) {
 	if got := show(t, dest); err != nil || got != "out/ok=1" {
 		t.Errorf("wrote %s, %v", got, err)
 	}
-	last := "output /work/d: 980 more pipes, sockets, devices and symbolic links that lead nowhere or outside are left out"
+	last := "output /work/d: 980 more pipes, sockets, devices and symbolic links that lead nowhere, outside or in a circle are left out"
 	if len(warns) != 21 || warns[20] != last {
 		t.Errorf("%d warnings, the last %s", len(warns), warns[len(warns)-1])
 	}

@@ -252,7 +252,7 @@ func TestCollectCannotWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(readOnly, unix.MNT_DETACH)
-	there := plant(t, t.TempDir(), "dir/x=1", "file=1", "pipe|", "null->/dev/null")
+	there := plant(t, t.TempDir(), "dir/s/", "file=1", "pipe|", "null->/dev/null")
 	v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "d/f="+strings.Repeat("x", 1<<20), "d/a=1", "s=1"))})
 	tests := []struct {
 		name, path, url, err string
@@ -261,7 +261,7 @@ func TestCollectCannotWrite(t *testing.T) {
 		{"disk full", "/v/d/f", full + "/new/f", "output /v/d/f: cannot write FULL/new/f: the disk is full (no space left on device)", berth.ErrExhausted},
 		{"disk full, directory", "/v/d", full + "/new/d", "output /v/d: cannot write FULL/new/d: the disk is full (no space left on device)", berth.ErrExhausted},
 		{"read-only file system", "/v/s", readOnly + "/s", "output /v/s: cannot write RO/s: its directory is not writable (read-only file system)", berth.ErrDenied},
-		{"a directory is there", "/v/s", there + "/dir", "output /v/s: cannot write THERE/dir: it is a directory", berth.ErrConflict},
+		{"a directory is there", "/v/s", there + "/dir", "output /v/s: cannot write THERE/dir/s: it is a directory", berth.ErrConflict},
 		{"a pipe is there", "/v/s", there + "/pipe", "output /v/s: cannot write THERE/pipe: it is a named pipe", berth.ErrConflict},
 		{"a device is there", "/v/s", "/dev/null", "output /v/s: cannot write /dev/null: it is a device", berth.ErrConflict},
 		{"a link to a device is there", "/v/s", there + "/null", "output /v/s: cannot write THERE/null: it is a device", berth.ErrConflict},
@@ -278,7 +278,7 @@ func TestCollectCannotWrite(t *testing.T) {
 			if got := show(t, full); got != "" {
 				t.Errorf("left %.100s", got)
 			}
-			if got := show(t, there); got != "dir/x=1 file=1 null->/dev/null pipe|" {
+			if got := show(t, there); got != "dir/s/ file=1 null->/dev/null pipe|" {
 				t.Errorf("left %s", got)
 			}
 		})

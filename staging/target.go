@@ -111,13 +111,30 @@ func CheckTarget(o berth.Output) (string, error) {
 		if to, err = Target(dest); err == nil {
 			return to, nil
 		}
-	default:
-		err = nil
+	default: // a directory is merged into it, and a file put there
+		err = intoDir(dest, st, there)
 	}
 	if err != nil {
 		return "", destFault(o.Path, dest, err)
 	}
 	return dest, nil
+}
+
+// holdsFile reports whether a file whose place on this host is dest goes into it: as with cp, if it is a directory, or a
+// link to one that Target would follow to a file.
+func holdsFile(dest string) bool {
+	if st, err := os.Stat(dest); err != nil || !st.IsDir() {
+		return false
+	}
+	var link unix.Stat_t
+	if err := unix.Lstat(dest, &link); err != nil {
+		return false
+	}
+	if link.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return true
+	}
+	uid := int(link.Uid)
+	return (uid == 0 || uid == os.Geteuid()) && ours(filepath.Dir(dest)) == nil
 }
 
 // intoDir reports why nothing can be written into a directory. One that is not there can be made.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/staging"
 )
@@ -74,6 +76,22 @@ func TestTargetWhereOthersWrite(t *testing.T) {
 		}
 		if _, err := staging.Target(dest + "/out"); fmt.Sprint(err) != want {
 			t.Errorf("%v: %v", mode, err)
+		}
+	}
+}
+
+// A directory that an output goes to, whatever it is, is looked at before the run.
+func TestCheckTargetNotWritable(t *testing.T) {
+	needRoot(t, "mounts a read-only file system")
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(dir, 0) }()
+	for _, url := range []string{"", "/"} {
+		_, err := staging.CheckTarget(berth.Output{Path: "/o", URL: dir + url})
+		if want := "output /o: cannot write " + dir + ": the directory is not writable (read-only file system)"; fmt.Sprint(err) != want {
+			t.Errorf("%q: %v", url, err)
 		}
 	}
 }

@@ -17,7 +17,8 @@ import (
 //
 // A symbolic link to something in the directory stays a link, relative. What a link leads to elsewhere in
 // the view is copied to where the first such link is; later ones become links to that copy, so a few links
-// cannot multiply what is copied. A link that leads nowhere, or out of the view, is left out.
+// cannot multiply what is copied. A link that leads nowhere, out of the view, or in a circle, as to what the
+// directory lies in, is left out.
 type tree struct {
 	ctx   context.Context // of one call
 	c     *collector
@@ -58,7 +59,7 @@ func (t *tree) build(n *node) error {
 		return err
 	}
 	if t.left > maxLeft {
-		t.c.warn("output %s: %d more pipes, sockets, devices and symbolic links that lead nowhere or outside are left out", t.from, t.left-maxLeft)
+		t.c.warn("output %s: %d more pipes, sockets, devices and symbolic links that lead nowhere, outside or in a circle are left out", t.from, t.left-maxLeft)
 	}
 	stat := n.stat
 	if n.root || n.fd < 0 {
@@ -131,6 +132,10 @@ func (t *tree) leave(format string, args ...any) {
 	}
 }
 
+func (t *tree) leaveLink(rel, text string, err error) {
+	t.leave("%s is a symbolic link to %s, which %s and is left out", t.at(rel), text, leads(err))
+}
+
 func (t *tree) sub(n *node, dst int, name, rel string, depth int) error {
 	if err := unix.Mkdirat(dst, name, 0o700); err != nil {
 		return err
@@ -157,13 +162,13 @@ func (t *tree) link(n *node, dst int, name, rel string, depth int) error {
 		return readFault(t.at(rel), err)
 	}
 	target, err := t.c.view.resolve(n.path, true)
-	if errors.Is(err, errNotThere) || errors.Is(err, errOutside) {
+	if errors.Is(err, errNotThere) || errors.Is(err, errOutside) || errors.Is(err, errCycle) {
 		// As in every virtual environment of Python: of an image's own file. The rest is worth having.
-		t.leave("%s is a symbolic link to %s, which %s and is left out", t.at(rel), text, leads(err))
+		t.leaveLink(rel, text, err)
 		return nil
 	}
 	if err != nil {
-		return t.linkFault(rel, text, err)
+		return readFault(t.at(rel), err)
 	}
 	defer target.close()
 	if !target.isDir() && !target.isFile() {
@@ -174,7 +179,8 @@ func (t *tree) link(n *node, dst int, name, rel string, depth int) error {
 	}
 	for _, c := range t.within {
 		if contains(target.path, c) {
-			return t.linkFault(rel, text, errCycle)
+			t.leaveLink(rel, text, errCycle)
+			return nil
 		}
 	}
 	t.copies[target.path] = rel
@@ -230,13 +236,6 @@ func (t *tree) at(rel string) string { return path.Join(t.from, rel) }
 
 func (t *tree) fault(rel string, err error) error {
 	return &fault{text: fmt.Sprintf("output %s: %s", t.at(rel), err), kind: berth.ErrInvalid, cause: err}
-}
-
-func (t *tree) linkFault(rel, text string, err error) error {
-	if errors.Is(err, errCycle) {
-		return linkFault(t.at(rel), text, err)
-	}
-	return readFault(t.at(rel), err)
 }
 
 // contains reports whether p is dir or lies in it.

@@ -30,7 +30,9 @@ func (a *app) logsCommand() *cobra.Command {
 		Use:   "logs [flags] TASK",
 		Short: "Print what a task wrote",
 		Long: `Print what the steps of a task wrote, in their order: standard output to standard output, standard error to
-standard error, exact to the byte. What a log's limit has dropped is told on standard error.`,
+standard error, exact to the byte. Of each stream of a step the last 64 MiB are kept (at times up to 72 MiB): what was
+dropped before is told on standard error. What berth run shows in the foreground is whole, and so is what --stdout and
+--stderr of berth run write to files, however much it is.`,
 		Example: `  berth logs -f align
   berth logs --tail 20 --stream stderr align`,
 		Args: argCount(1, 1),
