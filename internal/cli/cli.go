@@ -35,6 +35,8 @@ type app struct {
 	noNamespace string
 	// uniqueNames: tasks are submitted by names that their user gives, which no other of his that runs may have.
 	uniqueNames bool
+	// called: the command line was read, and the command has begun to do what it says.
+	called bool
 }
 
 // globalOptions are the flags that every command has.
@@ -74,6 +76,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
+	a.dropOldResult(cmd, args)
 	if end, ok := errors.AsType[exitError](err); ok {
 		return int(end)
 	}

@@ -64,20 +64,20 @@ func (a *app) checkResultFile(command, name string) error {
 
 // removeResult removes the result of a run before, so that nobody takes it for this one's, if berth is killed or
 // refuses. Links, devices and the task document are left alone.
-func (a *app) removeResult(o *runOptions) error {
-	if o.result == "" || o.dryRun {
+func (a *app) removeResult(command, name, document string) error {
+	if name == "" {
 		return nil
 	}
-	path := a.abs(o.result)
+	path := a.abs(name)
 	st, err := os.Lstat(path)
 	if err != nil || !st.Mode().IsRegular() {
 		return nil //nolint:nilerr // checkResultFile says what is wrong
 	}
-	if doc, err := os.Stat(a.abs(o.file)); err == nil && os.SameFile(doc, st) {
+	if doc, err := os.Stat(a.abs(document)); err == nil && os.SameFile(doc, st) {
 		return nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return &quietError{fmt.Sprintf("run: --result: cannot remove the result of a run before: %v", err), fileKind(err)}
+		return &quietError{fmt.Sprintf("%s: --result: cannot remove the result of a run before: %v", command, err), fileKind(err)}
 	}
 	return nil
 }

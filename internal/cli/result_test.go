@@ -23,7 +23,6 @@ func TestOldResultIsRemoved(t *testing.T) {
 		name string
 		gone bool
 	}{
-		{runOptions{result: "r.json", dryRun: true}, "r.json", false},
 		{runOptions{result: "r.json"}, "r.json", true},
 		{runOptions{result: "r.json"}, "r.json", true},
 		{runOptions{result: "link"}, "link", false},
@@ -32,7 +31,7 @@ func TestOldResultIsRemoved(t *testing.T) {
 		{runOptions{result: "/dev/null"}, "/dev/null", false},
 		{runOptions{result: "nowhere/r.json"}, "nowhere/r.json", true},
 	} {
-		if err := a.removeResult(&c.o); err != nil {
+		if err := a.removeResult("run", c.o.result, c.o.file); err != nil {
 			t.Errorf("%+v: %v", c.o, err)
 		}
 		if _, err := os.Lstat(a.abs(c.name)); os.IsNotExist(err) != c.gone {

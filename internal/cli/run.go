@@ -64,6 +64,11 @@ a step hold for each of its executors.
 HOST:CONTAINER is split at the last colon that a slash follows and that is not part of "://". The long form
 src=HOST,dst=CONTAINER takes any name; a value in double quotes may hold commas.
 
+--output brings out a file, a directory or what a pattern matches. A CONTAINER that ends in / is a directory, which is
+there for the task to write into, and what is in it goes to HOST. Of any other, only the directory that it lies in is
+made, and HOST is its place: HOST/ is that of its name in HOST, and a file whose HOST is a directory goes into it, as
+with cp. What is there already stays, but for files of the same names. Of a pattern, HOST is a directory.
+
 GPUS is what docker run --gpus takes, and more: a number, all, an index (device=0), a UUID, a PCI address, a slice
 (0:1, MIG-UUID), a CDI name, or fields KEY=VALUE with commas between: vendor, model, memory (the least that will
 do), mig (a profile), shared (a share of one GPU, of the given memory), capabilities. The task is lent what it asks
@@ -110,12 +115,12 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVarP(&o.tty, "tty", "t", false, "give the task a terminal")
 
 	list(&o.inputs, "input", "", "HOST:CONTAINER", "put a file or directory, by path or URL, into the container, read-only (repeat)")
-	list(&o.outputs, "output", "", "HOST:CONTAINER", "bring a file, a directory (ending in /) or a pattern out of the container (repeat)")
+	list(&o.outputs, "output", "", "HOST:CONTAINER", "bring a file, a directory (ending in /) or a pattern out of the container; a HOST/ is a directory to put it into (repeat)")
 	list(&o.mounts, "mount", "", "HOST:CONTAINER[:ro]", "mount a path of this host (repeat)")
 	list(&o.volumes, "volume", "", "CONTAINER[:SIZE]", "an empty directory, shared by the steps (repeat)")
 	flags.StringVar(&o.stdin, "stdin", "", "read standard input from this `FILE`, the host's or of the task's inputs and volumes")
-	flags.StringVar(&o.stdout, "stdout", "", "also write standard output to this `FILE`, the host's or in the task's volumes")
-	flags.StringVar(&o.stderr, "stderr", "", "also write standard error to this `FILE`, the host's or in the task's volumes")
+	flags.StringVar(&o.stdout, "stdout", "", "also write standard output, all of it, to this `FILE`, the host's or in the task's volumes")
+	flags.StringVar(&o.stderr, "stderr", "", "also write standard error, all of it, to this `FILE`, the host's or in the task's volumes")
 
 	flags.Var(floatValue{&o.limits.CPU}, "cpus", "CPUs that the task may use, as in 2 or 0.5; 0 is no limit")
 	flags.Var(sizeValue{&o.limits.Memory}, "memory", "memory that the task may use, as in 512MiB or 4G, with no swap beside it; 0 is no limit")
@@ -153,7 +158,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.insecure, "insecure", false, "allow registries without TLS, or with a certificate that cannot be verified")
 	flags.StringVar(&o.platform, "platform", "", "`OS/ARCH` of the image (default this machine's)")
 	flags.StringVar(&o.runtime, "runtime", "", "what starts the container: `direct|auto|NAME|PATH` of an OCI runtime")
-	flags.BoolVar(&o.detach, "detach", false, "print the task's ID and let it run")
+	flags.BoolVar(&o.detach, "detach", false, "print the task's ID and let it run; berth logs has the last 64 MiB of each of its streams")
 	flags.BoolVar(&o.ephemeral, "ephemeral", false, "have the daemon keep no copy of what the task writes, with --engine docker")
 	flags.BoolVar(&o.noWait, "no-wait", false, "fail where the machine has no room now")
 	flags.BoolVar(&o.keep, "keep", false, "keep what is left of the task, until berth rm, and say where")
@@ -168,8 +173,11 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 
 // runTask runs the task that flags and arguments amount to.
 func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
-	if err := a.removeResult(o); err != nil {
-		return err
+	a.called = true
+	if !o.dryRun {
+		if err := a.removeResult("run", o.result, o.file); err != nil {
+			return err
+		}
 	}
 	task, warnings, err := a.taskOf(o, args)
 	if err == nil {

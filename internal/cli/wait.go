@@ -32,6 +32,10 @@ writes. The exit code of berth wait itself is 0 once all have ended, however the
 }
 
 func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
+	a.called = true
+	if err := a.removeResult("wait", o.result, ""); err != nil {
+		return err
+	}
 	if o.result != "" && len(refs) > 1 {
 		return invalid("wait: --result takes one task, not %d", len(refs))
 	}
