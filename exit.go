@@ -55,4 +55,15 @@ type Usage struct {
 	PeakPIDs     *int64   `json:"peak_pids,omitempty"`
 	PIDs         *int64   `json:"pids,omitempty"`       // now; only while running
 	DiskUsed     *int64   `json:"disk_bytes,omitempty"` // scratch: writable layer and volumes
+	GPUs         []GPUUse `json:"gpus,omitempty"`       // of those that it was lent
+}
+
+// GPUUse is what a lent GPU, slice or share did meanwhile, by samples of each second. A nil field is unknown, which
+// is not zero.
+type GPUUse struct {
+	UUID       string   `json:"uuid"`
+	PeakMemory *int64   `json:"peak_memory_bytes,omitempty"` // bytes: of the whole GPU or slice; of a share what its processes had
+	Busy       *float64 `json:"mean_busy_percent,omitempty"` // of the time
+	Energy     *float64 `json:"energy_joules,omitempty"`
+	Unknown    string   `json:"unknown,omitempty"` // why not all is known
 }

@@ -136,6 +136,7 @@ func total(steps []berth.StepResult) berth.Usage {
 		sum.PeakPIDs = both(sum.PeakPIDs, u.PeakPIDs, higher)
 		sum.DiskUsed = both(sum.DiskUsed, u.DiskUsed, higher)
 	}
+	sum.GPUs = totalGPUs(steps)
 	return sum
 }
 

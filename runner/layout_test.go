@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -167,7 +168,7 @@ func TestTotal(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if got := total(nil); got != (berth.Usage{}) {
+	if got := total(nil); !reflect.ValueOf(got).IsZero() {
 		t.Errorf("of no step: %+v", got)
 	}
 }

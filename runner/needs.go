@@ -29,6 +29,16 @@ type Devices interface {
 	Faults(ctx context.Context, lent []ledger.Device) ([]string, error)
 }
 
+// Meter measures what lent devices do while a step has them, beside this process: whoever dies meanwhile, it goes on.
+type Meter interface {
+	// Start begins to measure, until the process pid has ended, and does not wait. It does nothing where somebody
+	// measures for the same file.
+	Start(file string, pid int, grants []berth.Grant) error
+	// Read returns what was measured of each device, and why not where nothing was. It waits, for patience at most, for
+	// who measures to have seen the end.
+	Read(ctx context.Context, file string, patience time.Duration, grants []berth.Grant) []berth.GPUUse
+}
+
 // Checker is a berth.Engine that says what it would refuse later, before anything is recorded or pulled. The
 // specs have of an image what it is called, no log directories, and of the mounts only those that the task names.
 type Checker interface {

@@ -20,6 +20,7 @@ type Config struct {
 	Store   *store.Store
 	Ledger  Ledger
 	Devices Devices // nil: a task that asks for some is refused
+	Meter   Meter   // nil: what they do is not measured
 	Fetch   staging.FetchOptions
 	DataDir string // what the runner keeps lies in its directory tasks
 	// UID and GID own the outputs, and UID is who submits; 0 is this process's own.

@@ -126,6 +126,7 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 	if err := d.keep(c); err != nil {
 		d.r.cfg.Logger.Warn("container does not hold the lease", "task", d.rec.Task.ID, "err", err)
 	}
+	d.measure(i, c)
 	if d.hooks.Started != nil {
 		d.hooks.Started(i, c)
 	}
@@ -136,6 +137,7 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 	if err := d.unkeep(); err != nil {
 		d.r.cfg.Logger.Warn("container still holds the lease", "task", d.rec.Task.ID, "err", err)
 	}
+	exit.Usage.GPUs = d.measured(i, exit)
 	d.at("step ended")
 	if d.hooks.Ended != nil {
 		d.hooks.Ended(i, exit)

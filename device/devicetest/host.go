@@ -42,11 +42,13 @@ type GPU struct {
 	Node  device.Node // the one that is no other GPU's, with its path in the host
 }
 
-// NVIDIA's driver of the hosts, and the memory of AMD's GPUs, of which NVIDIA's say nothing without their library.
+// NVIDIA's driver of the hosts, and the memory of AMD's GPUs, and their use, of which NVIDIA's say nothing without their library.
 const (
 	DriverVersion = "550.54.15"
 	CUDAVersion   = "12.4"
 	AMDMemory     = 64 << 30
+	AMDUsed       = 3 << 30 // bytes of its memory
+	AMDBusy       = 40      // percent
 )
 
 // The nodes are of the kernel's miscellaneous devices: runtimes let no container open them unasked, and on a

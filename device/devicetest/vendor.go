@@ -42,6 +42,9 @@ func (h *Host) addAMD(i, of int) {
 	h.write(driver+fmt.Sprintf("/drm/renderD%d/dev", render), fmt.Sprintf("226:%d\n", render))
 	h.write("/sys/bus/pci/devices/"+pci+"/product_name", "AMD Instinct MI300X\n")
 	h.write("/sys/bus/pci/devices/"+pci+"/mem_info_vram_total", fmt.Sprintln(int64(AMDMemory)))
+	h.write("/sys/bus/pci/devices/"+pci+"/mem_info_vram_used", fmt.Sprintln(int64(AMDUsed)))
+	h.write("/sys/bus/pci/devices/"+pci+"/gpu_busy_percent", fmt.Sprintln(AMDBusy))
+	h.write("/sys/bus/pci/devices/"+pci+"/hwmon/hwmon3/energy1_input", "1000000\n")
 	h.write("/sys/bus/pci/devices/"+pci+"/numa_node", numa(i, of))
 	hive := 0
 	if of-i <= h.hive {

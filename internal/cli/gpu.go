@@ -24,7 +24,7 @@ func (a *app) gpuCommand() *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.gpuLsCommand(), a.gpuExplainCommand(), a.gpuReleaseCommand(), a.gpuRecordCommand(), a.gpuTopologyCommand(), a.gpuNVMLCommand())
+	cmd.AddCommand(a.gpuLsCommand(), a.gpuExplainCommand(), a.gpuReleaseCommand(), a.gpuRecordCommand(), a.gpuTopologyCommand(), a.gpuNVMLCommand(), a.gpuMeterCommand())
 	return cmd
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/amd"
+	"github.com/berth-project/berth/device/intel"
+	"github.com/berth-project/berth/device/nvidia/nvml"
 )
 
 type gpuLsOptions struct {
@@ -167,14 +169,22 @@ func (a *app) gpuHolders(ctx context.Context, g gpus) (map[string][]gpuHolder, e
 
 // use says how busy a GPU is, where that can be read.
 func (g gpus) use(d device.Device) device.Use {
-	if d.Vendor == amd.Vendor {
+	switch d.Vendor {
+	case amd.Vendor:
 		return amd.NewDriver(g.Host).Use(d)
+	case intel.Vendor:
+		return intel.NewDriver(g.Host).Use(d)
 	}
 	gpu := g.facts.GPU(d.UUID)
-	if gpu == nil {
-		return device.Use{}
+	switch {
+	case gpu != nil && gpu.Busy == nil && gpu.MIG:
+		return device.Use{Memory: &gpu.Used, Unknown: "the driver does not tell how busy a divided GPU is"}
+	case gpu != nil:
+		return device.Use{Busy: gpu.Busy, Memory: &gpu.Used}
+	case g.facts == nil && !nvml.Built && g.Root() == "/":
+		return device.Use{Unknown: "this berth was built without cgo, and cannot ask NVIDIA's management library"}
 	}
-	return device.Use{Busy: gpu.Busy, Memory: &gpu.Used}
+	return device.Use{Unknown: "NVIDIA's management library did not tell it"}
 }
 
 func printGPUs(out *bytes.Buffer, lines []gpuLine, o *gpuLsOptions) error {

@@ -105,6 +105,12 @@ func (h *host) details(ctx context.Context, id string, rec *runner.Record) (task
 		step := stepDetails{ID: s.Spec.ID, Image: s.Spec.Image, LogDir: h.runner.LogDir(id, i), Exit: s.Exit, Running: s.Started && s.Exit == nil}
 		if step.Running {
 			h.live(ctx, id, &step)
+			if gpus := h.runner.Measured(ctx, rec, i); gpus != nil {
+				if step.Usage == nil {
+					step.Usage = &berth.Usage{}
+				}
+				step.Usage.GPUs = gpus
+			}
 		}
 		d.Steps = append(d.Steps, step)
 	}

@@ -159,6 +159,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 	h.runner = runner.New(runner.Config{
 		Quarantine: a.quarantine(h.dir),
 		Devices:    h.devices,
+		Meter:      gpuMeter{a, h.dir},
 		Engine:     h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
 		UniqueNames: a.uniqueNames, Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})

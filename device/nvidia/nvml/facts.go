@@ -167,3 +167,6 @@ func (f *Facts) NVLinks(a, b device.Device) int {
 	}
 	return max(to(x, b.PCI), to(y, a.PCI), min(to(x, Switch), to(y, Switch)))
 }
+
+// notHere is why GPUs of a host with another root are not measured: the library speaks of this machine's.
+const notHere = "NVIDIA's management library tells of this machine alone, and the GPU is of a host with another root"

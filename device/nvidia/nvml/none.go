@@ -17,3 +17,17 @@ const Built = false
 func Main(_ *device.Host, _ io.Writer) error {
 	return fmt.Errorf("NVIDIA's management library: %w: this berth was built without cgo", berth.ErrUnsupported)
 }
+
+// Gauges make no gauges in this build.
+type Gauges struct{ reason string }
+
+// OpenGauges says why there are none.
+func OpenGauges(h *device.Host) *Gauges {
+	if h.Root() != "/" {
+		return &Gauges{reason: notHere}
+	}
+	return &Gauges{reason: "this berth was built without cgo, and cannot ask NVIDIA's management library"}
+}
+
+// Gauge measures nothing, and says so.
+func (g *Gauges) Gauge(device.Gauged) device.Gauge { return device.Deaf(g.reason) }
