@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/sys/user"
@@ -60,11 +61,12 @@ func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
 // mapped refuses ids that this user namespace does not have.
 func mapped(uid, gid int) error {
 	for _, m := range []struct {
-		file, what string
-		id         int
-	}{{"/proc/self/uid_map", "user", uid}, {"/proc/self/gid_map", "group", gid}} {
-		ids, err := user.ParseIDMapFile(m.file)
-		if err != nil || len(ids) == 0 {
+		have func() []user.IDMap
+		what string
+		id   int
+	}{{ownUIDs, "user", uid}, {ownGIDs, "group", gid}} {
+		ids := m.have()
+		if len(ids) == 0 {
 			continue // a kernel without user namespaces
 		}
 		if !slices.ContainsFunc(ids, func(r user.IDMap) bool { return int64(m.id) >= r.ID && int64(m.id)-r.ID < r.Count }) {
@@ -74,10 +76,24 @@ func mapped(uid, gid int) error {
 	return nil
 }
 
-// setgroupsDenied reports whether this user namespace lets nobody set supplementary groups.
-func setgroupsDenied() bool {
-	raw, err := os.ReadFile("/proc/self/setgroups")
-	return err == nil && string(bytes.TrimSpace(raw)) == "deny"
+// What a process of many threads has for its life: only one of a single thread can enter another user namespace
+// (setns(2)), and the maps of one can be written once (user_namespaces(7)).
+var (
+	ownUIDs = sync.OnceValue(func() []user.IDMap { return idMap("/proc/self/uid_map") })
+	ownGIDs = sync.OnceValue(func() []user.IDMap { return idMap("/proc/self/gid_map") })
+	// setgroupsDenied reports whether this user namespace lets nobody set supplementary groups.
+	setgroupsDenied = sync.OnceValue(func() bool {
+		raw, err := os.ReadFile("/proc/self/setgroups")
+		return err == nil && string(bytes.TrimSpace(raw)) == "deny"
+	})
+)
+
+func idMap(file string) []user.IDMap {
+	ids, err := user.ParseIDMapFile(file)
+	if err != nil {
+		return nil
+	}
+	return ids
 }
 
 // lookup reads a file of the image; one that is not there is empty.

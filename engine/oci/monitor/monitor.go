@@ -77,6 +77,8 @@ type Monitor struct {
 	quietFrom time.Time
 	ending    bool // being idle; no further clients
 
+	trimmed time.Time // when memory was last given back while busy; trim's alone
+
 	cleaners gate           // those that remove files beside the way
 	wg       sync.WaitGroup // all goroutines but those of the connections
 }

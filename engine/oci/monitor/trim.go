@@ -19,8 +19,11 @@ const trimAfter = time.Second
 // goal is 12 MiB.
 const trimAbove = 10 << 20
 
-// trim gives memory back: once in each quiet time, of which *last is the last one's begin, and while the monitor is
-// busy whenever it has grown. It is called about once a second, and what is needed again costs far below a millisecond.
+// trimEvery bounds how often a busy monitor gives back memory: to take a page again costs starts their time.
+const trimEvery = 5 * time.Second
+
+// trim gives memory back: once in each quiet time, of which *last is the last one's begin, and now and then while the
+// monitor is busy, if it has grown. It is called about once a second, by one goroutine.
 func (m *Monitor) trim(last *time.Time) {
 	m.mu.Lock()
 	quiet := m.quietFrom
@@ -30,8 +33,10 @@ func (m *Monitor) trim(last *time.Time) {
 		return
 	case time.Since(quiet) >= trimAfter:
 		*last = quiet
-	case resident() <= trimAbove:
+	case time.Since(m.trimmed) < trimEvery || resident() <= trimAbove:
 		return
+	default:
+		m.trimmed = time.Now()
 	}
 	debug.FreeOSMemory()
 	dropProgram()
