@@ -82,7 +82,7 @@ func (d *drive) result(files []berth.OutputFile) berth.Result {
 		Outputs:  append([]berth.OutputFile{}, files...),
 		Steps:    d.rec.exits(),
 	}
-	if im, ok := d.rec.image(t.Steps[0].Image, t.Steps[0].Platform); ok {
+	if im, ok := d.rec.Image(t.Steps[0].Image, t.Steps[0].Platform); ok {
 		res.ImageDigest = cmp.Or(im.Digest, im.ID)
 	}
 	res.Engine, res.DiskEnforcement = d.rec.Engine, string(cmp.Or(d.rec.Disk, berth.DiskNone))

@@ -227,7 +227,7 @@ func (d *drive) stepSpec(i int) berth.StepSpec {
 	t, s := &d.rec.Task, &d.rec.Task.Steps[i]
 	spec := stepOf(t, i)
 	spec.ID = stepID(t.ID, i, d.rec.Attempts)
-	spec.Image, _ = d.rec.image(s.Image, s.Platform)
+	spec.Image, _ = d.rec.Image(s.Image, s.Platform)
 	spec.Mounts = d.mounts(i)
 	spec.Timeout = d.timeLeft()
 	spec.LogDir = d.dir.logs(i)

@@ -204,8 +204,8 @@ func (rec *Record) step(i int) *StepRecord {
 	return &rec.Steps[i]
 }
 
-// image finds what an image was resolved to.
-func (rec *Record) image(ref, platform string) (berth.Image, bool) {
+// Image finds what an image was resolved to.
+func (rec *Record) Image(ref, platform string) (berth.Image, bool) {
 	if rec.Opening == nil {
 		return berth.Image{}, false
 	}

@@ -55,6 +55,19 @@ func (h Host) Lend(c Container, uuids []string, grants []berth.Grant, capabiliti
 	if err != nil {
 		return nil, err
 	}
+	h.Require(d, []Container{c}, uuids, capabilities)
+	if len(d.errs) == 0 { // else it is the same
+		d.refuse(refused)
+	}
+	if len(d.errs) > 0 {
+		d.Edits = []Edits{}
+	}
+	return d, nil
+}
+
+// Require adds what containers require of devices that are lent to them, what the host has of it now, and which parts of
+// NVIDIA's driver they get. Of devices that are not here any more it says nothing.
+func (h Host) Require(d *Decision, containers []Container, uuids, capabilities []string) {
 	var of []device.Device // of NVIDIA's
 	for _, u := range device.Units(h.Devices) {
 		if !slices.Contains(uuids, u.UUID()) {
@@ -67,16 +80,18 @@ func (h Host) Lend(c Container, uuids []string, grants []berth.Grant, capabiliti
 			of = append(of, u.Device)
 		}
 	}
-	if of != nil {
+	if of == nil {
+		return
+	}
+	for _, c := range containers {
 		h.requireOf(d, c, of, capabilities)
 	}
-	if len(d.errs) == 0 { // else it is the same
-		d.refuse(refused)
-	}
-	if len(d.errs) > 0 {
-		d.Edits = []Edits{}
-	}
-	return d, nil
+	seen := map[string]bool{} // several steps of one image
+	d.Requirements = slices.DeleteFunc(d.Requirements, func(r Requirement) bool {
+		again := seen[r.Expression]
+		seen[r.Expression] = true
+		return again
+	})
 }
 
 // requireOf checks what an image requires of the driver, and says which parts of it the container gets.
@@ -87,7 +102,11 @@ func (h Host) requireOf(d *Decision, c Container, of []device.Device, capabiliti
 		named, err = h.Config.CapabilitiesOf(c.Container)
 		d.refuse(err)
 	}
-	d.DriverCapabilities = named.String()
+	for _, word := range strings.Split(named.String(), ",") {
+		if !slices.Contains(strings.Split(d.DriverCapabilities, ","), word) {
+			d.DriverCapabilities = both(d.DriverCapabilities, word)
+		}
+	}
 	requirements, err := c.Requirements()
 	d.refuse(err)
 	h.require(d, requirements, of)

@@ -18,6 +18,7 @@ import (
 	"github.com/berth-project/berth/device/inject"
 	"github.com/berth-project/berth/device/nvidia"
 	"github.com/berth-project/berth/ledger"
+	"github.com/berth-project/berth/runner"
 )
 
 type gpuExplainOptions struct {
@@ -232,17 +233,78 @@ func (a *app) explainTask(ctx context.Context, ref string) (*inject.Decision, er
 		return nil, err
 	}
 	asked := string(rec.Task.Resources.GPUs)
-	switch {
-	case asked == "" || asked == "null":
+	if asked == "" || asked == "null" {
 		return inject.Granted(nil, "", nil)
-	case rec.Opening == nil:
+	}
+	if rec.Admitted == nil && rec.Result == nil {
 		return nil, fmt.Errorf("task %s: %w: nothing has been lent to it yet", r.ID, berth.ErrUnavailable)
 	}
+	return a.explainLent(ctx, rec, "resources.gpus "+asked)
+}
+
+// explainLent says what the devices that a task was lent brought into its containers, and what its images require of them.
+func (a *app) explainLent(ctx context.Context, rec *runner.Record, rule string) (*inject.Decision, error) {
 	dev, err := a.openHost("/")
 	if err != nil {
 		return nil, err
 	}
-	return inject.Granted(rec.Opening.Spec.Grants, "resources.gpus "+asked, cdi.NewCache(dev.CDI()))
+	var grants []berth.Grant
+	if rec.Opening != nil {
+		grants = rec.Opening.Spec.Grants
+	}
+	d, err := inject.Granted(grants, rule, cdi.NewCache(dev.CDI()))
+	if err != nil {
+		return nil, err
+	}
+	var uuids, capabilities []string
+	for _, g := range grants {
+		uuids, capabilities = append(uuids, g.UUID), append(capabilities, g.Capabilities...)
+	}
+	if grants == nil && rec.Admitted != nil { // it was refused for what its image requires, perhaps
+		for _, lent := range rec.Admitted.Devices {
+			uuids = append(uuids, lent.ID)
+		}
+	}
+	found, err := findGPUs(ctx, dev)
+	if err != nil {
+		return nil, err
+	}
+	host := inject.Host{Host: dev, Devices: found.devices}
+	if host.Config, _, err = inject.ReadConfig(dev, a.getenv); err != nil {
+		return nil, err
+	}
+	containers, err := a.containersOf(ctx, rec)
+	if err != nil {
+		return nil, err
+	}
+	host.Require(d, containers, uuids, capabilities)
+	if grants == nil && rec.Result != nil && len(d.Errors) == 0 {
+		d.Errors = append(d.Errors, rec.Result.Detail)
+	}
+	return d, nil
+}
+
+// containersOf are the containers of a task's steps, by their environments. Images that are not here any more, and were
+// not recorded, say nothing.
+func (a *app) containersOf(ctx context.Context, rec *runner.Record) (all []inject.Container, err error) {
+	for _, s := range rec.Task.Steps {
+		var env []string
+		if im, ok := rec.Image(s.Image, s.Platform); ok {
+			env = im.Config.Env
+		} else if err := a.at(placeOf(rec.Task)).withImages(ctx, func(ctx context.Context, images imageStore) error {
+			info, err := images.Inspect(ctx, s.Image)
+			env = info.Config.Env
+			return err
+		}); err != nil {
+			a.say("what the image %s requires is not known: %v", s.Image, err)
+		}
+		c, err := inject.Image(append(slices.Clone(env), s.Env...), false)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return all, nil
 }
 
 // explained is a decision in words.
