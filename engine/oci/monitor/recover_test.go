@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -203,7 +204,7 @@ func TestExitOnFullDisk(t *testing.T) {
 	if err := c.writeExit(want); err != nil {
 		t.Fatal(err)
 	}
-	if err := readJSON(filepath.Join(dir, exitFile), &got); err != nil || got != want {
+	if err := readJSON(filepath.Join(dir, exitFile), &got); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("recorded: %+v, %v", got, err)
 	}
 	want.Detail = strings.Repeat("\x01é", 10000)
