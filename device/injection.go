@@ -69,6 +69,9 @@ func (p *Pool) onDisk(names []string, own *cdi.Edits) (injection, error) {
 func (p *Pool) readSpecs(names []string, own *cdi.Edits) (keptSpec, error) {
 	for _, name := range names {
 		d, ok := p.cfg.Specs.Device(name)
+		if err := p.cfg.Specs.Clash(name); err != nil {
+			return keptSpec{}, err // what two files say is nothing to go by, and they are there to be gone by
+		}
 		if !ok {
 			continue
 		}

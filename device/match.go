@@ -230,12 +230,13 @@ func (r Request) unknown(inventory []Device) string {
 	var text strings.Builder
 	for _, what := range []struct {
 		name   string
+		like   string
 		asked  bool
 		lacks  func(Unit) bool
 		others Request
 	}{
-		{"memory", r.Memory > 0, func(u Unit) bool { return u.Memory() == 0 }, Request{Vendor: r.Vendor, Model: r.Model, MIG: r.MIG, Shared: r.Shared}},
-		{"profile", r.MIG != "", func(u Unit) bool { return u.Slice != nil && u.Slice.Profile == "" }, Request{Vendor: r.Vendor, Model: r.Model}},
+		{"memory", "device=0", r.Memory > 0, func(u Unit) bool { return u.Memory() == 0 }, Request{Vendor: r.Vendor, Model: r.Model, MIG: r.MIG, Shared: r.Shared}},
+		{"profile", "device=0:0", r.MIG != "", func(u Unit) bool { return u.Slice != nil && u.Slice.Profile == "" }, Request{Vendor: r.Vendor, Model: r.Model}},
 	} {
 		n := 0
 		for _, u := range Units(inventory) {
@@ -244,7 +245,7 @@ func (r Request) unknown(inventory []Device) string {
 			}
 		}
 		if n > 0 {
-			fmt.Fprintf(&text, ", but the %s of %d is not known: such are lent to who names them, as in device=0", what.name, n)
+			fmt.Fprintf(&text, ", but the %s of %d is not known: such are lent to who names them, as in %s", what.name, n, what.like)
 		}
 	}
 	return text.String()

@@ -189,7 +189,7 @@ func TestMatchUnknown(t *testing.T) {
 		{"2,memory=1GiB", []Device{known, {Vendor: "nvidia", UUID: "GPU-2"}}, "1 fit, but the memory of 1 is not known"},
 		{"memory=32GiB", []Device{known}, "nothing here fits; "},
 		{"vendor=amd,memory=32GiB", []Device{known, {Vendor: "nvidia", UUID: "GPU-2"}}, "nothing here fits; "},
-		{"mig=1g.5gb", []Device{{Vendor: "nvidia", UUID: "GPU-2", Slices: []Slice{{UUID: "MIG-1"}, {UUID: "MIG-2"}}}}, "nothing here fits, but the profile of 2 is not known"},
+		{"mig=1g.5gb", []Device{{Vendor: "nvidia", UUID: "GPU-2", Slices: []Slice{{UUID: "MIG-1"}, {UUID: "MIG-2"}}}}, "nothing here fits, but the profile of 2 is not known: such are lent to who names them, as in device=0:0;"},
 		{"mig=1g.5gb", []Device{{Vendor: "nvidia", UUID: "GPU-2"}}, "nothing here fits; "},
 	} {
 		r, err := ParseRequest(c.request)

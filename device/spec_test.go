@@ -17,6 +17,18 @@ import (
 	"github.com/berth-project/berth/ledger"
 )
 
+// Two specs of one directory that describe a device are told, both by name: none of them is taken, and none is made.
+func TestGrantsOfSpecsThatClash(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	const spec = "cdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices: [{name: \"0\", containerEdits: {env: [A=1]}}]\n"
+	h.Write("/etc/cdi/one.yaml", spec)
+	h.Write("/etc/cdi/two.yaml", spec)
+	_, _, err := pool(t, h.Root, nil).Grants(t.Context(), asks("1"), []ledger.Device{{ID: h.AMD[0].UUID}}, nil)
+	if !errors.Is(err, berth.ErrConflict) || !strings.Contains(err.Error(), "both /etc/cdi/one.yaml and /etc/cdi/two.yaml describe it; remove it from one") {
+		t.Error(err)
+	}
+}
+
 // A spec on disk counts where it fits the host. One that does not is an error that names it, unless berth wrote it.
 func TestGrantsOfSpecs(t *testing.T) {
 	const own = "# Written by berth, which may write it again.\n"

@@ -96,6 +96,14 @@ func (c *Cache) Device(name string) (*Device, bool) {
 	return d, ok
 }
 
+// Clash is why Device does not find a device that is there: two specs of one directory describe it. nil if none do.
+func (c *Cache) Clash(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refresh()
+	return c.clashes[name]
+}
+
 // Specs are the specs that could be read, in order of increasing priority, then by path.
 func (c *Cache) Specs() []*Spec {
 	c.mu.Lock()

@@ -33,8 +33,9 @@ type gpus struct {
 	*device.Host
 	facts   *nvml.Facts // nil where nobody could be asked
 	devices []device.Device
-	// unusable says which are there and cannot be used; nil if all can.
+	// unusable says which are there and cannot be used; nil if all can. unfound are those of it that are of one vendor.
 	unusable error
+	unfound  map[string]error
 }
 
 // rootFlag adds --root.
@@ -67,7 +68,7 @@ func vendors(h *device.Host, more func(context.Context, []device.Device) ([]devi
 
 // findGPUs finds the GPUs of a host. That some cannot be used is no error of its own.
 func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
-	g := gpus{Host: h}
+	g := gpus{Host: h, unfound: map[string]error{}}
 	more := func(ctx context.Context, devices []device.Device) ([]device.Device, error) {
 		var err error
 		if g.facts, err = asker(h).Facts(ctx); err != nil || g.facts == nil {
@@ -83,6 +84,7 @@ func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
 		}
 		g.devices = append(g.devices, devices...)
 		errs = append(errs, err)
+		g.unfound[v.Name()] = err
 	}
 	if slices.ContainsFunc(g.devices, func(d device.Device) bool { return d.Vendor == nvidia.Vendor }) {
 		errs = append(errs, nvidia.NewDriver(h).CheckLibraries())
@@ -94,11 +96,12 @@ func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
 // foundVendor is a vendor whose devices have been found already.
 type foundVendor struct {
 	device.Injector
-	devices []device.Device
+	devices  []device.Device
+	unusable error
 }
 
-// Devices returns the devices.
-func (v foundVendor) Devices(context.Context) ([]device.Device, error) { return v.devices, nil }
+// Devices returns the devices, and why others cannot be used.
+func (v foundVendor) Devices(context.Context) ([]device.Device, error) { return v.devices, v.unusable }
 
 // Require checks what images ask of the vendor's driver, if they do.
 func (v foundVendor) Require(u device.Unit, env map[string]string) error {
@@ -121,7 +124,7 @@ func (a *app) poolOf(g gpus, hook string) (*device.Pool, *ledger.Ledger, error) 
 	var found []device.Injector
 	for _, v := range injectors(g.Host, filepath.Join(dir, "gpu"), func() (string, error) { return hook, nil }) {
 		devices := slices.DeleteFunc(slices.Clone(g.devices), func(d device.Device) bool { return d.Vendor != v.Name() })
-		found = append(found, foundVendor{v, devices})
+		found = append(found, foundVendor{v, devices, g.unfound[v.Name()]})
 	}
 	return a.newPool(g.Host, dir, l, found), l, nil
 }

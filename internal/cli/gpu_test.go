@@ -316,3 +316,18 @@ func TestGPUTopology(t *testing.T) {
 		t.Error(out, errs)
 	}
 }
+
+// Why a GPU that is there cannot be lent is told where one is asked for.
+func TestGPUExplainUnusable(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "host")
+	if err := os.CopyFS(root, os.DirFS(recordedHost(t, "h200"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "device-nodes"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := berthOf(t, "", "gpu", "explain", "--root", root, "--hook", "/opt/hook", "--gpus", "1")
+	if code != 3 || out != "" || !strings.Contains(errs, "/dev/nvidia0: file does not exist; as root, run: nvidia-modprobe") || strings.Count(errs, "\n") != 1 {
+		t.Errorf("exit code %d, %q, %q", code, out, errs)
+	}
+}
