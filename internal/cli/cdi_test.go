@@ -14,7 +14,7 @@ import (
 )
 
 func TestCDIGenerate(t *testing.T) {
-	for _, name := range []string{"h200", "a100x8-mig", "mi300x-cpx", "arc", "amd-and-intel"} {
+	for _, name := range []string{"h200", "a100x8-mig", "mi300x-cpx", "arc", "amd-and-intel", "nvidia-and-amd"} {
 		code, out, errs := berthOf(t, "", "cdi", "generate", "--root", recordedHost(t, name), "--hook", "/opt/berth/berth-cdi-hook")
 		if code != 0 {
 			t.Errorf("%s: exit code %d, %s", name, code, errs)

@@ -23,7 +23,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 // recordedHosts are the hosts of the vendors' tests.
 var recordedHosts = map[string]string{
-	"none": "nvidia", "h200": "nvidia", "a100x8-mig": "nvidia", "minor-differs": "nvidia", "upgraded": "nvidia",
+	"none": "nvidia", "h200": "nvidia", "a100x8-mig": "nvidia", "minor-differs": "nvidia", "upgraded": "nvidia", "nvidia-and-amd": "nvidia",
 	"mi300x-cpx": "amd", "arc": "intel", "amd-and-intel": "intel",
 }
 
@@ -300,7 +300,7 @@ func TestGPURecord(t *testing.T) {
 }
 
 func TestGPUTopology(t *testing.T) {
-	for _, name := range []string{"none", "a100x8-mig", "mi300x-cpx", "amd-and-intel"} {
+	for _, name := range []string{"none", "a100x8-mig", "mi300x-cpx", "amd-and-intel", "nvidia-and-amd"} {
 		root := recordedHost(t, name)
 		code, out, _ := berthOf(t, "", "gpu", "topology", "--root", root)
 		_, jsonOut, _ := berthOf(t, "", "gpu", "topology", "--root", root, "--format", "json")
@@ -329,5 +329,49 @@ func TestGPUExplainUnusable(t *testing.T) {
 	code, out, errs := berthOf(t, "", "gpu", "explain", "--root", root, "--hook", "/opt/hook", "--gpus", "1")
 	if code != 3 || out != "" || !strings.Contains(errs, "/dev/nvidia0: file does not exist; as root, run: nvidia-modprobe") || strings.Count(errs, "\n") != 1 {
 		t.Errorf("exit code %d, %q, %q", code, out, errs)
+	}
+}
+
+// Of a host with GPUs of two vendors, a task that names none gets those of one, NVIDIA's first; each has its own nodes.
+func TestGPUExplainTwoVendors(t *testing.T) {
+	const h200, w7900 = "GPU-edfee158-11c1-52b8-0517-92f30e7fac99", "GPU-0000000123456789"
+	for _, c := range []struct {
+		request string
+		vendor  string
+		gets    []string
+		says    string
+	}{
+		{"1", "nvidia", []string{h200}, ""},
+		{"all", "nvidia,amd", []string{h200, w7900}, ""},
+		{"vendor=amd", "amd", []string{w7900}, ""},
+		{"model=W7900", "amd", []string{w7900}, ""},
+		{"amd.com/gpu=0", "amd", []string{w7900}, ""},
+		{"memory=100GiB", "nvidia", []string{h200}, ""},
+		{"2", "", nil, "1 fit; this host has nvidia 0 (NVIDIA H200, " + h200 + ", 140 GiB), amd 0 (Radeon PRO W7900, " + w7900 + ", 48 GiB)"},
+		{"device=0", "", nil, "0 is a device of several vendors; say whose, as in vendor=nvidia;"},
+		{"vendor=amd,memory=100GiB", "", nil, "nothing here fits"},
+	} {
+		t.Run(c.request, func(t *testing.T) {
+			code, out, errs := berthOf(t, "", "gpu", "explain", "--root", recordedHost(t, "nvidia-and-amd"), "--hook", "/opt/hook", "--gpus", c.request, "--format", "json")
+			if c.says != "" {
+				if code == 0 || out != "" || !strings.Contains(errs, c.says) || strings.Count(errs, "\n") != 1 {
+					t.Errorf("exit code %d, %q, %q", code, out, errs)
+				}
+				return
+			}
+			var d struct {
+				Devices []string
+				Vendor  string
+			}
+			if err := json.Unmarshal([]byte(out), &d); err != nil {
+				t.Fatal(err, errs)
+			}
+			if diff := cmp.Diff(c.gets, d.Devices); diff != "" || d.Vendor != c.vendor {
+				t.Error(d.Vendor, diff)
+			}
+			if strings.Contains(out, "/dev/nvidia0") != strings.Contains(c.vendor, "nvidia") || strings.Contains(out, "/dev/kfd") != strings.Contains(c.vendor, "amd") {
+				t.Error(out)
+			}
+		})
 	}
 }
