@@ -53,7 +53,7 @@ func newBed(ctx context.Context, berthBin string) (_ *bed, err error) {
 	if b.berth, err = filepath.Abs(berthBin); err != nil {
 		return nil, err
 	}
-	b.env = append(os.Environ(), "BERTH_DATA_DIR="+filepath.Join(b.dir, "cli"), "DOCKER_HOST=unix://"+filepath.Join(b.dir, "docker.sock"))
+	b.env = append(os.Environ(), "BERTH_DATA_DIR="+filepath.Join(b.dir, "cli"), "DOCKER_HOST="+b.dockerHost())
 	root, err := rootTar()
 	if err != nil {
 		return nil, err
@@ -230,8 +230,7 @@ func (b *bed) withRoot(i int, bundle string, f func() error) error {
 }
 
 func (b *bed) startDocker(ctx context.Context) error {
-	sock := filepath.Join(b.dir, "docker.sock")
-	err := b.daemon("dockerd", "--host", "unix://"+sock, "--data-root", filepath.Join(b.dir, "docker"), "--exec-root", filepath.Join(b.dir, "docker-exec"),
+	err := b.daemon("dockerd", "--host", b.dockerHost(), "--data-root", filepath.Join(b.dir, "docker"), "--exec-root", filepath.Join(b.dir, "docker-exec"),
 		"--pidfile", filepath.Join(b.dir, "docker.pid"), "--bridge=none", "--iptables=false", "--ip-masq=false")
 	if err != nil {
 		return err
@@ -325,22 +324,7 @@ func (b *bed) close() {
 	}
 }
 
-// runEngine runs one container through the engine, from opening its sandbox to nothing being left of it.
+// runEngine runs one container through the embedded engine.
 func (b *bed) runEngine(ctx context.Context, id string, command ...string) error {
-	sb, err := b.engine.Open(ctx, berth.SandboxSpec{ID: id})
-	if err != nil {
-		return err
-	}
-	c, err := sb.Start(ctx, berth.StepSpec{ID: "s", Image: b.image, Command: command})
-	if err != nil {
-		return err
-	}
-	x, err := c.Wait(ctx)
-	if err != nil {
-		return err
-	}
-	if !x.OK() {
-		return fmt.Errorf("%s: %s %d %s", id, x.Reason, x.Code, x.Detail)
-	}
-	return sb.Close(ctx)
+	return runTask(ctx, b.engine, b.image, id, command...)
 }

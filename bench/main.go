@@ -20,9 +20,16 @@ func main() {
 		crunMain(os.Args[2:])
 		return
 	}
+	if len(os.Args) == 6 && os.Args[1] == dockerHelper {
+		if err := dockerHelperMain(os.Args[2], os.Args[3], os.Args[4], os.Args[5]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	b := &bench{}
 	flag.BoolVar(&b.quick, "quick", false, "fewer repetitions")
-	only := flag.String("only", "", "comma-separated `names`: start, once, pull, memory, output, cli")
+	only := flag.String("only", "", "comma-separated `names`: start, once, cli, pull, memory, output, docker, docker-memory, docker-output")
 	flag.StringVar(&b.berth, "berth", "bin/berth", "the berth `binary`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
@@ -53,7 +60,15 @@ func (b *bench) run(ctx context.Context, only []string) error {
 		name string
 		run  func(context.Context) error
 	}{
-		{"start", b.start}, {"once", b.atOnce}, {"cli", b.cli}, {"pull", b.pull}, {"memory", b.memory}, {"output", b.output},
+		{"start", b.start},
+		{"once", b.atOnce},
+		{"cli", b.cli},
+		{"pull", b.pull},
+		{"memory", b.memory},
+		{"output", b.output},
+		{"docker", b.docker},
+		{"docker-memory", b.dockerMemory},
+		{"docker-output", b.dockerOutput},
 	} {
 		if len(only) > 0 && !slices.Contains(only, part.name) {
 			continue

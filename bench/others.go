@@ -301,7 +301,7 @@ func (b *bench) memory(ctx context.Context) (err error) {
 	if _, err := c.Wait(ctx); err != nil {
 		return err
 	}
-	pid, err := monitorOf(e.Dir())
+	pid, err := processOf("berth-monitor", e.Dir())
 	if err != nil {
 		return err
 	}
@@ -373,18 +373,19 @@ func childrenPss(pid int) ([]int64, error) {
 	return all, nil
 }
 
-func monitorOf(dir string) (int, error) {
+// processOf finds the process of that name which looks after a data directory.
+func processOf(name, dir string) (int, error) {
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0, err
 	}
 	for _, p := range all {
 		raw, err := os.ReadFile(p)
-		if err == nil && strings.HasPrefix(string(raw), "berth-monitor\x00") && strings.Contains(string(raw), "\x00"+dir+"\x00") {
+		if err == nil && strings.HasPrefix(string(raw), name+"\x00") && strings.Contains(string(raw), "\x00"+dir+"\x00") {
 			return strconv.Atoi(filepath.Base(filepath.Dir(p)))
 		}
 	}
-	return 0, errors.New("no monitor runs")
+	return 0, fmt.Errorf("no %s runs", name)
 }
 
 // smaps are the sums of /proc/PID/smaps_rollup, in KiB.
@@ -415,7 +416,7 @@ func (b *bench) output(ctx context.Context) error {
 		{"berth run", append([]string{b.bed.berth, "run", imageName}, write...)},
 		{"docker run", append([]string{"docker", "run", "--rm", "--network=none", imageName}, write...)},
 	} {
-		wall, cpu, err := drain(ctx, b.bed.env, c.argv)
+		wall, cpu, err := drain(ctx, b.bed.env, c.argv, 1<<30)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
@@ -424,8 +425,8 @@ func (b *bench) output(ctx context.Context) error {
 	return nil
 }
 
-// drain runs a command and reads its output. The CPU time is that of the whole machine less the reader's.
-func drain(ctx context.Context, env, argv []string) (wall, cpu time.Duration, err error) {
+// drain runs a command and reads its output, of so many bytes. The CPU time is that of the whole machine less the reader's.
+func drain(ctx context.Context, env, argv []string, size int64) (wall, cpu time.Duration, err error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = env
 	out, err := cmd.StdoutPipe()
@@ -443,7 +444,7 @@ func drain(ctx context.Context, env, argv []string) (wall, cpu time.Duration, er
 	if err := cmd.Wait(); err != nil {
 		return 0, 0, err
 	}
-	if n != 1<<30 {
+	if n != size {
 		return 0, 0, fmt.Errorf("%d bytes came", n)
 	}
 	return time.Since(begin), busy() - before, nil
