@@ -14,22 +14,48 @@ import (
 	"github.com/berth-project/berth/engine/oci/direct"
 )
 
-// TestUnderDirect is TestUnderRuntimes for berth's own start, which runs hooks as runc does.
+// TestUnderDirect is TestUnderRuntimes for berth's own start, which runs hooks as runc does; and where they are this
+// program's, without it.
 func TestUnderDirect(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces and mounts")
 	}
 	hook := build(t)
+	other := filepath.Join(filepath.Dir(hook), "another-hook")
+	if err := os.Link(hook, other); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("program", func(t *testing.T) { underDirect(t, other, true, nil) })
+	t.Run("inside", func(t *testing.T) { underDirect(t, hook, false, nil) })
+	// What is too much for a process that has other containers is the program's.
+	t.Run("too much", func(t *testing.T) { underDirect(t, hook, true, make([]byte, 2<<20)) })
+	// A program of that name that is not ours is run as every other is.
+	script := filepath.Join(t.TempDir(), "berth-cdi-hook")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nexec "+other+" \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("of that name", func(t *testing.T) { underDirect(t, script, true, nil) })
+}
+
+// underDirect runs hooks of a program in a container whose image may have a linker's cache, and says whether the program was executed.
+func underDirect(t *testing.T, hook string, executed bool, cache []byte) {
+	t.Helper()
 	layer := t.TempDir()
 	makeRoot(t, layer)
+	if cache != nil {
+		if err := os.WriteFile(filepath.Join(layer, "etc/ld.so.cache"), cache, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s, err := direct.New(direct.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	dir := ""
 	run := func(hooks ...[]string) (out, upper string, err error) {
 		t.Helper()
-		dir := t.TempDir()
+		dir = t.TempDir()
 		writeConfig(t, dir, hook, hooks)
 		raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
 		if err != nil {
@@ -78,6 +104,10 @@ func TestUnderDirect(t *testing.T) {
 	)
 	if err != nil || !strings.Contains(out, "libdriver.so") {
 		t.Errorf("%v: %s", err, out)
+	}
+	// Only for a program is there a bundle as it expects one.
+	if _, err := os.Stat(filepath.Join(dir, "rootfs")); (err == nil) != executed {
+		t.Errorf("a program was executed: %v, want %v", err == nil, executed)
 	}
 	if to, err := os.Readlink(filepath.Join(upper, "link")); err != nil || to != "x" {
 		t.Errorf("a link that leads up ended at %q, %v; want the container's root", to, err)

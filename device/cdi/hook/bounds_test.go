@@ -50,7 +50,7 @@ func TestCacheMemory(t *testing.T) {
 	} {
 		data := cacheOf(c.entries, c.text)
 		var err error
-		took := allocated(func() { _, err = parseLinkerCache(data) })
+		took := allocated(func() { _, err = parseLinkerCache(data, ofProgram.texts) })
 		if !errors.Is(err, c.want) || took > 32<<20 {
 			t.Errorf("%s: %v, %d MiB", c.name, err, took>>20)
 		}
@@ -77,7 +77,7 @@ func TestCacheHwcapsMemory(t *testing.T) {
 		data = le.AppendUint32(data, cacheHeader)
 	}
 	var err error
-	if took := allocated(func() { _, err = parseLinkerCache(data) }); !errors.Is(err, errLarge) || took > 8<<20 {
+	if took := allocated(func() { _, err = parseLinkerCache(data, ofProgram.texts) }); !errors.Is(err, errLarge) || took > 8<<20 {
 		t.Errorf("%v, %d MiB", err, took>>20)
 	}
 }
@@ -139,8 +139,8 @@ func TestDirectoryBounds(t *testing.T) {
 	c := newContainer(t, nil)
 	c.library("driver/libx.so.1")
 	j := c.job()
-	j.entries = maxAllEntries - 1
-	if got := j.scan("/driver"); len(got) != 1 || j.entries != maxAllEntries {
+	j.entries = ofProgram.allEntries - 1
+	if got := j.scan("/driver", &linkerFiles{}); len(got) != 1 || j.entries != ofProgram.allEntries {
 		t.Errorf("%v, %d", got, j.entries)
 	}
 	for i := range 3 {
@@ -150,8 +150,8 @@ func TestDirectoryBounds(t *testing.T) {
 	}
 	for _, left := range []int{2, 0} {
 		j = c.job()
-		j.entries = maxAllEntries - left
-		if got := j.scan("/driver"); got != nil || !strings.Contains(fmt.Sprint(j.log), "left out") {
+		j.entries = ofProgram.allEntries - left
+		if got := j.scan("/driver", &linkerFiles{}); got != nil || !strings.Contains(fmt.Sprint(j.log), "left out") {
 			t.Errorf("%d: %v, %v", left, got, j.log)
 		}
 	}

@@ -88,5 +88,5 @@ func (c *container) job() *job {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() { root.Close() })
-	return &job{root: root, log: &bytes.Buffer{}}
+	return &job{root: root, log: &bytes.Buffer{}, most: ofProgram}
 }

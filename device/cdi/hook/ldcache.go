@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/device/cdi/inroot"
 )
 
 const (
@@ -41,15 +43,40 @@ func updateLDCache(flags *flag.FlagSet) func(*job) error {
 }
 
 func (j *job) extendCache(folders []string) error {
+	made, ok := j.kept.recall(j.key)
+	if !ok {
+		j.root.Watch()
+		if made = j.newCache(folders); j.large {
+			return nil // what is there now is for the program to extend
+		}
+		if !j.root.Strayed() {
+			j.kept.keep(j.key, made)
+		}
+	}
+	for _, l := range made.links {
+		if err := CreateSymlink(j.root, l.target, l.name); err != nil {
+			return err
+		}
+	}
+	if err := j.keepForLater(made.added); err != nil {
+		return err
+	}
+	return j.root.WriteFile(cacheFile, made.cache, 0o644)
+}
+
+// newCache finds out what the linker's cache is to be.
+func (j *job) newCache(folders []string) (made linkerFiles) {
 	c := &linkerCache{}
-	data, err := j.root.ReadFile(cacheFile, maxCache)
+	data, err := j.root.ReadFile(cacheFile, j.most.cache)
 	whole := err != nil // there is nothing to add to
 	if err == nil {
-		if c, err = parseLinkerCache(data); err != nil {
+		if c, err = parseLinkerCache(data, j.most.texts); err != nil {
+			j.tooMuch(errors.Is(err, errLarge))
 			j.warn("%s: %v; it is made anew", cacheFile, err)
 			c, whole = &linkerCache{}, true
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
+		j.tooMuch(errors.Is(err, inroot.ErrLarge))
 		j.warn("%v; it is made anew", err)
 	}
 	known := map[string]bool{}
@@ -59,14 +86,13 @@ func (j *job) extendCache(folders []string) error {
 	// As with ldconfig: first the image's CUDA where it was chosen, then what is new, then what was there. A
 	// directory that was known keeps its place, behind.
 	first, last := j.confDirs(path.Join(confDir, "00-compat-*.conf")), []string{}
-	var added []string
 	for _, f := range folders {
 		switch {
-		case slices.Contains(added, f):
+		case slices.Contains(made.added, f):
 		case known[f] || slices.Contains(systemDirs, f):
 			last = append(last, f)
 		default:
-			first, added = append(first, f), append(added, f)
+			first, made.added = append(first, f), append(made.added, f)
 		}
 	}
 	if whole {
@@ -83,16 +109,14 @@ func (j *job) extendCache(folders []string) error {
 		}
 	}
 	for _, dir := range first {
-		add(j.scan(dir))
+		add(j.scan(dir, &made))
 	}
 	add(c.entries)
 	for _, dir := range last {
-		add(j.scan(dir))
+		add(j.scan(dir, &made))
 	}
-	if err := j.keepForLater(added); err != nil {
-		return err
-	}
-	return j.root.WriteFile(cacheFile, all.bytes(), 0o644)
+	made.cache = all.bytes()
+	return made
 }
 
 // systemDirs are where glibc looks without being told.
@@ -119,19 +143,32 @@ const (
 	maxConfFiles    = 1024
 	maxConfDirs     = 512
 	maxConfSize     = 1 << 20 // bytes of a file
-	maxConfBytes    = 8 << 20 // and of all
 	maxConfPatterns = 4096    // that are included
 	maxConfDepth    = 16      // of files that include others
 	maxEntries      = 1 << 16 // of a directory
-	maxAllEntries   = 1 << 18 // and of all
+)
+
+// bounds are those that a long-lived process sets lower for itself than the program, which ends.
+type bounds struct {
+	cache      int64 // bytes of the linker's cache
+	texts      int   // bytes of its names and paths, which may overlap in the file
+	confBytes  int   // of all configuration
+	allEntries int   // of all directories
+}
+
+var (
+	ofProgram = bounds{cache: 8 << 20, texts: 16 << 20, confBytes: 8 << 20, allEntries: 1 << 18}
+	ofInside  = bounds{cache: 1 << 20, texts: 2 << 20, confBytes: 1 << 20, allEntries: 1 << 14}
 )
 
 // list lists a directory, unless the image has more of them than anybody needs.
 func (j *job) list(dir string) ([]fs.DirEntry, error) {
-	left := min(maxEntries, maxAllEntries-j.entries)
+	left := min(maxEntries, j.most.allEntries-j.entries)
 	entries, err := j.root.ReadSome(dir, left)
+	j.tooMuch(errors.Is(err, inroot.ErrLarge))
 	if len(entries) == 0 && left == 0 {
-		return nil, fmt.Errorf("the directories have more than %d entries in all", maxAllEntries)
+		j.tooMuch(true)
+		return nil, fmt.Errorf("the directories have more than %d entries in all", j.most.allEntries)
 	}
 	j.entries += len(entries)
 	return entries, err
@@ -141,8 +178,8 @@ func (j *job) list(dir string) ([]fs.DirEntry, error) {
 func (j *job) confDirs(pattern string) []string {
 	c := conf{job: j, read: map[string]bool{}, known: map[string]bool{}}
 	c.files(pattern, 0)
-	if c.tooMuch != "" {
-		j.warn("%s: %s; the rest is left out", pattern, c.tooMuch)
+	if c.beyond != "" {
+		j.warn("%s: %s; the rest is left out", pattern, c.beyond)
 	}
 	return c.dirs[:min(len(c.dirs), maxConfDirs)]
 }
@@ -155,7 +192,7 @@ type conf struct {
 	dirs     []string
 	patterns int
 	bytes    int
-	tooMuch  string // which bound was reached
+	beyond   string // which bound was reached
 }
 
 // full says whether a bound is reached.
@@ -166,15 +203,16 @@ func (c *conf) full(depth int) bool {
 	}{
 		{len(c.dirs), maxConfDirs, "directories"},
 		{len(c.read), maxConfFiles, "files"},
-		{c.bytes, maxConfBytes, "bytes of its files"},
+		{c.bytes, c.most.confBytes, "bytes of its files"},
 		{c.patterns, maxConfPatterns, "patterns to include"},
 		{depth, maxConfDepth, "files that include each other"},
 	} {
 		if b.have > b.most {
-			c.tooMuch = fmt.Sprintf("more than %d %s", b.most, b.what)
+			c.beyond = fmt.Sprintf("more than %d %s", b.most, b.what)
+			c.tooMuch(b.what == "bytes of its files")
 		}
 	}
-	return c.tooMuch != ""
+	return c.beyond != ""
 }
 
 func (c *conf) files(pattern string, depth int) {
@@ -244,7 +282,7 @@ func (j *job) glob(pattern string) []string {
 }
 
 // scan finds the libraries of a directory, and gives each the link of its soname that programs look for.
-func (j *job) scan(dir string) []cacheEntry {
+func (j *job) scan(dir string, made *linkerFiles) []cacheEntry {
 	entries, err := j.list(dir)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -275,7 +313,7 @@ func (j *job) scan(dir string) []cacheEntry {
 	}
 	for _, so := range slices.Sorted(maps.Keys(newest)) {
 		e := newest[so]
-		if j.linkSoname(dir, so, path.Base(e.path)) {
+		if j.linkSoname(dir, so, path.Base(e.path), made) {
 			e.path = path.Join(dir, so)
 		}
 		e.name = so
@@ -298,7 +336,7 @@ func (j *job) library(name string) (library, error) {
 }
 
 // linkSoname sees that dir has a link so to file. Without one, which is no error, the cache names the file.
-func (j *job) linkSoname(dir, so, file string) bool {
+func (j *job) linkSoname(dir, so, file string, made *linkerFiles) bool {
 	link := path.Join(dir, so)
 	if have, err := j.root.Readlink(link); err == nil && have == file {
 		return true
@@ -314,6 +352,7 @@ func (j *job) linkSoname(dir, so, file string) bool {
 		j.warn("%v", err)
 		return false
 	}
+	made.links = append(made.links, symlink{file, link})
 	return true
 }
 

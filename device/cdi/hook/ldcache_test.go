@@ -29,7 +29,7 @@ func TestCacheOfThisHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := parseLinkerCache(data)
+	c, err := parseLinkerCache(data, ofProgram.texts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestCacheWithHwcaps(t *testing.T) {
 	if !strings.Contains(strings.Join(want, "\n"), "x86-64-v2") {
 		t.Fatalf("no library for special hardware in %q; the test saw nothing", want)
 	}
-	parsed, err := parseLinkerCache([]byte(c.read(cacheFile)))
+	parsed, err := parseLinkerCache([]byte(c.read(cacheFile)), ofProgram.texts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,12 +283,12 @@ func FuzzLinkerCache(f *testing.F) {
 	f.Add(host[:min(len(host), 4096)])
 	f.Add(append([]byte(oldMagic+"\x00\x00\x00\x00\x00"), small...))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parseLinkerCache(data)
+		c, err := parseLinkerCache(data, ofProgram.texts)
 		if err != nil {
 			return
 		}
 		text := c.bytes()
-		again, err := parseLinkerCache(text)
+		again, err := parseLinkerCache(text, ofProgram.texts)
 		if err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}

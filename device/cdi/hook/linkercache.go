@@ -35,19 +35,18 @@ const (
 	hwcapNamed    = 1 << 62 // the low half of hwcap is an index into hwcaps
 
 	// What a cache may have. Those of large systems have some thousand entries of 100 bytes.
-	maxCache     = 8 << 20  // bytes
-	maxLibraries = 1 << 17  // entries
-	maxHwcaps    = 1024     // names of hardware capabilities
-	maxTexts     = 16 << 20 // bytes of all names and paths: they may overlap, and what is made of them does not
+	// See bounds for its size.
+	maxLibraries = 1 << 17 // entries
+	maxHwcaps    = 1024    // names of hardware capabilities
 )
 
 var (
 	errCache = errors.New("not a linker cache of version 1.1")
-	errLarge = fmt.Errorf("more than %d libraries, or %d MiB of their names", maxLibraries, maxTexts>>20)
+	errLarge = fmt.Errorf("more than %d libraries, or too long names of them", maxLibraries)
 )
 
-// parseLinkerCache reads a cache. It takes nothing in it on trust.
-func parseLinkerCache(data []byte) (*linkerCache, error) {
+// parseLinkerCache reads a cache whose names and paths are of at most so many bytes. It takes nothing in it on trust.
+func parseLinkerCache(data []byte, most int) (*linkerCache, error) {
 	le := binary.LittleEndian
 	if bytes.HasPrefix(data, []byte(oldMagic)) && len(data) >= 16 {
 		// Caches of old glibc begin with the older format, and have ours behind it.
@@ -68,7 +67,7 @@ func parseLinkerCache(data []byte) (*linkerCache, error) {
 		return nil, errLarge
 	}
 	c := &linkerCache{entries: make([]cacheEntry, 0, n)}
-	all := texts{all: string(data)}
+	all := texts{all: string(data), most: most}
 	for i := range n {
 		e := data[cacheHeader+i*cacheEntryLen:]
 		name, err1 := all.at(le.Uint32(e[4:]))
@@ -127,6 +126,7 @@ func parseHwcaps(data []byte, at uint64, all *texts) ([]string, error) {
 type texts struct {
 	all   string
 	taken int // bytes
+	most  int // that may be taken
 }
 
 // at is the string at an offset, up to the zero byte that ends it.
@@ -139,7 +139,7 @@ func (t *texts) at(off uint32) (string, error) {
 	if end < 0 {
 		return "", errCache
 	}
-	if t.taken += end + 1; t.taken > maxTexts {
+	if t.taken += end + 1; t.taken > t.most {
 		return "", errLarge
 	}
 	return s[:end], nil

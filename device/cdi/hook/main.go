@@ -15,12 +15,18 @@ import (
 
 // job is one run of a hook: the container's root, and where to say what is odd but no error.
 type job struct {
-	root  *inroot.Root
-	state *state
-	log   io.Writer
+	root *inroot.Root
+	env  func() ([]string, error) // the container's environment
+	log  io.Writer
+	most bounds
+	kept *Kept
+	key  string // of kept; "" keeps nothing
 
-	entries int // of directories, listed so far
+	entries int  // of directories, listed so far
+	large   bool // a bound was reached that is lower here than in the program
 }
+
+func (j *job) tooMuch(yes bool) { j.large = j.large || yes }
 
 func (j *job) warn(format string, args ...any) { fmt.Fprintf(j.log, format+"\n", args...) }
 
@@ -111,7 +117,14 @@ func inContainer(run func(*job) error, stdin io.Reader, log io.Writer) error {
 	defer root.Close()
 	// Specs make links in /dev, which runtimes mount. All else that is mounted may be the host's.
 	root.KeepToMount("/dev")
-	return run(&job{root: root, state: st, log: log})
+	env := func() ([]string, error) {
+		c, err := st.config()
+		if err != nil {
+			return nil, err
+		}
+		return c.Process.Env, nil
+	}
+	return run(&job{root: root, env: env, log: log, most: ofProgram})
 }
 
 // lines gives each write, which is a line, to say.

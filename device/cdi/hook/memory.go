@@ -14,11 +14,11 @@ func applyCUDAMemoryLimits(flags *flag.FlagSet) func(*job) error {
 	flags.String("driver-root", "", "where the driver is")
 	flags.Var(&ids, "gpu-id", "UUID of a GPU; may be given again")
 	return func(j *job) error {
-		c, err := j.state.config()
+		env, err := j.env()
 		if err != nil {
 			return err
 		}
-		for _, v := range c.Process.Env {
+		for _, v := range env {
 			name, _, _ := strings.Cut(v, "=")
 			if name == "NVIDIA_GPU_MEMORY_LIMIT" || name == "NVIDIA_GPU_MEMORY_REQUEST" {
 				return errors.New("the container's environment has " + v + ", and this program cannot set limits of GPU memory; use nvidia-cdi-hook in this spec, or take the variable away")

@@ -24,7 +24,12 @@ type Root struct {
 	dir  *os.File
 	keep bool     // see KeepToMount
 	also []string // see KeepToMount
+
+	watched, strayed bool // see Watch
 }
+
+// ErrLarge says that a file or directory is larger than the caller would read.
+var ErrLarge = errors.New("too large")
 
 // Open opens a root. Linux before 5.6 has no openat2: every use then fails and says so.
 func Open(dir string) (*Root, error) {
@@ -34,6 +39,22 @@ func Open(dir string) (*Root, error) {
 	}
 	return &Root{dir: os.NewFile(uintptr(fd), dir)}, nil
 }
+
+// At makes a root of a directory that is open. Closing it leaves dir open.
+func At(dir *os.File) (*Root, error) {
+	fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir.Name(), Err: err}
+	}
+	return &Root{dir: os.NewFile(uintptr(fd), dir.Name())}, nil
+}
+
+// Watch has Strayed tell of what is opened from now on.
+func (r *Root) Watch() { r.watched, r.strayed = true, false }
+
+// Strayed says whether something was looked for since Watch that may be another at another time, though the root's own
+// file system and the files that are mounted in it be the same: it lies in a directory that is mounted there.
+func (r *Root) Strayed() bool { return r.strayed }
 
 // KeepToMount has everything that writes refuse directories of other mounts than the root's own, which may be
 // those of the host: links in the tree could lead there. The mounts at the directories also are allowed, where
@@ -57,6 +78,9 @@ func (r *Root) Open(name string, flags int) (*os.File, error) {
 	}
 	for tries := 0; ; tries++ {
 		fd, err := unix.Openat2(int(r.dir.Fd()), clean(name), how)
+		if r.watched && !r.strayed {
+			r.strayed = r.strays(fd, clean(name), err, 0)
+		}
 		switch {
 		case err == nil:
 			return os.NewFile(uintptr(fd), path.Join(r.Name(), clean(name))), nil
@@ -95,7 +119,7 @@ func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("read %s: larger than %d bytes", f.Name(), limit)
+		err = fmt.Errorf("read %s: %w: it has more than %d bytes", f.Name(), ErrLarge, limit)
 	}
 	return data, err
 }
@@ -143,7 +167,7 @@ func (r *Root) ReadSome(name string, most int) ([]fs.DirEntry, error) {
 	entries, err := again.ReadDir(most + 1)
 	switch {
 	case len(entries) > most:
-		return nil, fmt.Errorf("read %s: it has more than %d entries", f.Name(), most)
+		return nil, fmt.Errorf("read %s: %w: it has more than %d entries", f.Name(), ErrLarge, most)
 	case err != nil && !errors.Is(err, io.EOF):
 		return nil, err
 	}
@@ -262,7 +286,11 @@ func (r *Root) Readlink(name string) (string, error) {
 
 // MkdirAll makes a directory and those above it, and opens it. A link that leads nowhere is an error.
 func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
-	at, err := r.Open("/", unix.O_PATH|unix.O_DIRECTORY)
+	at, err := r.Open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return at, err
+	}
+	at, err = r.Open("/", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +324,7 @@ func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
 // WriteFile puts a file in its place by rename: whoever reads sees the old one or the new one, and what is
 // there, a link too, is replaced and never written through.
 func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
-	return r.replace(name, func(dir int, tmp string) error {
+	return r.replace(name, false, func(dir int, tmp string) error {
 		fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		if err != nil {
 			return err
@@ -308,12 +336,69 @@ func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
 	})
 }
 
-// Symlink makes a link, in place of what is there. The target is not looked at.
-func (r *Root) Symlink(target, name string) error {
-	return r.replace(name, func(dir int, tmp string) error { return unix.Symlinkat(target, dir, tmp) })
+// look is one plain open beneath the root.
+func (r *Root) look(name string, flags uint64) (int, error) {
+	return unix.Openat2(int(r.dir.Fd()), name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 }
 
-func (r *Root) replace(name string, make func(dir int, tmp string) error) error {
+// maxLinks is how many links are followed to what is missing, as in the kernel.
+const maxLinks = 40
+
+// strays is Strayed for one open, with its result.
+func (r *Root) strays(fd int, name string, err error, links int) bool {
+	switch {
+	case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		return false
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return r.straysMissing(name, links)
+	case err != nil:
+		return true
+	}
+	var own, it unix.Statx_t
+	const mask = unix.STATX_MNT_ID | unix.STATX_TYPE
+	err = errors.Join(unix.Statx(int(r.dir.Fd()), "", unix.AT_EMPTY_PATH, mask, &own), unix.Statx(fd, "", unix.AT_EMPTY_PATH, mask, &it))
+	if err != nil || own.Mask&it.Mask&unix.STATX_MNT_ID == 0 {
+		return true
+	}
+	mounted := it.Attributes_mask&it.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && it.Mode&unix.S_IFMT == unix.S_IFREG
+	return own.Mnt_id != it.Mnt_id && !mounted
+}
+
+// straysMissing is strays for what is not there: it would be where a link leads, or in the directory above.
+func (r *Root) straysMissing(name string, links int) bool {
+	if name == "." || links > maxLinks {
+		return true
+	}
+	at := path.Dir(name)
+	link, err := r.look(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err == nil {
+		defer func() { _ = unix.Close(link) }()
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(link, "", buf)
+		text := string(buf[:max(n, 0)])
+		if err != nil || slices.Contains(strings.Split(text, "/"), "..") {
+			return true // a file where a directory was looked for; or too hard to tell
+		}
+		if links++; !path.IsAbs(text) {
+			text = path.Join(at, text)
+		}
+		at = clean(text)
+	}
+	fd, err := r.look(at, unix.O_PATH)
+	if err == nil {
+		defer func() { _ = unix.Close(fd) }()
+	}
+	return r.strays(fd, at, err, links)
+}
+
+// Symlink makes a link, in place of what is there. The target is not looked at.
+func (r *Root) Symlink(target, name string) error {
+	return r.replace(name, true, func(dir int, tmp string) error { return unix.Symlinkat(target, dir, tmp) })
+}
+
+// replace makes something under another name and renames it; atOnce says that it is whole from the beginning, and
+// needs that only where something is there.
+func (r *Root) replace(name string, atOnce bool, make func(dir int, tmp string) error) error {
 	name = clean(name)
 	fail := func(err error) error { return &fs.PathError{Op: "write", Path: path.Join(r.Name(), name), Err: err} }
 	if name == "." {
@@ -328,6 +413,14 @@ func (r *Root) replace(name string, make func(dir int, tmp string) error) error 
 		return err
 	}
 	fd, tmp := int(dir.Fd()), ".berth-"+rand.Text()
+	if atOnce {
+		if err := make(fd, path.Base(name)); !errors.Is(err, fs.ErrExist) {
+			if err != nil {
+				return fail(err)
+			}
+			return nil
+		}
+	}
 	if err = make(fd, tmp); err == nil {
 		err = unix.Renameat(fd, tmp, fd, path.Base(name))
 	}

@@ -51,13 +51,14 @@ func (h *Host) NewPool(instance string, size int) *Pool {
 }
 
 // Get gives out a group that is as a new one. Its Path is the pool's choice; that of spec counts only where
-// the pool has none that fits: one with another parent or with other than the default devices is always
-// made. Errors are those of Make.
+// the pool has none that fits: one with another parent is always made, and one with other than the default devices
+// where their rules would be the group's own. Errors are those of Make.
 func (p *Pool) Get(spec Spec) (*Group, error) {
-	if spec.Parent != "" || len(spec.Devices) > 0 || p.size == 0 {
+	if spec.Parent != "" || len(spec.Devices) > 0 && !p.host.sharesRules() || p.size == 0 {
 		return p.host.Make(spec)
 	}
-	if err := errors.Join(spec.check(), p.host.supports(spec.Limits)); err != nil {
+	set, err := parseRules(spec.Devices)
+	if err := errors.Join(spec.check(), p.host.supports(spec.Limits), err); err != nil {
 		return nil, err
 	}
 	for {
@@ -66,7 +67,7 @@ func (p *Pool) Get(spec Spec) (*Group, error) {
 			return p.host.makeNamed(spec, fmt.Sprintf("%s/_pool-%d-%d", p.instance, os.Getpid(), p.made.Add(1)))
 		}
 		// A group that somebody removed meanwhile, say.
-		if err := g.Set(spec.Limits); err != nil {
+		if err := errors.Join(g.Set(spec.Limits), g.ruleBy(spec, set)); err != nil {
 			_ = p.remove(g)
 			continue
 		}

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -143,11 +146,11 @@ func TestPoolRefusesTheUnclean(t *testing.T) {
 		t.Error("a clean one was not parked")
 	}
 	special, err := p.Get(Spec{Path: instance(t) + "/special", Devices: []specsDevice{{Allow: true}}})
-	if err != nil || !strings.HasSuffix(special.Path(), "/special") {
+	if own := strings.HasSuffix(special.Path(), "/special"); err != nil || own == h.sharesRules() {
 		t.Errorf("other devices: %v %v", special, err)
 	}
-	if put(t, p, special, true) {
-		t.Error("a group with other devices was parked")
+	if put(t, p, special, true) != h.sharesRules() {
+		t.Error("a group is parked where device rules are shared, and only there")
 	}
 }
 
@@ -171,4 +174,45 @@ func TestPoolAtOnce(t *testing.T) {
 func show(u berth.Usage) string {
 	b, _ := json.Marshal(u)
 	return string(b)
+}
+
+// TestPoolChangesRules: a group is given out again under the device rules of its next container, and those alone.
+func TestPoolChangesRules(t *testing.T) {
+	h, p := newPool(t)
+	if !h.sharesRules() {
+		t.Skip("the device rules of this host are not in cgroups of their own")
+	}
+	major, minor := int64(10), int64(229)
+	lent := []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rw"}}
+	node := t.TempDir() + "/node"
+	if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 229))); err != nil {
+		t.Fatal(err)
+	}
+	var first *Group
+	for i, rules := range [][]specs.LinuxDeviceCgroup{nil, lent, lent, nil} {
+		g, err := p.Get(Spec{Path: instance(t) + "/r", Devices: rules})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = g
+		}
+		if g != first {
+			t.Errorf("%d: another group was made", i)
+		}
+		out, err := command(t.Context(), g, "open", node, "r").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "EPERM\n"
+		if rules != nil {
+			want = "yes\n"
+		}
+		if string(out) != want {
+			t.Errorf("%d: what runs in it opens the device: %q, want %q", i, out, want)
+		}
+		if !put(t, p, g, true) {
+			t.Fatalf("%d: it was not parked", i)
+		}
+	}
 }

@@ -4,12 +4,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 )
@@ -191,6 +193,40 @@ func (h *Host) deviceGroup(t *tree, spec Spec, set rules) (string, error) {
 		}
 		return dir, err
 	}
+}
+
+// sharesRules says whether device rules of v1 are in cgroups of their own, which several groups may join.
+func (h *Host) sharesRules() bool {
+	t := h.v1[devices]
+	return t != nil && !slices.Contains(h.v1[:devices], t) && !slices.Contains(h.v1[devices+1:], t)
+}
+
+// ruleBy puts a group of a pool, which nothing has joined, under other device rules of v1.
+func (g *Group) ruleBy(spec Spec, set rules) error {
+	t := g.host.v1[devices]
+	if t == nil || !g.shared {
+		return nil
+	}
+	dir, err := g.host.deviceGroup(t, spec, set)
+	if err != nil || dir == g.v1[devices] {
+		return err
+	}
+	fd, err := open(dir+"/tasks", unix.O_WRONLY)
+	if err != nil {
+		g.host.forget()
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, f := range g.join {
+		if f.Name() == g.v1[devices]+"/tasks" {
+			_ = f.Close()
+			g.join[i], g.v1[devices] = os.NewFile(uintptr(fd), dir+"/tasks"), dir
+			return nil
+		}
+	}
+	_ = unix.Close(fd)
+	return fmt.Errorf("device rules of cgroup %s: %w", g.path, berth.ErrNotFound)
 }
 
 func (h *Host) setRules(t *tree, dir string, set rules) error {

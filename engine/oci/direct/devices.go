@@ -129,26 +129,21 @@ func (p *plan) parentOf(canonical, base string) (dir, name arg) {
 func (p *plan) bindDevices() bool { return p.userNS || p.s.inUserNS }
 
 func (p *plan) bindDevice(d *device) error {
-	fd, _, err := p.cloneTree(d.path, false)
-	if err != nil {
-		return err
+	c := prepareMount(&specs.Mount{Type: "bind", Source: d.path, Options: []string{"bind", "private"}})
+	if c.fd >= 0 {
+		p.own(c.fd)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+	if c.err != nil {
+		return c.err
 	}
-	if st.Mode&unix.S_IFMT != d.mode&unix.S_IFMT || st.Rdev != d.dev {
+	if st := &c.st; st.Mode&unix.S_IFMT != d.mode&unix.S_IFMT || st.Rdev != d.dev {
 		return fmt.Errorf("%w: devices cannot be made in a user namespace, and the host's is another", berth.ErrUnsupported)
-	}
-	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	if err := mountSetattr(fd, false, &attr); err != nil {
-		return err
 	}
 	at, _, err := p.view.target(d.path, false)
 	if err != nil {
 		return err
 	}
-	p.attach(p.inherit(fd), at)
+	p.attachFile(p.inherit(c.fd), at)
 	p.view.mounts = append(p.view.mounts, planned{at: at, content: contentFile})
 	return nil
 }

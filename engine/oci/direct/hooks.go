@@ -46,24 +46,24 @@ func hasHooks(h *specs.Hooks) bool {
 }
 
 // runtimeHooks are those that run in this process's namespaces.
-func runtimeHooks(h *specs.Hooks) []hook {
-	var all []hook
+func runtimeHooks(h *specs.Hooks) []hookOf {
+	var all []hookOf
 	for i := range h.Prestart { //nolint:staticcheck // deprecated, and part of CDI
-		all = append(all, hook{"prestart", &h.Prestart[i]}) //nolint:staticcheck // as above
+		all = append(all, hookOf{"prestart", &h.Prestart[i]}) //nolint:staticcheck // as above
 	}
 	for i := range h.CreateRuntime {
-		all = append(all, hook{"createRuntime", &h.CreateRuntime[i]})
+		all = append(all, hookOf{"createRuntime", &h.CreateRuntime[i]})
 	}
 	return all
 }
 
-// hook is a hook and its stage.
-type hook struct {
+// hookOf is a hook and its stage.
+type hookOf struct {
 	stage string
 	*specs.Hook
 }
 
-func (h *hook) String() string {
+func (h *hookOf) String() string {
 	words := []string{h.Path}
 	if len(h.Args) > 1 {
 		words = append(words, h.Args[1:]...)
@@ -82,7 +82,7 @@ func checkHooks(spec *specs.Spec) error {
 	}
 	all := runtimeHooks(spec.Hooks)
 	for i := range spec.Hooks.CreateContainer {
-		all = append(all, hook{"createContainer", &spec.Hooks.CreateContainer[i]})
+		all = append(all, hookOf{"createContainer", &spec.Hooks.CreateContainer[i]})
 	}
 	for _, h := range all {
 		switch {
@@ -173,12 +173,17 @@ func smallRoot() (int, error) {
 
 // ready adds the meeting at which all of the container is there: hooks run, and who asked for it looks at it.
 func (p *plan) ready(ctx context.Context, root *os.File) error {
-	if !p.hosted && p.bundle.Ready == nil {
+	if !p.hosted && !p.inside && p.bundle.Ready == nil {
 		return nil
 	}
 	return p.meet("wait for hooks and checks", func(pid int) error {
 		if p.hosted {
 			if err := p.runHooks(ctx, pid); err != nil {
+				return err
+			}
+		}
+		if p.inside {
+			if err := p.runInside(ctx, root); err != nil {
 				return err
 			}
 		}
@@ -214,7 +219,7 @@ func (p *plan) runHooks(ctx context.Context, pid int) error {
 			return err
 		}
 		for i := range p.spec.Hooks.CreateContainer {
-			h := hook{"createContainer", &p.spec.Hooks.CreateContainer[i]}
+			h := hookOf{"createContainer", &p.spec.Hooks.CreateContainer[i]}
 			if err := h.run(ctx, state, filepath.Join(p.bundle.Dir, rootDir)); err != nil {
 				return err
 			}
@@ -252,7 +257,7 @@ func onOwnThread(f func() error) error {
 
 // run runs the hook to its end, in dir. It gets the state of the container as its standard input, and no more of an
 // environment than it brings.
-func (h *hook) run(ctx context.Context, state specs.State, dir string) error {
+func (h *hookOf) run(ctx context.Context, state specs.State, dir string) error {
 	raw, err := json.Marshal(state)
 	if err != nil {
 		return err

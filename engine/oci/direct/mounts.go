@@ -1,7 +1,6 @@
 package direct
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -51,72 +50,57 @@ func (p *plan) openTarget(canonical string, flags uint64) arg {
 
 // mounts plans all mounts of the spec, in order.
 func (p *plan) mounts() error {
+	p.sources = map[int]*unix.Stat_t{}
 	for i := range p.spec.Mounts {
 		m := &p.spec.Mounts[i]
-		if err := p.mount(m); err != nil {
+		c := p.early.take(i)
+		if c == nil {
+			c = prepareMount(m)
+		}
+		if c.fd >= 0 {
+			p.own(c.fd)
+			p.sources[i] = &c.st
+		}
+		if err := p.mount(m, c); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 	}
 	return nil
 }
 
-func (p *plan) mount(m *specs.Mount) error {
-	o, err := parseMount(m)
-	if err != nil {
-		return err
-	}
-	switch {
+// mount plans one mount, whose clone is that of a bind mount.
+func (p *plan) mount(m *specs.Mount, c *prepared) error {
+	switch o := &c.options; {
+	case c.err != nil:
+		return c.err
 	case o.bind:
-		return p.bind(m, &o)
+		return p.bind(m, c)
 	case m.Type == "cgroup":
-		return p.cgroupMount(m, &o)
+		return p.cgroupMount(m, o)
 	default:
-		_, err := p.newMount(m.Type, m.Source, m.Destination, &o)
+		_, err := p.newMount(m.Type, m.Source, m.Destination, o)
 		return err
 	}
 }
 
-// bind clones the source here, where the host's paths are, and has the child move it to its place.
-func (p *plan) bind(m *specs.Mount, o *mountOptions) error {
-	fd, dir, err := p.cloneTree(m.Source, o.rbind)
-	if err != nil {
-		return fmt.Errorf("source %s: %w", m.Source, err)
-	}
-	if err := setAttrs(fd, dir, o); err != nil {
-		return fmt.Errorf("source %s: options %s: %w", m.Source, strings.Join(m.Options, ","), err)
-	}
-	c := contentFile
+// bind has the child move a clone of the host's to its place.
+func (p *plan) bind(m *specs.Mount, c *prepared) error {
+	dir := c.st.Mode&unix.S_IFMT == unix.S_IFDIR
+	content := contentFile
 	if dir {
-		c = contentHost
+		content = contentHost
 	}
 	at, _, err := p.view.target(m.Destination, dir)
 	if err != nil {
 		return err
 	}
-	p.attach(p.inherit(fd), at)
-	p.view.mounts = append(p.view.mounts, planned{at: at, content: c, fd: fd})
+	if dir {
+		p.attach(p.inherit(c.fd), at)
+	} else {
+		p.attachFile(p.inherit(c.fd), at)
+	}
+	p.view.mounts = append(p.view.mounts, planned{at: at, content: content, fd: c.fd})
 	return nil
-}
-
-// cloneTree clones the mount of a host path, detached.
-func (p *plan) cloneTree(source string, recursive bool) (fd int, dir bool, err error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err = unix.OpenTree(unix.AT_FDCWD, source, flags)
-	if err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return -1, false, fmt.Errorf("%w: %w", berth.ErrNotFound, err)
-		}
-		return -1, false, err
-	}
-	p.own(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return -1, false, err
-	}
-	return fd, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
 // setAttrs applies the options of a bind mount to its clone. Without a word on propagation it is private:
@@ -147,8 +131,19 @@ func mountSetattr(fd int, recursive bool, attr *unix.MountAttr) error {
 	return unix.MountSetattr(fd, "", flags, attr)
 }
 
+// attachFile is attach for what is no directory: of several in one directory that is opened once, and a name within it
+// leads nowhere else.
+func (p *plan) attachFile(mount arg, at string) {
+	above, base := path.Split(at)
+	p.b.doing("open directory of mount point", at)
+	dir, name := p.parentOf(path.Clean(above), base)
+	p.b.doing("mount on", at)
+	p.b.call(unix.SYS_MOVE_MOUNT, mount, p.b.str(""), dir, name, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
 // attach adds the steps that move a detached mount to a canonical path.
 func (p *plan) attach(mount arg, at string) {
+	clear(p.dirs) // it may lie upon one of them, or above
 	p.b.doing("open mount point", at)
 	target := p.openTarget(at, unix.O_PATH)
 	p.b.doing("mount on", at)

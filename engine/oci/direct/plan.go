@@ -32,16 +32,19 @@ type plan struct {
 	admin  bool // the container may mount and unmount
 	notes  []string
 	hosted bool     // it has hooks: until they have run, its mount namespace shows the host's files
+	inside bool     // it has hooks that are run in this process
 	later  []func() // what comes after all mounts and devices
 
-	threadNet   int            // network namespace that the forking thread joins for the moment; -1 is none
-	report      int            // write end of the report pipe
-	image       int            // of berth's init, or the trampoline
-	meetings    []meeting      // where the child waits for this process
-	oom         string         // oom_score_adj that mapIDs sets
-	tty         arg            // the terminal; 0 is none
-	consoleSock int            // brings its master
-	dirs        map[string]arg // directories of the container that the child has open, by canonical path
+	early       *early               // clones of bind mounts
+	sources     map[int]*unix.Stat_t // by index in spec.Mounts: what is mounted there
+	threadNet   int                  // network namespace that the forking thread joins for the moment; -1 is none
+	report      int                  // write end of the report pipe
+	image       int                  // of berth's init, or the trampoline
+	meetings    []meeting            // where the child waits for this process
+	oom         string               // oom_score_adj that mapIDs sets
+	tty         arg                  // the terminal; 0 is none
+	consoleSock int                  // brings its master
+	dirs        map[string]arg       // directories of the container that the child has open, by canonical path
 	unusedMount arg
 	hows        []unix.OpenHow
 	howAt       []arg
@@ -133,6 +136,9 @@ func (p *plan) start(ctx context.Context, rootFile *os.File) error {
 		return err
 	}
 	if err := p.mounts(); err != nil {
+		return err
+	}
+	if err := p.hookMounts(); err != nil {
 		return err
 	}
 	if err := p.devices(); err != nil {

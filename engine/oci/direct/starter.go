@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/hook"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/direct/trampoline"
 	"github.com/berth-project/berth/engine/oci/initbin"
@@ -55,6 +57,9 @@ type Starter struct {
 	filters     seccomp.Cache
 	builders    builders
 	known       *known // fields of a spec
+	programs    programs
+	kept        hook.Kept
+	params      func() (name string, contents []byte, ok bool, err error) // hook.Params
 }
 
 var _ bundle.Starter = (*Starter)(nil)
@@ -65,7 +70,7 @@ func New(c Config) (*Starter, error) {
 	if c.Threads == 0 {
 		c.Threads = max(4, 2*runtime.NumCPU())
 	}
-	s := &Starter{plain: newThreads(c.Threads, kindPlain), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), hosted: newThreads(c.Threads, kindHosted), proc: -1, self: -1, known: knownFields(supported)}
+	s := &Starter{plain: newThreads(c.Threads, kindPlain), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), hosted: newThreads(c.Threads, kindHosted), proc: -1, self: -1, known: knownFields(supported), params: hook.Params}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("direct start: %w", err)
@@ -186,11 +191,25 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	if err != nil {
 		return nil, err
 	}
-	root, err := rootfs.Overlay(b.Root)
+	p := &plan{filter: filter, bundle: b, early: cloneEarly(b.Spec), inside: s.canInside(b.Spec)}
+	defer p.early.close()
+	proc, err := s.rootAndStart(ctx, p)
+	if errors.Is(err, hook.ErrTooMuch) {
+		// Overlay refuses to mount what was volatile before, as it could have lost something in a crash.
+		if err := os.RemoveAll(filepath.Join(b.Root.Work, "work/incompat")); err != nil {
+			return nil, err
+		}
+		return s.rootAndStart(ctx, &plan{filter: filter, bundle: b})
+	}
+	return proc, err
+}
+
+func (s *Starter) rootAndStart(ctx context.Context, p *plan) (bundle.Process, error) {
+	root, err := rootfs.Overlay(p.bundle.Root)
 	if err != nil {
 		return nil, err
 	}
-	proc, err := s.start(ctx, b, root, filter)
+	proc, err := s.start(ctx, p, root)
 	if err != nil {
 		_ = root.Close()
 		return nil, err
@@ -198,8 +217,8 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	return proc, nil
 }
 
-func (s *Starter) start(ctx context.Context, b *bundle.Bundle, root *os.File, filter *seccomp.Filter) (*Process, error) {
-	p := &plan{s: s, filter: filter, spec: b.Spec, bundle: b, b: s.builders.take(), dirs: map[string]arg{}, threadNet: -1}
+func (s *Starter) start(ctx context.Context, p *plan, root *os.File) (*Process, error) {
+	p.s, p.spec, p.b, p.dirs, p.threadNet = s, p.bundle.Spec, s.builders.take(), map[string]arg{}, -1
 	defer p.close()
 	report, w, err := pipe()
 	if err != nil {
@@ -232,7 +251,7 @@ func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root
 		p.flags &^= unix.CLONE_NEWNET
 	}
 	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
-	if p.hosted = hasHooks(b.Spec.Hooks); p.hosted {
+	if p.hosted = hasHooks(b.Spec.Hooks) && !p.inside; p.hosted {
 		if err := makeBundle(b); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
@@ -85,7 +86,7 @@ func (l *launch) prepare(ctx, copying context.Context) error {
 	if err := l.joinNetwork(ctx); err != nil {
 		return err
 	}
-	layers, err := l.layers()
+	layers, like, err := l.layers()
 	if err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func (l *launch) prepare(ctx, copying context.Context) error {
 			Layers: layers, Upper: c.upper(), Work: c.work(),
 			Volatile: true, UserXattr: c.sb.m.rootless,
 		},
-		Init: !c.step.NoInit, NetNS: c.sb.net.NS,
+		Init: !c.step.NoInit, NetNS: c.sb.net.NS, Like: like,
 	}
 	if len(l.req.Lent) > 0 {
 		l.bundle.Ready = l.prove
@@ -180,27 +181,28 @@ func (l *launch) joinNetwork(ctx context.Context) error {
 
 // layers are those of the container's root: the image's, its skeleton and, where that can be, the files that
 // berth gives the container. What it writes to them lies in its own writable layer then, with all else that it
-// writes, and nothing has to be mounted.
-func (l *launch) layers() ([]string, error) {
+// writes, and nothing has to be mounted. like names all but those files: see bundle.Bundle.
+func (l *launch) layers() (layers []string, like string, err error) {
 	sk, err := l.c.sb.m.skeletons.of(l.req.Layers, l.req.Places)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	layers := sk.over(l.req.Layers)
+	layers = sk.over(l.req.Layers)
+	like = strings.Join(layers, "\n")
 	own := l.takeFiles()
 	switch {
 	case len(own) == 0:
-		return layers, nil
+		return layers, like, nil
 	case sk.etc == nil || !l.c.pooled() || slices.ContainsFunc(l.spec.Mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == "/etc" }):
 		// An OCI runtime gets them as every other engine gives them. At /etc something of the user's lies over ours.
 		l.spec.Mounts = append(l.spec.Mounts, own...)
-		return layers, l.c.sb.mountFiles()
+		return layers, like, l.c.sb.mountFiles()
 	}
 	dir := filepath.Join(l.c.dir, layerDir)
 	if err := l.layFiles(dir, own, sk.etc); err != nil {
-		return nil, fmt.Errorf("files of the container: %w", err)
+		return nil, "", fmt.Errorf("files of the container: %w", err)
 	}
-	return append([]string{dir}, layers...), nil
+	return append([]string{dir}, layers...), like, nil
 }
 
 // takeFiles takes the mounts of the sandbox's files out of the spec.

@@ -1,0 +1,109 @@
+package direct
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+)
+
+// prepared is what is known of a mount of a spec before it is made; of a bind mount, its source's mount, cloned and
+// detached, with its attributes.
+type prepared struct {
+	options mountOptions
+	fd      int // -1 where there is none
+	st      unix.Stat_t
+	err     error
+}
+
+// prepareMount makes one here, where the host's paths are.
+func prepareMount(m *specs.Mount) *prepared {
+	c := &prepared{fd: -1}
+	if c.options, c.err = parseMount(m); c.err != nil || !c.options.bind {
+		return c
+	}
+	if c.err = c.open(m); c.err != nil {
+		c.err = fmt.Errorf("source %s: %w", m.Source, c.err)
+	}
+	return c
+}
+
+func (c *prepared) open(m *specs.Mount) (err error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if c.options.rbind {
+		flags |= unix.AT_RECURSIVE
+	}
+	c.fd, err = unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	if err != nil {
+		c.fd = -1
+		if errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("%w: %w", berth.ErrNotFound, err)
+		}
+		return err
+	}
+	if err := unix.Fstat(c.fd, &c.st); err != nil {
+		return err
+	}
+	if err := setAttrs(c.fd, c.st.Mode&unix.S_IFMT == unix.S_IFDIR, &c.options); err != nil {
+		return fmt.Errorf("options %s: %w", strings.Join(m.Options, ","), err)
+	}
+	return nil
+}
+
+// early are the clones for many mounts, made by another thread while this one mounts the root.
+type early struct {
+	done   chan struct{}
+	clones []*prepared // taken ones are nil
+}
+
+// manyBinds is from how many bind mounts on another thread is worth its price.
+const manyBinds = 8
+
+// cloneEarly begins to make the clones for a spec's mounts; nil where they are few. Close it.
+func cloneEarly(spec *specs.Spec) *early {
+	binds := 0
+	for _, m := range spec.Mounts {
+		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+			binds++
+		}
+	}
+	if binds < manyBinds {
+		return nil
+	}
+	e := &early{done: make(chan struct{}), clones: make([]*prepared, len(spec.Mounts))}
+	go func() {
+		defer close(e.done)
+		for i := range spec.Mounts {
+			e.clones[i] = prepareMount(&spec.Mounts[i])
+		}
+	}()
+	return e
+}
+
+// take hands over the clone of a mount of the spec, by its index; nil where there is none.
+func (e *early) take(i int) *prepared {
+	if e == nil {
+		return nil
+	}
+	<-e.done
+	c := e.clones[i]
+	e.clones[i] = nil
+	return c
+}
+
+func (e *early) close() {
+	if e == nil {
+		return
+	}
+	<-e.done
+	for _, c := range e.clones {
+		if c != nil && c.fd >= 0 {
+			_ = unix.Close(c.fd)
+		}
+	}
+}
