@@ -32,7 +32,7 @@ type Sandbox interface {
 	Container(ctx context.Context, id string) (Container, error)
 	// Volume is the directory, on this host, of the volume that is mounted at the container path. The
 	// returned directory is open and stays valid until it is closed. ErrUnsupported where no disk is shared
-	// (see Archiver), ErrNotFound if there is no such volume.
+	// (see VolumeArchiver), ErrNotFound if there is no such volume.
 	Volume(ctx context.Context, path string) (*os.Root, error)
 	// DiskEnforcement says how Limits.Disk and sized volumes are kept.
 	DiskEnforcement() DiskEnforcement
@@ -92,6 +92,13 @@ type (
 		Archive(ctx context.Context, path string) (io.ReadCloser, error)
 	}
 )
+
+// VolumeArchiver is a Sandbox whose volumes may lie on another machine, where Volume is ErrUnsupported: it reads a file or
+// directory of a volume, by its path in the containers, as Archiver does. The directories above path are no links.
+// ErrNotFound if path is not there, or no step of the sandbox was started.
+type VolumeArchiver interface {
+	ArchiveVolume(ctx context.Context, path string) (io.ReadCloser, error)
+}
 
 // Puller makes an image ready to be started; an Engine that has it (all that run on one machine do).
 type Puller interface {

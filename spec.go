@@ -137,8 +137,11 @@ type Mount struct {
 	Source   string    `json:"source,omitempty"` // host path of a bind
 	Target   string    `json:"target"`           // container path, absolute
 	ReadOnly bool      `json:"read_only,omitempty"`
-	Size     int64     `json:"size,omitempty"` // bytes of a tmpfs; 0 is half the machine's memory
-	Options  []string  `json:"options,omitempty"`
+	// Copy, of a bind that is read-only: what the source holds when the step starts is enough. An engine on another machine
+	// mounts a copy; it refuses other binds, with ErrUnsupported.
+	Copy    bool     `json:"copy,omitempty"`
+	Size    int64    `json:"size,omitempty"` // bytes of a tmpfs; 0 is half the machine's memory
+	Options []string `json:"options,omitempty"`
 }
 
 // Device is a device node of this host given to a step.

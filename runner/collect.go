@@ -248,6 +248,9 @@ func (d *drive) mounted(sandbox berth.Sandbox) (out []staging.Mount, closeAll fu
 		switch p.kind {
 		case placeVolume:
 			root, err := sandbox.Volume(d.now, p.path)
+			if a, ok := sandbox.(berth.VolumeArchiver); ok && errors.Is(err, berth.ErrUnsupported) {
+				root, err = d.mirrored(a, p.path)
+			}
 			if err != nil {
 				return out, closeAll, fmt.Errorf("volume %s: %w", p.path, err)
 			}

@@ -39,6 +39,7 @@ func (d taskDir) removeLogs() error { return os.RemoveAll(filepath.Join(string(d
 func (d taskDir) removeWork() error { return removeAll(d.work()) }
 func (d taskDir) inputs() string    { return filepath.Join(d.work(), "inputs") }
 func (d taskDir) temporary() string { return filepath.Join(string(d), "temporary") }
+func (d taskDir) mirror() string    { return filepath.Join(d.work(), "volumes") }
 func (d taskDir) rooted() string    { return filepath.Join(d.work(), "root") }
 
 // remove removes all of it. Whoever tries to hold the task makes its lock file anew meanwhile, so that the directory is not

@@ -34,6 +34,7 @@ type drive struct {
 	lease            *ledger.Lease
 	holder           ledger.Holder // of the lease: the running container; zero for none
 	full             bool          // the disk was too full to record an event
+	mirror           string        // what was brought here of volumes on another machine; "" before
 }
 
 func (r *Runner) newDrive(rec *Record, lock *os.File, hooks Hooks) (*drive, error) {

@@ -285,13 +285,13 @@ func stepOf(t *berth.Task, i int) berth.StepSpec {
 func (d *drive) mounts(i int) []berth.Mount {
 	var out []berth.Mount
 	for k, in := range d.rec.Task.Inputs {
-		out = append(out, berth.Mount{Source: d.rec.Opening.Inputs[k].Source, Target: path.Clean(in.Path), ReadOnly: true})
+		out = append(out, berth.Mount{Source: d.rec.Opening.Inputs[k].Source, Target: path.Clean(in.Path), ReadOnly: true, Copy: true})
 	}
 	seen := map[string]bool{}
 	for _, rs := range d.lay.streams {
 		if rs.step < i && rs.mount.path == "" && !seen[rs.path] {
 			seen[rs.path] = true
-			out = append(out, berth.Mount{Source: path.Join(d.dir.rooted(), rs.path), Target: rs.path, ReadOnly: true})
+			out = append(out, berth.Mount{Source: path.Join(d.dir.rooted(), rs.path), Target: rs.path, ReadOnly: true, Copy: true})
 		}
 	}
 	return append(out, d.rec.Task.Steps[i].Mounts...)

@@ -10,7 +10,7 @@ import (
 )
 
 // unreachable is what the client says where no daemon takes connections.
-var unreachable = regexp.MustCompile(`(?i)cannot connect to the docker daemon|failed to connect to the docker API`)
+var unreachable = regexp.MustCompile(`(?i)cannot connect to the docker daemon|failed to connect to the docker API|ssh to \S+: `)
 
 // What daemons say that can run nothing, whatever it is. The mounts are those that the runtime makes for all containers:
 // others fail by a link in an image, or by what a task asks for. The quotes are the runtime's own, for it escapes those in names.

@@ -27,7 +27,11 @@ func (e *Engine) Check(ctx context.Context, spec berth.SandboxSpec, steps []bert
 	if err := e.checkNetwork(ctx, spec.Network.Mode); err != nil {
 		return err
 	}
-	s := &Sandbox{e: e, spec: spec}
+	away, err := e.Elsewhere(ctx)
+	if err != nil {
+		return err
+	}
+	s := &Sandbox{e: e, spec: spec, remote: away != ""}
 	for i := range steps {
 		if err := s.checkWhole(ctx, steps[i]); err != nil {
 			if len(steps) > 1 {
@@ -59,9 +63,17 @@ func (s *Sandbox) checkWhole(ctx context.Context, step berth.StepSpec) error {
 			if _, err := planMount(m); err != nil {
 				return err
 			}
+			if s.remote {
+				if err := (&remote{s: s}).refuse(m); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	for _, d := range step.Devices {
+		if s.remote {
+			return s.e.notHere("device " + d.Host)
+		}
 		if err := checkDevice(d.Host); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,7 +31,7 @@ func (l *life) keepDisk(ctx context.Context) {
 			})
 		})
 	}
-	if sb.spec.Limits.Disk > 0 {
+	if sb.spec.Limits.Disk > 0 || sb.remote && sb.sized() {
 		wg.Go(func() { l.sampleDisk(ctx, sb) })
 	}
 	wg.Wait()
@@ -38,7 +39,7 @@ func (l *life) keepDisk(ctx context.Context) {
 
 // sampleDisk looks at what all of the sandbox holds.
 func (l *life) sampleDisk(ctx context.Context, sb *Sandbox) {
-	limit, pause := sb.spec.Limits.Disk, diskEvery
+	pause := diskEvery
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,18 +47,45 @@ func (l *life) sampleDisk(ctx context.Context, sb *Sandbox) {
 		case <-time.After(pause):
 		}
 		began := time.Now()
-		used, err := sb.diskUsed(ctx)
+		over, err := sb.diskOver(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			l.e.cfg.Logger.Warn("use of disk not known", "container", l.String(), "error", err)
-		case used > limit:
-			l.enforce(ctx, intent{
-				Reason: berth.OutOfDisk,
-				Detail: fmt.Sprintf("the disk limit of %s was passed: %s are used", berth.SizeInWords(limit), berth.SizeInWords(used)),
-			}, 0)
+		case over != "":
+			l.enforce(ctx, intent{Reason: berth.OutOfDisk, Detail: over}, 0)
 		}
 		pause = max(diskEvery, 4*time.Since(began))
 	}
+}
+
+// sized reports whether a volume has a limit of its own.
+func (s *Sandbox) sized() bool {
+	return slices.ContainsFunc(s.spec.Volumes, func(v berth.Volume) bool { return v.Size > 0 })
+}
+
+// diskOver says which limit was passed; "" if none. Of volumes of this machine package scratch keeps their own.
+func (s *Sandbox) diskOver(ctx context.Context) (string, error) {
+	var sizes map[string]int64
+	if s.remote && len(s.spec.Volumes) > 0 {
+		var err error
+		if sizes, err = s.e.sizes.of(ctx, s.e); err != nil {
+			return "", err
+		}
+		for i, v := range s.spec.Volumes {
+			if used := sizes[(&remote{s: s}).volume(volumeName(i))]; v.Size > 0 && used > v.Size {
+				return fmt.Sprintf("volume %s was passed: its limit is %s, %s are used", v.Path, berth.SizeInWords(v.Size), berth.SizeInWords(used)), nil
+			}
+		}
+	}
+	limit := s.spec.Limits.Disk
+	if limit <= 0 {
+		return "", nil
+	}
+	used, err := s.diskUsed(ctx)
+	if err != nil || used <= limit {
+		return "", err
+	}
+	return fmt.Sprintf("the disk limit of %s was passed: %s are used", berth.SizeInWords(limit), berth.SizeInWords(used)), nil
 }
 
 // diskUsed is what the sandbox's volumes and the writable layers of its containers hold, in bytes.
@@ -74,6 +102,15 @@ func (s *Sandbox) diskUsed(ctx context.Context) (int64, error) {
 	for _, c := range res.Items {
 		used += c.SizeRw
 	}
+	if s.remote && len(s.spec.Volumes) > 0 {
+		sizes, err := s.e.sizes.of(ctx, s.e)
+		if err != nil {
+			return 0, err
+		}
+		for i := range s.spec.Volumes {
+			used += sizes[(&remote{s: s}).volume(volumeName(i))]
+		}
+	}
 	if s.area != nil {
 		vols, err := s.area.Usage()
 		if err != nil {
@@ -82,6 +119,48 @@ func (s *Sandbox) diskUsed(ctx context.Context) (int64, error) {
 		used += vols
 	}
 	return used, nil
+}
+
+// volumeSizes is what the daemon's volumes hold, which it looks at all of for an answer: one is for all who ask within
+// diskEvery.
+type volumeSizes struct {
+	mu    sync.Mutex
+	at    time.Time
+	sizes map[string]int64 // bytes, by name
+}
+
+const (
+	dfBusy  = "disk usage operation is already running" // of another process
+	dfPause = 100 * time.Millisecond
+)
+
+func (v *volumeSizes) of(ctx context.Context, e *Engine) (map[string]int64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.sizes != nil && time.Since(v.at) < diskEvery/2 {
+		return v.sizes, nil
+	}
+	ctx, cancel := e.call(ctx)
+	defer cancel()
+	res, err := e.api.DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
+	for err != nil && strings.Contains(err.Error(), dfBusy) && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(dfPause):
+		}
+		res, err = e.api.DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
+	}
+	if err != nil {
+		return nil, wrap(ctx, "size of volumes", err)
+	}
+	sizes := map[string]int64{}
+	for _, vol := range res.Volumes.Items {
+		if vol.UsageData != nil && vol.UsageData.Size > 0 {
+			sizes[vol.Name] = vol.UsageData.Size
+		}
+	}
+	v.at, v.sizes = time.Now(), sizes
+	return sizes, nil
 }
 
 // mayQuota: the daemon has not said yet that it cannot limit writable layers.
@@ -104,6 +183,11 @@ func (e *Engine) noQuota(err error) {
 // over says that the disk limit of the whole is full, or was passed since it was last looked at; "" if not.
 func (l *life) over(sb *Sandbox) string {
 	limit := sb.spec.Limits.Disk
+	if sb.remote {
+		if over, err := sb.diskOver(l.e.ctx); err == nil && over != "" {
+			return over
+		}
+	}
 	if limit <= 0 {
 		return ""
 	}

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	code := m.Run()
-	for _, s := range []*started{&shared, &sharedPodman} {
+	for _, s := range []*started{&shared, &sharedPodman, &sharedRemote} {
 		if s.daemon == nil {
 			continue
 		}

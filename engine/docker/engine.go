@@ -1,7 +1,8 @@
 // Package docker runs containers on a Docker Engine, or on what speaks its API. The daemon starts and ends
 // them; berth drains what they write, keeps their limits of time and disk, and says why they ended.
 //
-// It is not for remote daemons yet: volumes are directories of this host, bound into containers.
+// Where the daemon is on this host, volumes are directories of it, bound into containers; where it is on another, they are
+// the daemon's, and files come and go by its API.
 package docker
 
 import (
@@ -31,8 +32,11 @@ const (
 
 // Config configures an Engine.
 type Config struct {
-	// Host is the daemon: "unix:///run/docker.sock"; "" is what Locate finds in the environment.
+	// Host is the daemon: "unix:///run/docker.sock", "tcp://host:2376", "ssh://user@host"; "" is what Locate finds in the
+	// environment. What TLS needs is found there too, or where it was for this Dir before.
 	Host string
+	// Certs is the directory of ca.pem, cert.pem and key.pem for TLS with Host; "" is as said there.
+	Certs string
 	// Dir is the data directory: volumes, records of sandboxes, logs without a LogDir.
 	Dir string
 	// Owner is the instance id that labels what this engine makes; "" is that of Dir, made on first use.
@@ -77,6 +81,7 @@ const (
 type Engine struct {
 	cfg             Config
 	owner           string
+	at              endpoint
 	api             *client.Client
 	pulls           pulls
 	creates, starts pressure // apart: a start takes far longer
@@ -88,6 +93,7 @@ type Engine struct {
 
 	keeper keeperClient
 	stay   sync.Once
+	sizes  volumeSizes
 
 	mu    sync.Mutex
 	lives map[string]*life    // by container name
@@ -103,7 +109,7 @@ var (
 )
 
 // New opens an engine. It does not talk to the daemon yet. ErrInvalid where the daemon's address makes no
-// sense, ErrUnsupported where it is another machine's.
+// sense, ErrDenied where it is another machine's and without TLS, ErrNotFound where what TLS or ssh needs is not there.
 func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -129,22 +135,21 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.StreamsMax <= 0 {
 		cfg.StreamsMax = defaultStreams
 	}
-	host, err := Locate(cfg.Host, os.Getenv)
+	at, err := endpointOf(cfg, os.Getenv)
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w", err)
 	}
-	api, err := client.New(client.FromEnv, client.WithHost(host))
+	api, err := connect(at)
 	if err != nil {
-		return nil, fmt.Errorf("docker: %w: %w", berth.ErrInvalid, err)
-	}
-	if host := api.DaemonHost(); !strings.HasPrefix(host, "unix://") {
-		_ = api.Close()
-		return nil, fmt.Errorf("docker: %w: the daemon at %s is on another machine, with which no disk is shared", berth.ErrUnsupported, host)
+		return nil, err
 	}
 	for _, d := range []string{"sandboxes", runDir} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
 		}
+	}
+	if err := keepEndpoint(cfg.Dir, at); err != nil {
+		return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
 	}
 	owner := cfg.Owner
 	if owner == "" {
@@ -155,7 +160,7 @@ func New(cfg Config) (*Engine, error) {
 	if err := berth.CheckID(owner); err != nil {
 		return nil, fmt.Errorf("owner: %w", err)
 	}
-	e := &Engine{cfg: cfg, owner: owner, api: api, lives: map[string]*life{}, bound: map[string]*os.File{}}
+	e := &Engine{cfg: cfg, owner: owner, at: at, api: api, lives: map[string]*life{}, bound: map[string]*os.File{}}
 	e.keeper.e = e
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	return e, nil
@@ -230,6 +235,9 @@ func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
 	}
 	for _, c := range res.Items {
 		sandbox, step := c.Labels[LabelSandbox], c.Labels[LabelStep]
+		if step == "" {
+			continue // through which files come and go
+		}
 		l := e.life(sandbox, step)
 		st := berth.Status{Sandbox: sandbox, Container: step, Labels: ownLabels(c.Labels)}
 		if r, err := l.readRecord(); err == nil {

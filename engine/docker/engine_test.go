@@ -267,7 +267,7 @@ func TestNew(t *testing.T) {
 		want error
 	}{
 		"an address that makes no sense": {docker.Config{Host: "nonsense"}, berth.ErrInvalid},
-		"another machine":                {docker.Config{Host: "tcp://10.0.0.1:2375"}, berth.ErrUnsupported},
+		"another machine without TLS":    {docker.Config{Host: "tcp://10.0.0.1:2375"}, berth.ErrDenied},
 		"an owner that is no id":         {docker.Config{Host: "unix:///x", Owner: "A B"}, berth.ErrInvalid},
 	} {
 		row.cfg.Dir = t.TempDir()

@@ -22,6 +22,10 @@ var words = []struct {
 	kind error
 }{
 	{notAllowed, berth.ErrDenied},
+	{"failed to verify certificate", berth.ErrDenied},
+	{"client authentication (--tlsverify) enabled", berth.ErrDenied},
+	{"tls: certificate required", berth.ErrDenied},
+	{"Client sent an HTTP request to an HTTPS server", berth.ErrDenied},
 	{"no space left on device", berth.ErrExhausted},
 	{"disk quota exceeded", berth.ErrExhausted},
 	{"Range of CPUs is from", berth.ErrExhausted},
@@ -46,6 +50,15 @@ var words = []struct {
 	{"no matching manifest", berth.ErrNotFound},
 	{"no such container", berth.ErrNotFound}, // which comes from Podman as an error of its own
 	{"not found", berth.ErrNotFound},
+}
+
+// tlsWords are what is said of a TLS that fails, and what to do.
+var tlsWords = []struct{ text, hint string }{
+	{"failed to verify certificate", "is ca.pem in DOCKER_CERT_PATH, or in the Docker context, of the authority that made this daemon's certificate, and is the address in that?"},
+	{"client authentication (--tlsverify) enabled", "are cert.pem and key.pem in DOCKER_CERT_PATH, or in the Docker context, what this daemon's authority has signed?"},
+	{"tls: certificate required", "the daemon wants a certificate: cert.pem and key.pem in DOCKER_CERT_PATH, or in the Docker context"},
+	{"Client sent an HTTP request to an HTTPS server", "the daemon speaks TLS: set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH"},
+	{"server gave HTTP response to HTTPS client", "the daemon speaks no TLS, which DOCKER_TLS_VERIFY, DOCKER_CERT_PATH or the Docker context asks for"},
 }
 
 // kindOf is the kind of an error of the daemon, its client, or this host.
@@ -93,7 +106,11 @@ func wrap(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s: %w", what, cause)
 	}
 	k := kindOf(err)
-	err = daemonError{err}
+	if said, ok := errors.AsType[*sshError](err); ok {
+		err = connectionError{said, err}
+	} else {
+		err = daemonError{err}
+	}
 	if errors.Is(err, k) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -108,11 +125,25 @@ func wrapAs(ctx context.Context, kind error, what string, err error) error {
 	return wrap(ctx, what, fmt.Errorf("%w: %w", kind, err))
 }
 
+// connectionError is what is wrong with a connection, without the words of those through whom it came.
+type connectionError struct {
+	*sshError
+	whole error
+}
+
+func (e connectionError) Unwrap() error { return e.whole }
+
 // daemonError is an error without the words by which the client says whose it is.
 type daemonError struct{ error }
 
 func (e daemonError) Error() string {
 	s := strings.ReplaceAll(e.error.Error(), "Error response from daemon: ", "")
+	for _, w := range tlsWords {
+		if strings.Contains(s, w.text) {
+			s += "; " + w.hint
+			break
+		}
+	}
 	if strings.Contains(s, notAllowed) {
 		s += "; become a member of the group that owns the socket, as with `usermod -aG docker USER` and a new login, or be root"
 	}

@@ -37,6 +37,11 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		return e
 	}
 	e.Usage = readUsage(r.Cgroup)
+	l.mu.Lock()
+	if l.sb != nil && l.sb.remote {
+		e.Usage = l.used
+	}
+	l.mu.Unlock()
 	var why intent
 	if err := readJSON(filepath.Join(l.dir, intentFile), &why); err == nil && !e.Ended.Before(why.At) {
 		e.Reason, e.Detail = why.Reason, why.Detail

@@ -10,6 +10,9 @@ import (
 // Pid is the container's first process, as far as the daemon runs on this host and the container runs: what the task
 // was lent is not free before that has ended, whoever was killed. Else it is 0.
 func (c *Container) Pid() int {
+	if c.sb.remote {
+		return 0
+	}
 	got, err := c.life.inspect(context.Background(), c.life.docker())
 	if err != nil || isOver(got.State) || got.State.Pid <= 0 || !inCgroupOf(got.State.Pid, got.ID) {
 		return 0

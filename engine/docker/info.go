@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -18,6 +19,7 @@ import (
 // hostInfo is what the engine must know of the daemon to start containers there.
 type hostInfo struct {
 	podman   bool   // it is Podman's service
+	remote   bool   // it is on another machine
 	oci      string // how Podman names its OCI runtime
 	log      container.LogConfig
 	cgroups  bool // this process can make and read the cgroups of its containers
@@ -70,8 +72,14 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 		}
 	}
 	h.mend = !h.podman && apiBefore(v.APIVersion, 42)
+	if h.remote = e.isElsewhere(ctx, info.Info, h.podman); h.remote {
+		h.root, h.cdiDirs = "", nil
+		if h.podman {
+			return nil, fmt.Errorf("docker: %w: Podman at %s, on another machine; berth runs tasks there on Docker alone", berth.ErrUnsupported, e.at.Host)
+		}
+	}
 	// With the systemd driver parents are slices, which are systemd's to make.
-	h.cgroups = os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !slices.Contains(info.Info.SecurityOptions, "name=rootless")
+	h.cgroups = !h.remote && os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !slices.Contains(info.Info.SecurityOptions, "name=rootless")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.host = h

@@ -701,7 +701,7 @@ func (e *Engine) keeperCommand() (*exec.Cmd, error) {
 		argv = []string{"/proc/self/exe"}
 	}
 	raw, err := json.Marshal(keeperConfig{
-		Host: e.api.DaemonHost(), Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Streams: e.cfg.StreamsMax, LogKeep: e.cfg.LogKeep, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
+		Host: e.at.Host, Owner: e.owner, Watchdog: e.cfg.Watchdog, CallMax: e.cfg.CallMax, Streams: e.cfg.StreamsMax, LogKeep: e.cfg.LogKeep, Worker: e.cfg.Worker, Idle: e.cfg.Idle,
 	})
 	if err != nil {
 		return nil, err

@@ -39,6 +39,7 @@ type life struct {
 	writers map[string]*logfile.Writer
 	stdin   *stdin
 	address string        // once it was asked for
+	used    berth.Usage   // of a container on another machine, when it was last looked at
 	oom     *oomWatch     // nil where the daemon tells, or nobody can
 	ended   chan struct{} // the exit is known
 	exit    *berth.Exit

@@ -408,7 +408,7 @@ func (s *Sandbox) openCopies(ctx context.Context, step *berth.StepSpec) (map[str
 		if p == "" {
 			continue
 		}
-		f, err := s.createInVolume(ctx, p, step.User)
+		f, err := s.createCopy(ctx, stream, p, step)
 		if err != nil {
 			closeAll(copies)
 			return nil, err
@@ -422,6 +422,23 @@ func closeAll(files map[string]*os.File) {
 	for _, f := range files {
 		_ = f.Close()
 	}
+}
+
+// createCopy makes the file that gets a stream too: of a volume on another machine, here, and empty there until the end.
+func (s *Sandbox) createCopy(ctx context.Context, stream, p string, step *berth.StepSpec) (*os.File, error) {
+	if !s.remote {
+		return s.createInVolume(ctx, p, step.User)
+	}
+	l := s.e.life(s.spec.ID, step.ID)
+	f, err := os.OpenFile(l.copyFile(stream), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
+	}
+	if err := s.putCopy(ctx, f.Name(), p, step.User); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func (s *Sandbox) createInVolume(ctx context.Context, p, user string) (*os.File, error) {

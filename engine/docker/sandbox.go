@@ -27,10 +27,15 @@ import (
 type Sandbox struct {
 	e    *Engine
 	spec berth.SandboxSpec
-	area *scratch.Area // nil where there are no volumes
+	area *scratch.Area // nil where there are no volumes, or where they are on another machine
+	// remote: the daemon is on another machine, and so are the volumes.
+	remote bool
 }
 
-var _ berth.Sandbox = (*Sandbox)(nil)
+var (
+	_ berth.Sandbox        = (*Sandbox)(nil)
+	_ berth.VolumeArchiver = (*Sandbox)(nil)
+)
 
 func checkSandbox(s *berth.SandboxSpec) error {
 	if err := berth.CheckID(s.ID); err != nil {
@@ -171,6 +176,29 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 func (s *Sandbox) make(ctx context.Context, dir string) error {
+	host, err := s.e.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	if s.remote = host.remote; s.remote {
+		if len(s.spec.Grants) > 0 {
+			return s.e.notHere("GPUs")
+		}
+		err = (&remote{s: s}).make(ctx)
+	} else {
+		err = s.makeArea(ctx, dir)
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "steps"), 0o700); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(dir, sandboxFile), s.spec)
+}
+
+// makeArea makes the volumes, of this machine.
+func (s *Sandbox) makeArea(ctx context.Context, dir string) error {
 	space := filepath.Join(dir, "scratch")
 	if old, err := scratch.Reopen(ctx, space, s.e.cfg.Logger); err == nil { // a process died here
 		if err := old.Close(); err != nil {
@@ -193,18 +221,18 @@ func (s *Sandbox) make(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		mode := v.Mode
-		if mode == 0 {
-			mode = 0o777 | fs.ModeSticky
-		}
-		if err := os.Chmod(p, mode); err != nil {
+		if err := os.Chmod(p, volumeMode(v)); err != nil {
 			return err
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "steps"), 0o700); err != nil {
-		return err
+	return nil
+}
+
+func volumeMode(v berth.Volume) fs.FileMode {
+	if v.Mode == 0 {
+		return 0o777 | fs.ModeSticky
 	}
-	return writeJSON(filepath.Join(dir, sandboxFile), s.spec)
+	return v.Mode
 }
 
 func volumeName(i int) string { return "v" + strconv.Itoa(i) }
@@ -256,7 +284,10 @@ func (e *Engine) Attach(ctx context.Context, id string) (berth.Sandbox, error) {
 		return nil, err
 	}
 	s := &Sandbox{e: e, spec: spec}
-	if len(spec.Volumes) > 0 {
+	if s.remote, err = (&remote{s: s}).read(); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", id, err)
+	}
+	if len(spec.Volumes) > 0 && !s.remote {
 		if s.area, err = scratch.Reopen(ctx, filepath.Join(e.sandboxDir(id), "scratch"), e.cfg.Logger); err != nil {
 			return nil, fmt.Errorf("sandbox %s: %w", id, err)
 		}
@@ -270,7 +301,7 @@ func (s *Sandbox) ID() string { return s.spec.ID }
 // DiskEnforcement says how disk limits are kept. Writable layers are the daemon's, so that a limit of the
 // whole is looked at.
 func (s *Sandbox) DiskEnforcement() berth.DiskEnforcement {
-	if s.spec.Limits.Disk > 0 {
+	if s.spec.Limits.Disk > 0 || s.remote && s.sized() {
 		return berth.DiskSampled
 	}
 	if s.area == nil {
@@ -287,6 +318,9 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 	for i, v := range s.spec.Volumes {
 		if v.Path != p {
 			continue
+		}
+		if s.remote {
+			return nil, fmt.Errorf("volume %s of sandbox %s: %w: it is on another machine", p, s.spec.ID, berth.ErrUnsupported)
 		}
 		dir, err := s.area.Volume(volumeName(i))
 		if err != nil {
@@ -309,7 +343,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	cancel()
 	for _, c := range res.Items {
-		if !s.owns(c.Labels) {
+		if !s.owns(c.Labels) || c.Labels[LabelStep] == "" {
 			continue
 		}
 		if err := s.e.life(s.spec.ID, c.Labels[LabelStep]).remove(ctx, c.ID); err != nil {
@@ -317,6 +351,11 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		}
 	}
 	s.e.forget(s.spec.ID)
+	if s.remote { // the container through which files come and go holds the volumes
+		if err := s.removeLate(ctx, mine); err != nil {
+			return err
+		}
+	}
 	if err := s.removeVolumes(ctx, mine); err != nil {
 		return err
 	}
@@ -413,7 +452,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 			continue
 		}
 		if !exists(filepath.Join(dir, sandboxFile)) {
-			s := &Sandbox{e: e, spec: berth.SandboxSpec{ID: d.Name()}}
+			s := &Sandbox{e: e, spec: berth.SandboxSpec{ID: d.Name()}, remote: exists(filepath.Join(dir, remoteFile))}
 			if s.area, err = scratch.Reopen(ctx, filepath.Join(dir, "scratch"), e.cfg.Logger); err != nil {
 				s.area = nil
 			}

@@ -185,6 +185,9 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		hc.LogConfig = container.LogConfig{Type: "none"}
 	}
 	s.planLimits(hc, host, step)
+	if s.remote && len(step.Devices) > 0 {
+		return opts, nil, s.e.notHere("device " + step.Devices[0].Host)
+	}
 	if err := s.planMounts(ctx, hc, step); err != nil {
 		return opts, nil, err
 	}
@@ -305,6 +308,9 @@ func cgroupParent(s *Sandbox, step string) string {
 var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 
 func (s *Sandbox) planMounts(ctx context.Context, hc *container.HostConfig, step *berth.StepSpec) error {
+	if s.remote {
+		return s.withRemote(func(r *remote) error { return r.planMounts(ctx, hc, step) })
+	}
 	for i, v := range s.spec.Volumes {
 		m, err := s.mountVolume(ctx, i, v)
 		if err != nil {
@@ -312,6 +318,11 @@ func (s *Sandbox) planMounts(ctx context.Context, hc *container.HostConfig, step
 		}
 		hc.Mounts = append(hc.Mounts, m)
 	}
+	return planOwn(hc, step, planMount)
+}
+
+// planOwn adds the mounts that a step names.
+func planOwn(hc *container.HostConfig, step *berth.StepSpec, plan func(berth.Mount) (mount.Mount, error)) error {
 	for _, m := range step.Mounts {
 		if m.Type == berth.MountTmpfs && len(m.Options) > 0 {
 			if hc.Tmpfs == nil {
@@ -324,7 +335,7 @@ func (s *Sandbox) planMounts(ctx context.Context, hc *container.HostConfig, step
 			hc.Tmpfs[path.Clean(m.Target)] = strings.Join(opts, ",")
 			continue
 		}
-		dm, err := planMount(m)
+		dm, err := plan(m)
 		if err != nil {
 			return err
 		}

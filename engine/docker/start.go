@@ -305,6 +305,9 @@ func (la *launch) neverStarted(why error) error {
 	if err := la.out.close(); err != nil {
 		return err
 	}
+	if err := la.l.deliver(la.s.e.ctx, la.l.rec); err != nil {
+		return err
+	}
 	return la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(why.Error()), Detail: why.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
@@ -30,19 +31,25 @@ func (c *Container) Stats(ctx context.Context) (berth.Usage, error) {
 			return u, nil
 		}
 	}
-	ctx, cancel := c.life.e.call(ctx)
+	u, err := c.life.askUsage(ctx)
+	if err == nil && *u.PIDs == 0 { // what the daemon answers of a container that does not run
+		return berth.Usage{}, c.hasEnded("usage of")
+	}
+	return u, err
+}
+
+// askUsage asks the daemon for what the container uses. PIDs is known.
+func (l *life) askUsage(ctx context.Context) (berth.Usage, error) {
+	ctx, cancel := l.e.call(ctx)
 	defer cancel()
-	res, err := c.life.e.api.ContainerStats(ctx, c.life.docker(), client.ContainerStatsOptions{})
+	res, err := l.e.api.ContainerStats(ctx, l.docker(), client.ContainerStatsOptions{})
 	if err != nil {
-		return berth.Usage{}, wrap(ctx, "usage of "+c.life.String(), err)
+		return berth.Usage{}, wrap(ctx, "usage of "+l.String(), err)
 	}
 	defer func() { _ = res.Body.Close() }()
 	var s container.StatsResponse
 	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
-		return berth.Usage{}, wrap(ctx, "usage of "+c.life.String(), err)
-	}
-	if s.PidsStats.Current == 0 { // what the daemon answers of a container that does not run
-		return berth.Usage{}, c.hasEnded("usage of")
+		return berth.Usage{}, wrap(ctx, "usage of "+l.String(), err)
 	}
 	u := berth.Usage{
 		CPUSeconds: new(float64(s.CPUStats.CPUUsage.TotalUsage) / 1e9),
@@ -53,6 +60,47 @@ func (c *Container) Stats(ctx context.Context) (berth.Usage, error) {
 		u.PeakMemory = new(int64(s.MemoryStats.MaxUsage))
 	}
 	return u, nil
+}
+
+const (
+	usageLeast = 100 * time.Millisecond
+	usageMost  = time.Second
+)
+
+// keepUsage looks at what a container on another machine uses, whose cgroup cannot be read when it has ended, until ctx
+// ends: ten times in as long as it has run, and each second.
+func (l *life) keepUsage(ctx context.Context) {
+	for began := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(min(max(time.Since(began)/10, usageLeast), usageMost)):
+		}
+		u, err := l.askUsage(ctx)
+		if err != nil || *u.PIDs == 0 {
+			continue // it has not begun, or has ended, or the daemon is away
+		}
+		l.mu.Lock()
+		l.used = peaks(l.used, u)
+		l.mu.Unlock()
+	}
+}
+
+// peaks is what a container has used by its end, as far as two looks tell.
+func peaks(before, now berth.Usage) berth.Usage {
+	most := func(all ...*int64) (p *int64) {
+		for _, n := range all {
+			if n != nil && (p == nil || *n > *p) {
+				p = n
+			}
+		}
+		return p
+	}
+	return berth.Usage{
+		CPUSeconds: now.CPUSeconds,
+		PeakMemory: most(before.PeakMemory, now.PeakMemory, now.Memory),
+		PeakPIDs:   most(before.PeakPIDs, now.PIDs),
+	}
 }
 
 const cgroupRoot = "/sys/fs/cgroup"

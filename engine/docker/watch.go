@@ -73,6 +73,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	var guards sync.WaitGroup
 	guards.Go(func() { l.keepTime(limits, r) })
 	guards.Go(func() { l.keepDisk(limits) })
+	if l.isRemote() {
+		guards.Go(func() { l.keepUsage(limits) })
+	}
 	state, away, err := l.await(ctx)
 	past := make(chan history, 1)
 	if err == nil && state.Status != container.StateCreated {
@@ -111,6 +114,11 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
 	late = errors.Join(late, out.close())
+	if ctx.Err() == nil {
+		if err := l.deliver(ctx, r); err != nil {
+			late = errors.Join(late, err)
+		}
+	}
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}

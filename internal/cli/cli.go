@@ -191,7 +191,7 @@ outputs that are yours, and nothing left behind.`,
 	flags.StringVar(&a.global.dataDir, "data-dir", "", "`DIR` of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
 	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
-	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock (default $DOCKER_HOST, else the Docker context's)")
+	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock, tcp://host:2376 or ssh://user@host (default $DOCKER_HOST, else the Docker context's)")
 	flags.StringVar(&a.global.gpuRoot, "gpu-root", "/", "root `DIR` of the host whose GPUs are lent, for tests")
 	flags.StringVar(&a.global.brokenHook, "broken-hook", "", "`PROGRAM` to run once where nothing can run on the daemon's host: tasks then wait until it is mended (see berth system mended)")
 	flags.BoolVar(&a.global.hideFigures, "hide-figures", false, "do not tell in messages how much this machine has")

@@ -24,7 +24,7 @@ type startedDaemon struct {
 	err    error
 }
 
-var dockerd, podmand startedDaemon
+var dockerd, podmand, remoted startedDaemon
 
 func (s *startedDaemon) start(t testing.TB, name string, f func(dir string) (*dockertest.Daemon, error)) *dockertest.Daemon {
 	t.Helper()
@@ -59,9 +59,17 @@ func startPodman(t testing.TB) *dockertest.Daemon {
 	})
 }
 
+// startRemote starts a daemon that is as on another machine.
+func startRemote(t testing.TB) *dockertest.Daemon {
+	t.Helper()
+	return remoted.start(t, "dockerd", func(dir string) (*dockertest.Daemon, error) {
+		return dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Bridge: true, Remote: true})
+	})
+}
+
 // stopDaemons ends the tests' daemons, where there are any.
 func stopDaemons() {
-	for _, s := range []*startedDaemon{&dockerd, &podmand} {
+	for _, s := range []*startedDaemon{&dockerd, &podmand, &remoted} {
 		if s.daemon == nil {
 			continue
 		}
@@ -77,12 +85,20 @@ func TestScriptsDocker(t *testing.T) { scriptsOn(t, startDockerd(t)) }
 // TestScriptsPodman runs them on Podman's service.
 func TestScriptsPodman(t *testing.T) { scriptsOn(t, startPodman(t)) }
 
+// TestScriptsRemote runs them on a Docker daemon on another machine.
+func TestScriptsRemote(t *testing.T) { scriptsWith(t, startRemote(t).Remote().Env(), "remote") }
+
 func scriptsOn(t *testing.T, d *dockertest.Daemon) {
 	t.Helper()
+	scriptsWith(t, []string{"DOCKER_HOST=" + d.Host()})
+}
+
+func scriptsWith(t *testing.T, vars []string, conditions ...string) {
+	t.Helper()
 	testscript.Run(t, params(t, func(env *testscript.Env) error {
-		env.Vars = append(env.Vars, "BERTH_ENGINE=docker", "DOCKER_HOST="+d.Host())
+		env.Vars = append(env.Vars, append(vars, "BERTH_ENGINE=docker")...)
 		return setup(env)
-	}, engineDocker))
+	}, append(conditions, engineDocker)...))
 }
 
 // onDaemons runs a test on each daemon, with a data directory in which berth runs tasks there.

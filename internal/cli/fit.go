@@ -22,6 +22,13 @@ func (a *app) fit(ctx context.Context, h *host, o *runOptions, t *berth.Task) er
 	if err := a.runnable(t); err != nil {
 		return err
 	}
+	if h.elsewhere != nil && len(t.Resources.GPUs) > 0 && string(t.Resources.GPUs) != "null" {
+		if away, err := h.elsewhere(ctx); err != nil {
+			return err
+		} else if away != "" {
+			return unsupported("run: --gpus: the daemon at %s is on another machine, and berth lends GPUs of this one: run berth there", away)
+		}
+	}
 	l := &t.Resources.Limits
 	if a.global.engine == engineDocker && l.Memory > 0 && l.Memory < docker.MinMemory {
 		a.warnRun(o, fmt.Sprintf("the memory limit of %s is raised to the daemon's minimum of %s", berth.SizeInWords(l.Memory), berth.SizeInWords(docker.MinMemory)))

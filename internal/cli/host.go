@@ -31,6 +31,8 @@ type host struct {
 	devices *device.Pool
 	runner  *runner.Runner
 	closers []func() error
+	// elsewhere is the address of what runs tasks, where that is on another machine; nil is on this one.
+	elsewhere func(context.Context) (string, error)
 }
 
 // imageStore is where an engine has its images; *image.Store is one.

@@ -57,8 +57,9 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, params(t, setup, engineOCI))
 }
 
-// params are those of the scripts. The condition of an engine's name holds on that engine.
-func params(t *testing.T, setup func(*testscript.Env) error, engine string) testscript.Params {
+// params are those of the scripts. The condition of an engine's name holds on that engine, and remote where that is on
+// another machine.
+func params(t *testing.T, setup func(*testscript.Env) error, holds ...string) testscript.Params {
 	return testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -67,10 +68,10 @@ func params(t *testing.T, setup func(*testscript.Env) error, engine string) test
 			return setup(env)
 		},
 		Condition: func(cond string) (bool, error) {
-			if !slices.Contains(engines(), cond) {
+			if !slices.Contains(append(engines(), "remote"), cond) {
 				return false, fmt.Errorf("there is no engine %q", cond)
 			}
-			return cond == engine, nil
+			return slices.Contains(holds, cond), nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait, "cmp-result": cmdCmpResult, "gpus": cmdGPUs,

@@ -122,7 +122,7 @@ func (a *app) openDocker(dir string) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &host{dir: dir, engine: resuming{engine}, images: engine.Images(), closers: []func() error{engine.Close}}, nil
+	return &host{dir: dir, engine: resuming{engine}, images: engine.Images(), closers: []func() error{engine.Close}, elsewhere: engine.Elsewhere}, nil
 }
 
 func (a *app) openOCI(dir string) (*host, error) {
@@ -155,12 +155,16 @@ func (a *app) open(ctx context.Context) (*host, error) {
 		h.close()
 		return nil, err
 	}
+	lends := runner.Ledger(h.ledger)
+	if a.global.engine == engineDocker {
+		lends = &farLedger{h: h, dir: dockerDir(h.dir, a.global.daemon)}
+	}
 	log := a.logger()
 	h.runner = runner.New(runner.Config{
 		Quarantine: a.quarantine(h.dir),
 		Devices:    h.devices,
 		Meter:      gpuMeter{a, h.dir},
-		Engine:     h.engine, Store: h.tasks, Ledger: h.ledger, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
+		Engine:     h.engine, Store: h.tasks, Ledger: lends, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
 		UniqueNames: a.uniqueNames, Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})
 	return h, nil

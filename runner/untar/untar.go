@@ -14,16 +14,37 @@ import (
 	"github.com/berth-project/berth"
 )
 
-// Into unpacks files, directories and links of an archive into root, with the permissions, but not the
-// owners, that they have there. Nothing is written outside root, whatever the archive says. What is neither
-// wraps berth.ErrUnsupported.
+// Into unpacks files, directories and links of an archive into root, with the permissions and times, but not the
+// owners, that they have there; its owner may read all, and write in directories. Nothing is written outside root,
+// whatever the archive says. What is neither wraps berth.ErrUnsupported.
 func Into(r io.Reader, root *os.Root) error {
+	return Each(r, root, func(h *tar.Header) (bool, error) {
+		if Special(h) {
+			return false, fmt.Errorf("unpack %s: %w: it is neither a file nor a directory", h.Name, berth.ErrUnsupported)
+		}
+		return true, nil
+	})
+}
+
+// Special reports whether an entry is neither a file, a directory nor a link.
+func Special(h *tar.Header) bool {
+	return h.Typeflag == tar.TypeFifo || h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock
+}
+
+// Each is Into where take is asked about each entry, which it may name otherwise. What it does not take is left out, and
+// so is what is Special; its error ends the unpacking.
+func Each(r io.Reader, root *os.Root, take func(*tar.Header) (bool, error)) error {
 	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("read archive: %w", err)
+		}
+		if taken, err := take(h); err != nil {
+			return err
+		} else if !taken {
+			continue
 		}
 		name := path.Clean(strings.TrimLeft(h.Name, "/"))
 		if name == "." {
@@ -44,24 +65,28 @@ func one(r io.Reader, h *tar.Header, name string, root *os.Root) error {
 	mode := fs.FileMode(h.Mode) & 0o777
 	switch h.Typeflag {
 	case tar.TypeDir:
-		err := root.Mkdir(name, mode|0o700)
+		err := root.Mkdir(name, 0o700)
 		if errors.Is(err, fs.ErrExist) {
 			return nil
+		} else if err != nil {
+			return err
 		}
-		return err
+		return root.Chmod(name, mode|0o700)
 	case tar.TypeReg:
-		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode|0o600)
+		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
 		}
 		_, err = io.Copy(f, r)
-		return errors.Join(err, f.Close())
+		err = errors.Join(err, f.Chmod(mode|0o400), f.Close())
+		if err != nil || h.ModTime.Unix() <= 0 {
+			return err
+		}
+		return root.Chtimes(name, h.ModTime, h.ModTime)
 	case tar.TypeSymlink:
 		return root.Symlink(h.Linkname, name)
 	case tar.TypeLink:
 		return root.Link(path.Clean(strings.TrimLeft(h.Linkname, "/")), name)
-	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
-		return fmt.Errorf("%w: it is neither a file nor a directory", berth.ErrUnsupported)
 	}
 	return nil
 }

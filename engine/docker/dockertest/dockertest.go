@@ -26,6 +26,8 @@ type Options struct {
 	Dir string
 	// Bridge gives the daemon a bridge network; without one it has only "none" and "host".
 	Bridge bool
+	// Remote has the daemon be as on another machine: see Remote. It listens on its socket too.
+	Remote bool
 	// Args are further arguments of dockerd.
 	Args []string
 }
@@ -34,6 +36,7 @@ type Options struct {
 type Daemon struct {
 	opts   Options
 	bridge string
+	remote Remote
 	podman []string // its arguments, where it is Podman's service
 	cmd    *exec.Cmd
 	log    *os.File
@@ -108,12 +111,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 		"--host", d.Host(), "--data-root", d.path("data"), "--exec-root", d.path("exec"), "--pidfile", d.path("pid"),
 		"--config-file", d.path("daemon.json"), "--bridge", bridge, "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
 	}, d.opts.Args...)
+	argv := []string{"dockerd"}
+	if d.opts.Remote {
+		more, err := d.startRemote()
+		if err != nil {
+			return err
+		}
+		args = append(args, more...)
+		argv = []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs none "$0" && exec dockerd "$@"`, os.TempDir()}
+	}
 	log, err := os.OpenFile(d.path("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	d.log = log
-	d.cmd = exec.Command("dockerd", args...) //nolint:noctx // it lives until Stop
+	argv = append(argv, args...)
+	d.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // it lives until Stop
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.cmd.Start(); err != nil {
@@ -147,6 +160,9 @@ func (d *Daemon) await(ctx context.Context) error {
 
 // answers asks the daemon whether it is there.
 func (d *Daemon) answers(ctx context.Context) bool {
+	if d.opts.Remote {
+		return d.remote.answers(ctx)
+	}
 	var dial net.Dialer
 	c, err := dial.DialContext(ctx, "unix", d.path("sock"))
 	if err != nil {

@@ -1,0 +1,181 @@
+package docker_test
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/docker/dockertest"
+	"github.com/berth-project/berth/engine/enginetest"
+)
+
+var sharedRemote started
+
+// remoteConfig is for a daemon that is as on another machine, and reached by TLS.
+func remoteConfig(t testing.TB) docker.Config {
+	t.Helper()
+	sharedRemote.once.Do(func() {
+		dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+		if err != nil {
+			sharedRemote.err = err
+			return
+		}
+		sharedRemote.daemon, sharedRemote.err = dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Bridge: true, Remote: true})
+		if sharedRemote.err == nil {
+			sharedRemote.err = importImage(context.Background(), sharedRemote.daemon)
+		}
+	})
+	if sharedRemote.err != nil {
+		t.Fatal("needs a Docker daemon:", sharedRemote.err)
+	}
+	at := sharedRemote.daemon.Remote()
+	return docker.Config{Host: "tcp://" + at.Addr, Certs: at.Certs, Dir: t.TempDir()}
+}
+
+// remoteSkips are the checks of what is otherwise on another machine.
+var remoteSkips = map[string]string{
+	"bind mounts":               "they would name files of the daemon's machine, and are refused; TestRemote has copies",
+	"mounts lie one in another": "it binds a directory of this machine",
+	"mounts of lent devices":    "devices are of this machine",
+}
+
+// TestRemoteSuite runs the suite that every engine must pass on a daemon that is as on another machine.
+func TestRemoteSuite(t *testing.T) {
+	cfg := remoteConfig(t)
+	e, img := newEngine(t, cfg)
+	also := maps.Clone(skips)
+	maps.Copy(also, remoteSkips)
+	enginetest.Run(t, &enginetest.Env{
+		Engine: e, Image: img, Dir: t.TempDir(),
+		Again: func(context.Context) (berth.Engine, error) {
+			again, _ := newEngine(t, cfg)
+			return again, nil
+		},
+		Parallel: true,
+		Lacks:    map[enginetest.Ability]string{enginetest.Grants: "GPUs are of this machine, and refused for a daemon on another; TestRemoteRefusals"},
+	}, also)
+}
+
+// TestElsewhere: a daemon is on another machine by what it sees, whatever its address.
+func TestElsewhere(t *testing.T) {
+	t.Parallel()
+	remote := remoteConfig(t)
+	for _, row := range []struct {
+		name string
+		cfg  docker.Config
+		away bool
+	}{
+		{"a socket of this machine", docker.Config{Host: daemon(t).Host(), Dir: t.TempDir()}, false},
+		{"a socket that somebody forwards", docker.Config{Host: newHanger(t, daemon(t).Host()).host, Dir: t.TempDir()}, false},
+		{"another machine, by TLS", remote, true},
+		{"another machine, by a socket that somebody forwards", docker.Config{Host: newHanger(t, sharedRemote.daemon.Host()).host, Dir: t.TempDir()}, true},
+	} {
+		e, _ := newEngine(t, row.cfg)
+		away, err := e.Elsewhere(t.Context())
+		if err != nil || (away != "") != row.away {
+			t.Errorf("%s: elsewhere %q, %v", row.name, away, err)
+		}
+	}
+}
+
+// TestRemote: inputs are copied to the daemon and cannot be written, volumes are shared by steps, and outputs are read back.
+func TestRemote(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, remoteConfig(t))
+	input := filepath.Join(t.TempDir(), "input")
+	if err := os.WriteFile(input, []byte("content\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/out/deep"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	run := func(id, script string) {
+		t.Helper()
+		c, err := s.Start(t.Context(), berth.StepSpec{
+			ID: id, Image: img, Command: []string{"sh", "-c", script},
+			Mounts: []berth.Mount{{Source: input, Target: "/in/file", ReadOnly: true, Copy: true}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := c.Wait(t.Context()); err != nil || !exit.OK() {
+			t.Fatalf("%s: %+v, %v", script, exit, err)
+		}
+	}
+	run("one", `[ "$(stat -c %a /in/file /out/deep | tr '\n' ' ')" = "640 1777 " ] && ! echo x 2>/dev/null >/in/file && cp /in/file /out/deep/copy`)
+	run("two", "cat /in/file >>/out/deep/copy")
+	if _, err := s.Volume(t.Context(), "/out/deep"); !errors.Is(err, berth.ErrUnsupported) {
+		t.Errorf("the volume is here: %v", err)
+	}
+	r, err := s.(berth.VolumeArchiver).ArchiveVolume(t.Context(), "/out/deep/copy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	archive := tar.NewReader(r)
+	h, err := archive.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := io.ReadAll(archive); h.Name != "copy" || string(raw) != "content\ncontent\n" || err != nil {
+		t.Errorf("%s holds %q, %v", h.Name, raw, err)
+	}
+}
+
+// TestTLSFaults: what is wrong with TLS is said, in one line, with its kind and what to do.
+func TestTLSFaults(t *testing.T) {
+	t.Parallel()
+	remote := remoteConfig(t)
+	certs := func(names ...string) string {
+		dir := t.TempDir()
+		for _, n := range names {
+			raw, err := os.ReadFile(filepath.Join(remote.Certs, n))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, n), raw, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return dir
+	}
+	other := t.TempDir()
+	if err := dockertest.MakeCerts(filepath.Join(other, "client"), filepath.Join(other, "server")); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name, host, certs string
+		says              string
+		kind              error
+	}{
+		{"no files", remote.Host, certs(), "there is neither ca.pem nor cert.pem", berth.ErrNotFound},
+		{"half a pair", remote.Host, certs("ca.pem", "cert.pem"), "one of cert.pem and key.pem", berth.ErrInvalid},
+		{"nobody asks", remote.Host, certs("ca.pem"), "cert.pem and key.pem in DOCKER_CERT_PATH", berth.ErrDenied},
+		{"another authority", remote.Host, filepath.Join(other, "client"), "is ca.pem in DOCKER_CERT_PATH", berth.ErrDenied},
+		{"no TLS to a daemon with it", remote.Host, "", "the daemon speaks TLS: set DOCKER_TLS_VERIFY=1", berth.ErrDenied},
+		{"no TLS to another machine", "tcp://192.0.2.1:2375", "", "without TLS everybody on the way", berth.ErrDenied},
+	} {
+		e, err := docker.New(docker.Config{Host: row.host, Certs: row.certs, Dir: t.TempDir()})
+		if err == nil {
+			_, err = e.Info(t.Context())
+			_ = e.Close()
+		}
+		if !errors.Is(err, row.kind) || err != nil && (!strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "\n")) {
+			t.Errorf("%s: %v; want %v, and %q", row.name, err, row.kind, row.says)
+		}
+	}
+}
