@@ -36,6 +36,9 @@ func (p *Pool) Check(ctx context.Context, task *berth.Task) error {
 	if err != nil || len(requests) == 0 {
 		return err
 	}
+	if _, _, err := p.Preflight(task, nil); err != nil {
+		return err
+	}
 	inv, err := p.inventory(ctx)
 	if err != nil {
 		return err

@@ -30,6 +30,8 @@ type PoolConfig struct {
 		Snapshot(ctx context.Context) (ledger.Snapshot, error)
 	}
 	Quarantine Quarantine
+	// Preflight finds the program that looks in containers whether devices open; a static one, for it runs in any image.
+	Preflight func() (string, error)
 	// Timeout bounds how long a vendor's driver may take to answer. Default 30 s.
 	Timeout time.Duration
 	Logger  *slog.Logger // nil discards

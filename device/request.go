@@ -25,12 +25,13 @@ type Request struct {
 	MIG          string            `json:"mig,omitempty"`          // profile of the slices that are asked for: "1g.18gb"
 	Shared       bool              `json:"shared,omitempty"`       // a share of one device, with Memory
 	AllowBusy    bool              `json:"allow_busy,omitempty"`   // devices, too, that processes of others have open
+	Preflight    bool              `json:"preflight,omitempty"`    // look in the container whether all open, before a step's command
 	Capabilities []string          `json:"capabilities,omitempty"` // of the driver, for NVIDIA's devices
 	Options      map[string]string `json:"options,omitempty"`      // of the driver
 }
 
 // keys are the keys of requests, in the order in which help shows them.
-var keys = []string{"count", "device", "vendor", "driver", "model", "memory", "mig", "shared", "allow_busy", "capabilities", "options"}
+var keys = []string{"count", "device", "vendor", "driver", "model", "memory", "mig", "shared", "allow_busy", "preflight", "capabilities", "options"}
 
 // vendorOf are the vendors by the names that --gpus takes for them: their own, and those of Docker's drivers.
 var vendorOf = map[string]string{
@@ -74,7 +75,7 @@ type parser struct {
 
 func (p *parser) field(f field, before []field) error {
 	switch {
-	case f.bare && (f.key == "shared" || f.key == "allow_busy"):
+	case f.bare && (f.key == "shared" || f.key == "allow_busy" || f.key == "preflight"):
 		return p.set(f.key, "true")
 	case f.bare && isID(f.key):
 		p.r.IDs = append(p.r.IDs, f.key)
@@ -157,6 +158,10 @@ func (p *parser) set(key, value string) (err error) {
 	case "allow_busy":
 		if p.r.AllowBusy, err = strconv.ParseBool(value); err != nil {
 			err = fmt.Errorf("allow_busy=%s is neither true nor false; allow_busy alone is true", value)
+		}
+	case "preflight":
+		if p.r.Preflight, err = strconv.ParseBool(value); err != nil {
+			err = fmt.Errorf("preflight=%s is neither true nor false; preflight alone is true", value)
 		}
 	case "capabilities":
 		p.r.Capabilities = strings.Split(value, ",")
@@ -371,6 +376,9 @@ func (r Request) String() string {
 	}
 	if r.AllowBusy {
 		parts = append(parts, "allow_busy")
+	}
+	if r.Preflight {
+		parts = append(parts, "preflight")
 	}
 	add("capabilities", strings.Join(r.Capabilities, ","))
 	var options []string

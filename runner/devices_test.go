@@ -58,6 +58,11 @@ func (f fakeDevices) Grants(_ context.Context, _ *berth.Task, lent []ledger.Devi
 	return grants, nil, nil
 }
 
+// Preflight is asked for by nobody.
+func (fakeDevices) Preflight(*berth.Task, []berth.Grant) (program string, args []string, err error) {
+	return "", nil, nil
+}
+
 // Faults: g1 fails all the time.
 func (f fakeDevices) Faults(_ context.Context, lent []ledger.Device) (texts []string, err error) {
 	for _, d := range lent {

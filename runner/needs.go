@@ -25,6 +25,9 @@ type Devices interface {
 	// Grants says what lent devices bring into the containers of the task, whose environments are given; notes
 	// are for people.
 	Grants(ctx context.Context, task *berth.Task, lent []ledger.Device, envs [][]string) (grants []berth.Grant, notes []string, err error)
+	// Preflight says what is to run in the task's container before each step's command, as the step's user: a static
+	// program of this host, and its arguments. "" if the task does not ask for it.
+	Preflight(task *berth.Task, grants []berth.Grant) (program string, args []string, err error)
 	// Faults says in words which of lent devices have failed.
 	Faults(ctx context.Context, lent []ledger.Device) ([]string, error)
 }

@@ -176,6 +176,9 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		if err := d.admit(true); err != nil {
 			return nil, err
 		}
+		if err := d.preflight(sandbox, i); err != nil {
+			return nil, err
+		}
 		spec = d.stepSpec(i)
 		if d.rec.Task.Timeout > 0 && spec.Timeout <= 0 {
 			return nil, berth.ErrDeadline

@@ -102,7 +102,7 @@ func (h Host) requireOf(d *Decision, c Container, of []device.Device, capabiliti
 		named, err = h.Config.CapabilitiesOf(c.Container)
 		d.refuse(err)
 	}
-	for _, word := range strings.Split(named.String(), ",") {
+	for word := range strings.SplitSeq(named.String(), ",") {
 		if !slices.Contains(strings.Split(d.DriverCapabilities, ","), word) {
 			d.DriverCapabilities = both(d.DriverCapabilities, word)
 		}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ type dockerless struct{ *testing.M }
 
 func (m dockerless) Run() int {
 	defer stopDaemons()
+	defer func() { _ = os.RemoveAll(hookDir) }()
 	return m.M.Run()
 }
 
@@ -74,7 +76,7 @@ func params(t *testing.T, setup func(*testscript.Env) error, holds ...string) te
 			return slices.Contains(holds, cond), nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait, "cmp-result": cmdCmpResult, "gpus": cmdGPUs,
+			"code": cmdCode, "says": cmdSays, "clean": cmdClean, "await": cmdAwait, "cmp-result": cmdCmpResult, "gpus": cmdGPUs, "cdihook": cmdCDIHook,
 		},
 	}
 }
@@ -243,6 +245,33 @@ func cmdGPUs(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Setenv(fmt.Sprintf("HOSTNODE%d", i), h.Path(g.Node.Path))
 	}
 }
+
+// cmdCDIHook puts berth-cdi-hook into the path, as it is shipped: static, so that it runs in any image.
+func cmdCDIHook(ts *testscript.TestScript, _ bool, _ []string) {
+	dir, err := cdiHook()
+	ts.Check(err)
+	ts.Setenv("PATH", dir+":"+ts.Getenv("PATH"))
+}
+
+// hookDir is where cdiHook has built; "" if it has not.
+var hookDir string
+
+// cdiHook builds it once for all scripts.
+var cdiHook = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "berth-test-hook"); err != nil {
+		return "", err
+	}
+	hookDir = dir
+	if err = os.Chmod(dir, 0o755); err != nil { // a task's user goes there
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-o", dir, "github.com/berth-project/berth/cmd/"+hookName)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w: %s", hookName, err, out)
+	}
+	return dir, nil
+})
 
 // testKey is under what scripts find the test that they are of.
 type testKey struct{}

@@ -39,7 +39,7 @@ func (a *app) newPool(h *device.Host, dir string, l *ledger.Ledger, vendors []de
 	}
 	return device.NewPool(device.PoolConfig{
 		Host: h, Vendors: vendors, Specs: cdi.NewCache(h.CDI()), Env: env, Dir: filepath.Join(dir, "gpu"), Ledger: l, Logger: a.logger(),
-		Quarantine: quarantine(h, dir),
+		Quarantine: quarantine(h, dir), Preflight: hookHere,
 	})
 }
 
@@ -80,7 +80,7 @@ func applyGPUs(o *runOptions, t *berth.Task) error {
 		}
 		t.Resources.GPUs = texts(o.gpus)
 	}
-	if !o.allowBusy {
+	if !o.allowBusy && !o.preflight {
 		return nil
 	}
 	requests, err := device.ParseRequests(t.Resources.GPUs)
@@ -88,14 +88,16 @@ func applyGPUs(o *runOptions, t *berth.Task) error {
 		return nil //nolint:nilerr // the check of the whole task tells it
 	}
 	if len(requests) == 0 {
-		if o.changed("allow-busy") {
-			return invalid("run: --allow-busy: the task asks for no GPUs")
+		for _, name := range []string{"allow-busy", "gpu-preflight"} {
+			if o.changed(name) {
+				return invalid("run: --%s: the task asks for no GPUs", name)
+			}
 		}
 		return nil
 	}
 	var values []string
 	for _, r := range requests {
-		r.AllowBusy = true
+		r.AllowBusy, r.Preflight = r.AllowBusy || o.allowBusy, r.Preflight || o.preflight
 		values = append(values, r.String())
 	}
 	t.Resources.GPUs = texts(values)

@@ -42,7 +42,7 @@ type runOptions struct {
 	detach, noWait, keep, quiet, dryRun, ephemeral bool
 	progress, result, format                       string
 	gpus                                           []string
-	allowBusy                                      bool
+	allowBusy, preflight                           bool
 	given, changed                                 func(flag string) bool // given at all; given on the command line
 }
 
@@ -150,6 +150,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	list(&o.sysctls, "sysctl", "", "K=V", "set a kernel parameter of the container's namespaces (repeat)")
 	list(&o.gpus, "gpus", "", "GPUS", "GPUs that the task is lent, by number, name or what they must be like (repeat; see berth run --help)")
 	flags.BoolVar(&o.allowBusy, "allow-busy", false, "lend GPUs, too, that processes of others have open")
+	flags.BoolVar(&o.preflight, "gpu-preflight", false, "look in the container, before a step's command, whether the GPUs open; one that does not ends the task")
 	list(&o.devices, "device", "", "HOST[:CONTAINER][:rwm]", "give the task a device (repeat)")
 
 	flags.StringVar(&o.name, "name", "", "`NAME` of the task; no other of yours that has not ended may have it")

@@ -47,9 +47,13 @@ var commands = map[string]command{
 const andThen = "++"
 
 // Main runs the hook that args (without the program's name) name, for the container whose OCI state comes on
-// stdin; or several, one after another, with "++" between them, until one fails. It returns the exit code: 0, 1 if a
+// stdin; or several, one after another, with "++" between them, until one fails. Or it is in the container, and looks
+// whether device nodes open: preflight NODE.... It returns the exit code: 0, 1 if a
 // hook failed, 2 if it was called wrongly.
 func Main(args []string, stdin io.Reader, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == preflightName {
+		return preflight(args[1:], stderr)
+	}
 	if !slices.Contains(args, andThen) {
 		return one(args, stdin, stderr)
 	}
