@@ -68,7 +68,13 @@ func (h Host) exists(root *inroot.Root, path string) (bool, error) {
 			return true, nil
 		}
 	}
-	_, err := root.Stat(path)
+	var err error
+	if h.Root == "" || h.Root == "/" { // in one system call
+		var st unix.Stat_t
+		err = unix.Stat(path, &st)
+	} else {
+		_, err = root.Stat(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return false, nil
 	}

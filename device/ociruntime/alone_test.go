@@ -164,3 +164,32 @@ func TestHookAfterChangeOfRoot(t *testing.T) {
 		t.Errorf("the GPU is held by %q", got)
 	}
 }
+
+// TestLeaseOfAnother: a configuration that was copied from a container that runs brings its GPU to nobody else, though
+// it names the lease and the ID is the same.
+func TestLeaseOfAnother(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
+	id := p.id()
+	t.Cleanup(func() { _, _ = p.runtime("delete", "--force", id) })
+	dir := p.bundle("echo ran", "NVIDIA_VISIBLE_DEVICES=0")
+	if out, err := p.runtime("create", "--bundle", dir, id); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	config, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil || !bytes.Contains(config, []byte(leaseFlag)) {
+		t.Fatalf("the configuration names no lease: %s, %v", config, err)
+	}
+	copied := p.bundle("echo ran")
+	if err := os.WriteFile(filepath.Join(copied, "config.json"), config, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, as := range []string{id, p.id() + "-other"} {
+		out, err := p.output("runc", "--root", filepath.Join(p.dir, "direct"), "run", "--bundle", copied, as)
+		if err == nil || !strings.Contains(out, "is not its own") || strings.Contains(out, "ran\n") {
+			t.Errorf("as %s: %v: %s", as, err, out)
+		}
+	}
+	if got := p.holder(p.host.NVIDIA[0]); got != p.task(id) {
+		t.Errorf("the GPU is held by %q", got)
+	}
+}

@@ -96,6 +96,9 @@ func (p Process) lent(ctx context.Context, h *hookCall) error {
 	if err != nil {
 		return err
 	}
+	if err := isOwn(ctx, l, h.lease, c.state.ID); err != nil {
+		return err
+	}
 	lease, err := l.Adopt(ctx, h.lease)
 	if err != nil {
 		return err

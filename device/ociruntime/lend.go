@@ -1,6 +1,7 @@
 package ociruntime
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -141,6 +143,53 @@ func holdByContainer(ctx context.Context, lease *ledger.Lease, pid int) error {
 		return err
 	}
 	return lease.AddHolder(ctx, h)
+}
+
+// maxAncestors is how far above a hook the runtime is looked for that runs it.
+const maxAncestors = 16
+
+// isOwn refuses a lease that is not for the container with this ID, or that a runtime took which does not run this hook: the
+// configuration that names it may be a copy of another container's.
+func isOwn(ctx context.Context, l *ledger.Ledger, lease, id string) error {
+	s, err := l.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range s.Leases {
+		if e.ID == lease && e.Owner == uint32(os.Geteuid()) && strings.HasPrefix(e.Task, shown(id)) && heldAbove(e.Holders) {
+			return nil
+		}
+	}
+	return fmt.Errorf("container %s: %w: the lease %s of its GPUs, which its configuration names, is not its own (is the bundle a copy of another container's?); start it with berth oci-runtime", id, berth.ErrDenied, lease)
+}
+
+// heldAbove says whether one of the holders has started this process, or what started it.
+func heldAbove(holders []ledger.Holder) bool {
+	for pid, n := os.Getppid(), 0; pid > 1 && n < maxAncestors; n++ {
+		if h, err := ledger.Process(pid); err == nil && slices.Contains(holders, h) {
+			return true
+		}
+		pid = parentOf(pid)
+	}
+	return false
+}
+
+// parentOf is the parent of a process; 0 where it is not known.
+func parentOf(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The name is in brackets, and may hold any.
+	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(f) < 2 {
+		return 0
+	}
+	parent, err := strconv.Atoi(f[1])
+	if err != nil {
+		return 0
+	}
+	return parent
 }
 
 // leaseOf finds the lease of a task; "" where it has none.

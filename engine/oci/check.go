@@ -63,7 +63,7 @@ func (e *Engine) Check(ctx context.Context, spec berth.SandboxSpec, steps []bert
 	if spec.ID == "" {
 		spec.ID = "check"
 	}
-	if err := checkSandbox(&spec); err != nil {
+	if _, err := checkSandbox(&spec); err != nil {
 		return err
 	}
 	if spec.Network.Mode == berth.NetworkBridge {

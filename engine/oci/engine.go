@@ -137,7 +137,8 @@ func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
 
 // Open makes a sandbox.
 func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbox, error) {
-	if err := checkSandbox(&spec); err != nil {
+	set, err := checkSandbox(&spec)
+	if err != nil {
 		return nil, err
 	}
 	req := &wire.Request{Op: wire.OpOpen, Spec: &spec}
@@ -146,13 +147,15 @@ func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbo
 		if err := e.client.call(ctx, req, &a); err != nil {
 			return nil, err
 		}
-		return &Sandbox{e: e, id: spec.ID, desc: a.Sandbox}, nil
+		return newSandbox(e, a.Sandbox, &spec, set), nil
 	}
 	line, err := e.client.bind(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return &Sandbox{e: e, id: spec.ID, desc: line.desc, line: line}, nil
+	s := newSandbox(e, line.desc, &spec, set)
+	s.line = line
+	return s, nil
 }
 
 // Attach finds a sandbox again.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -31,35 +32,45 @@ type Sandbox struct {
 
 var _ berth.Sandbox = (*Sandbox)(nil)
 
-// checkSandbox completes a spec, and refuses what this engine cannot do.
-func checkSandbox(s *berth.SandboxSpec) error {
+// checkSandbox completes a spec, and refuses what this engine cannot do. It returns what the grants bring.
+func checkSandbox(s *berth.SandboxSpec) (*grant.Set, error) {
 	if err := berth.CheckID(s.ID); err != nil {
-		return err
+		return nil, err
 	}
 	switch s.Network.Mode {
 	case "":
 		s.Network.Mode = berth.NetworkNone
 	case berth.NetworkNone, berth.NetworkBridge, berth.NetworkHost:
 	default:
-		return fmt.Errorf("network %q: %w: this engine has none, bridge and host", s.Network.Mode, berth.ErrInvalid)
+		return nil, fmt.Errorf("network %q: %w: this engine has none, bridge and host", s.Network.Mode, berth.ErrInvalid)
 	}
 	if len(s.Network.Ports) > 0 {
-		return fmt.Errorf("published ports: %w on this engine: use --network host", berth.ErrUnsupported)
+		return nil, fmt.Errorf("published ports: %w on this engine: use --network host", berth.ErrUnsupported)
 	}
-	if _, err := grant.Parse(s.Grants); err != nil {
-		return err
+	set, err := grant.Parse(s.Grants)
+	if err != nil {
+		return nil, err
 	}
 	if err := checkLimits(s.Limits); err != nil {
-		return err
+		return nil, err
 	}
 	seen := map[string]bool{}
 	for _, v := range s.Volumes {
 		if !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || seen[v.Path] {
-			return fmt.Errorf("volume %q: %w: a volume has an absolute, clean path, not /, of its own", v.Path, berth.ErrInvalid)
+			return nil, fmt.Errorf("volume %q: %w: a volume has an absolute, clean path, not /, of its own", v.Path, berth.ErrInvalid)
 		}
 		seen[v.Path] = true
 	}
-	return nil
+	return set, nil
+}
+
+// newSandbox is one that was opened with a spec, whose grants are parsed already if the monitor has it as it is.
+func newSandbox(e *Engine, desc *wire.Sandbox, spec *berth.SandboxSpec, set *grant.Set) *Sandbox {
+	s := &Sandbox{e: e, id: spec.ID, desc: desc}
+	if reflect.DeepEqual(desc.Spec.Grants, spec.Grants) {
+		s.parsing.Do(func() { s.set = set })
+	}
+	return s
 }
 
 // ID is the sandbox's id.

@@ -31,7 +31,8 @@ func (a *app) gpuLsCommand() *cobra.Command {
 		Use:   "ls [flags]",
 		Short: "List the GPUs of this host, and who has them",
 		Long: `List the GPUs of this host and, of those that are divided, their slices: where they are, what they are, how busy they
-are, and who has them: a task of berth, a process that has opened the GPU, or nobody; or why they are not lent. Index is the place in the
+are, and who has them: a task of berth, a process that has opened the GPU, or nobody; or why they are not lent. Only
+root sees what processes of other users have open; who does not is told so. Index is the place in the
 vendor's own order; the minor number is that of the node in /dev, which need not be the index. GPUs that are there
 and cannot be used are told on standard error, with what to do.
 
@@ -56,7 +57,8 @@ type gpuLine struct {
 	device.Device
 	Use        device.Use     `json:"use"`
 	HeldBy     []gpuHolder    `json:"held_by"`
-	Quarantine []device.Fault `json:"quarantine"` // why it, or a slice of it, is not lent
+	Unseen     bool           `json:"unseen,omitempty"` // whether processes of other users have it open could not be seen
+	Quarantine []device.Fault `json:"quarantine"`       // why it, or a slice of it, is not lent
 }
 
 // gpuHolder is who has a GPU, or a slice or share of it: a task, or a process that is no task's.
@@ -112,7 +114,8 @@ func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, no
 	if err != nil {
 		return nil, nil, err
 	}
-	if os.Geteuid() != 0 && len(g.devices) > 0 && !g.Recorded() {
+	unseen := os.Geteuid() != 0 && !g.Recorded()
+	if unseen && len(g.devices) > 0 {
 		notes = append(notes, "processes of other users that have a GPU open are not seen; run berth as root")
 	}
 	faults, err := a.faults(h)
@@ -121,7 +124,7 @@ func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, no
 	}
 	lines = []gpuLine{}
 	for _, d := range g.devices {
-		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}, Quarantine: []device.Fault{}}
+		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}, Unseen: unseen, Quarantine: []device.Fault{}}
 		for _, u := range append(device.Units([]device.Device{d}), device.Unit{Device: d}) {
 			if f, ok := faults[u.UUID()]; ok && !slices.Contains(line.Quarantine, f) {
 				line.Quarantine = append(line.Quarantine, f)
@@ -236,6 +239,9 @@ func (l gpuLine) heldBy(uuid string) string {
 	}
 	if who == nil && uuid == l.UUID && len(l.Slices) > 0 {
 		return "(divided)"
+	}
+	if who == nil && l.Unseen {
+		return "(other users' processes not seen)"
 	}
 	return dash(strings.Join(who, ", "))
 }

@@ -375,3 +375,17 @@ func TestGPUExplainTwoVendors(t *testing.T) {
 		})
 	}
 }
+
+// TestHeldBy: that nobody is known to have a GPU is told apart from that nobody has it.
+func TestHeldBy(t *testing.T) {
+	task := gpuHolder{UUID: "GPU-0", Task: "t"}
+	for want, l := range map[string]gpuLine{
+		"-":                                 {},
+		"(other users' processes not seen)": {Unseen: true},
+		"task t":                            {Unseen: true, HeldBy: []gpuHolder{task}},
+	} {
+		if l.UUID = "GPU-0"; l.heldBy("GPU-0") != want {
+			t.Errorf("%q, want %q", l.heldBy("GPU-0"), want)
+		}
+	}
+}

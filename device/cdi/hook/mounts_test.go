@@ -21,6 +21,7 @@ func TestMountsOfTheHost(t *testing.T) {
 		"profile":      {"update-application-profile"},
 		"mode":         {"chmod", "--mode", "700", "--path", "/usr/lib/victim"},
 		"mount itself": {"create-symlinks", "--link", "x::/data/libx.so"},
+		"link at /dev": {"create-symlinks", "--link", "x::/dev/x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newContainer(t, map[string]string{"data/x": "", "etc": "-> data", "usr/lib": "-> ../data"})
@@ -33,7 +34,11 @@ func TestMountsOfTheHost(t *testing.T) {
 				if err := bind(c.outside, filepath.Join(c.root, "data")); err != nil {
 					return err
 				}
-				if err := mountDev(c); err != nil {
+				if name == "link at /dev" {
+					if err := os.Symlink("data", filepath.Join(c.root, "dev")); err != nil {
+						return err
+					}
+				} else if err := mountDev(c); err != nil {
 					return err
 				}
 				warns := args[0] == "chmod" || args[0] == "update-application-profile"

@@ -251,8 +251,9 @@ func (r *Root) CheckWrite(f *os.File) error {
 // ownAt says whether f is in the mount at the directory name, and that is another file system than this
 // process has there.
 func (r *Root) ownAt(f *os.File, name string) (bool, error) {
-	at, err := r.Open(name, unix.O_PATH|unix.O_DIRECTORY)
-	if errors.Is(err, fs.ErrNotExist) {
+	// A link of the image's there could lead to any mount.
+	at, err := r.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return false, nil
 	} else if err != nil {
 		return false, err
