@@ -65,7 +65,8 @@ type (
 	Signaler interface {
 		Signal(ctx context.Context, sig syscall.Signal) error
 	}
-	// Execer runs a further command in a running container. ErrConflict if it has ended.
+	// Execer runs a further command in a running container. ErrConflict if it has ended. Where ctx ends with the
+	// cause ErrDetached, the command runs on; otherwise that is the engine's to choose.
 	Execer interface {
 		Exec(ctx context.Context, spec ExecSpec, stdio Stdio) (Exit, error)
 	}

@@ -19,4 +19,5 @@ var (
 	ErrCanceled = errors.New("canceled")               // the user wants the task ended
 	ErrShutdown = errors.New("shutting down")          // berth ends; its containers go on for the next process
 	ErrDeadline = errors.New("time limit was reached") // the task's own time limit
+	ErrDetached = errors.New("detached")               // who looks on leaves; the command of an Exec runs on
 )

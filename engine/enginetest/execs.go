@@ -2,9 +2,12 @@ package enginetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -18,6 +21,7 @@ func execs() []Check {
 		check("exec as another user", execAs, Execs, Users),
 		check("exec is confined", execConfined, Execs, Isolation),
 		check("exec with a terminal", execTerminal, Execs, Terminals),
+		check("exec left running", execLeft, Execs, Terminals),
 		check("exec in an ended container", execEnded, Execs),
 	}
 }
@@ -168,6 +172,60 @@ func execTerminal(t *trial) error {
 	}
 	got := strings.ReplaceAll(out.String(), "\r\n", "\n")
 	return errors.Join(same("exit code", exit.Code, 4), same("the terminal's output", quoted(got), quoted("tty\n21 43\nerr\n")))
+}
+
+// execLeft leaves a command at a terminal: it runs on, and what it then writes does not hold it up. One whose
+// client is gone otherwise may end.
+func execLeft(t *trial) error {
+	e, _, err := t.running()
+	if err != nil {
+		return err
+	}
+	ctx, leave := context.WithCancelCause(t.ctx)
+	defer leave(nil)
+	in, typed := io.Pipe()
+	defer func() { _ = typed.Close() }()
+	out := &watched{want: "here", seen: make(chan struct{})}
+	left := make(chan error, 1)
+	go func() {
+		_, err := e.Exec(ctx, berth.ExecSpec{Command: []string{"sh", "-c", "echo here; while ! [ -e /tmp/left ]; do sleep 0.02; done; seq 1 100000; echo $? >/tmp/wrote; exec sleep 1000"}, TTY: true},
+			berth.Stdio{In: in, Out: out})
+		left <- err
+	}()
+	select {
+	case <-out.seen:
+	case err := <-left:
+		return fmt.Errorf("exec ended before it was left: %w", err)
+	case <-time.After(patience):
+		return errors.New("an exec wrote nothing")
+	}
+	leave(berth.ErrDetached)
+	select {
+	case err := <-left:
+		if !errors.Is(err, berth.ErrDetached) {
+			return fmt.Errorf("an exec that was left: error %w, want ErrDetached", err)
+		}
+	case <-time.After(patience):
+		return errors.New("an exec does not end with its context")
+	}
+	x, err := t.exec(e, berth.ExecSpec{Command: []string{"sh", "-c", "touch /tmp/left; i=0; while [ $i -lt 500 ] && ! [ -s /tmp/wrote ]; do sleep 0.02; i=$((i+1)); done; cat /tmp/wrote"}}, "")
+	return errors.Join(err, same("what the command that was left did", x.Out, "0\n"))
+}
+
+// watched closes seen once want was written.
+type watched struct {
+	want string
+	seen chan struct{}
+	got  bytes.Buffer
+	once sync.Once
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	w.got.Write(p)
+	if strings.Contains(w.got.String(), w.want) {
+		w.once.Do(func() { close(w.seen) })
+	}
+	return len(p), nil
 }
 
 func execEnded(t *trial) error {

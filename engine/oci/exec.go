@@ -88,7 +88,12 @@ func pollable(f *os.File) (*os.File, error) {
 }
 
 func (x *execution) await(ctx context.Context, conn *wire.Conn) (berth.Exit, error) {
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	stop := context.AfterFunc(ctx, func() {
+		// A monitor that is told answers at once, with or without the exit.
+		if !errors.Is(context.Cause(ctx), berth.ErrDetached) || conn.Send(&wire.Request{Op: wire.OpLeave}) != nil {
+			_ = conn.Close()
+		}
+	})
 	defer stop()
 	var a wire.Answer
 	if _, err := conn.Receive(&a); err != nil {
@@ -96,6 +101,9 @@ func (x *execution) await(ctx context.Context, conn *wire.Conn) (berth.Exit, err
 			return berth.Exit{}, context.Cause(ctx)
 		}
 		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the monitor was killed"}, nil
+	}
+	if a.Exit == nil {
+		return berth.Exit{}, context.Cause(ctx)
 	}
 	x.wg.Wait()
 	return *a.Exit, nil

@@ -2,11 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"syscall"
 	"time"
 
+	"github.com/moby/term"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth"
@@ -16,6 +19,7 @@ type execOptions struct {
 	interactive, tty bool
 	env              []string
 	workdir, user    string
+	detachKeys       string
 	step             int64
 }
 
@@ -39,11 +43,16 @@ yet, berth waits until it does. Flags end at TASK. The exit code is the command'
 	flags.VarP(listValue{&o.env, "K=V"}, "env", "e", "set a variable; K alone takes the host's (repeat)")
 	flags.StringVarP(&o.workdir, "workdir", "w", "", "working `DIR` (default the container's)")
 	flags.StringVar(&o.user, "user", "", "run as this `UID[:GID]` or name (default the container's)")
+	flags.StringVar(&o.detachKeys, "detach-keys", "", "with -it: typing these `KEYS`, such as ctrl-p,ctrl-q, leaves the command running (default none: shells know such keys themselves)")
 	flags.Var(intValue{&o.step, 1}, "step", "the step, from 1 (default the one that runs)")
 	return cmd
 }
 
 func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []string) error {
+	keys, err := o.keys()
+	if err != nil {
+		return err
+	}
 	h, r, err := a.openOf(ctx, ref)
 	if err != nil {
 		return err
@@ -64,15 +73,24 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 		spec.Env = a.appendEnv(spec.Env, e)
 	}
 	stdio := berth.Stdio{Out: a.out, Err: a.err}
+	looking, detach := context.WithCancelCause(ctx)
+	defer detach(nil)
 	if o.interactive {
 		stdio.In = a.in
+	}
+	if len(keys) > 0 {
+		stdio.In = &detacher{r: term.NewEscapeProxy(a.in, keys), leave: func() { detach(berth.ErrDetached) }}
 	}
 	var exit berth.Exit
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		stdio.Resize = sizes
-		exit, err = execer.Exec(ctx, spec, stdio)
+		exit, err = execer.Exec(looking, spec, stdio)
 		return err
 	})
+	if errors.Is(err, berth.ErrDetached) {
+		a.say("detached: the command runs on in %s, and ends with it", ref)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -86,6 +104,40 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 		a.say("%s", colon(string(exit.Reason), exit.Detail))
 	}
 	return exitOf(execCode(exit))
+}
+
+// keys are the bytes of --detach-keys.
+func (o *execOptions) keys() ([]byte, error) {
+	if o.detachKeys == "" {
+		return nil, nil
+	}
+	if !o.tty || !o.interactive {
+		return nil, invalid("exec: --detach-keys are typed at a terminal: give -it, too")
+	}
+	keys, err := term.ToBytes(o.detachKeys)
+	if err != nil {
+		return nil, invalid("exec: --detach-keys %q: keys are characters, or ctrl- and one of a-z @ [ ] ^ _, with commas between them, such as ctrl-p,ctrl-q", o.detachKeys)
+	}
+	return keys, nil
+}
+
+// detacher is the input up to the detach keys. With them it calls leave, and then has nothing more until the exec
+// is over: an end of input would be the command's.
+type detacher struct {
+	r     io.Reader
+	leave func()
+}
+
+func (d *detacher) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if _, typed := errors.AsType[term.EscapeError](err); typed {
+		d.leave()
+		if n == 0 {
+			select {} // as a terminal at which nobody types
+		}
+		err = nil
+	}
+	return n, err
 }
 
 // endWord is how long to wait for the end of a container that seems to have ended.

@@ -216,7 +216,10 @@ func (s *session) await(ctx context.Context, c *container) error {
 	}
 }
 
-// watchPeer tells of the end of the connection, from which nothing is to be read meanwhile.
+// errSpoke: the client has sent something, which is still to be read.
+var errSpoke = errors.New("the client has sent a message")
+
+// watchPeer tells of the end of the connection, and of what comes on it; it reads nothing.
 func (s *session) watchPeer(gone chan<- error) (stop func()) {
 	raw, err := s.conn.Net().SyscallConn()
 	if err != nil {
@@ -227,11 +230,16 @@ func (s *session) watchPeer(gone chan<- error) (stop func()) {
 	go func() {
 		defer close(done)
 		var b [1]byte
-		err := raw.Read(func(fd uintptr) bool {
-			n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n := 0
+		err := raw.Read(func(fd uintptr) (done bool) {
+			var err error
+			n, _, err = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 			return n >= 0 && err == nil || err != nil && !errors.Is(err, unix.EAGAIN)
 		})
-		if err == nil {
+		switch {
+		case err == nil && n > 0:
+			err = errSpoke
+		case err == nil:
 			err = io.EOF
 		}
 		gone <- err
@@ -396,14 +404,23 @@ func (s *session) awaitExec(p bundle.ExecProcess) error {
 	var e end
 	select {
 	case e = <-ended:
-	case <-gone: //nolint:errcheck // the client went; why does not matter
+		stop()
+	case err := <-gone:
+		stop()
+		if errors.Is(err, errSpoke) && s.leaves() {
+			s.m.wg.Go(func() {
+				if con := p.Console(); con != nil {
+					_, _ = io.Copy(io.Discard, con) // nobody looks; the command is not to wait for that
+				}
+				<-ended
+				closeConsole(p)
+			})
+			return s.conn.Send(wire.Answer{})
+		}
 		_ = p.Kill()
 		e = <-ended
 	}
-	stop()
-	if con := p.Console(); con != nil {
-		_ = con.Close()
-	}
+	closeConsole(p)
 	exit := berth.Exit{Reason: berth.Exited, Code: e.st.Code}
 	switch {
 	case e.err != nil:
@@ -412,6 +429,22 @@ func (s *session) awaitExec(p bundle.ExecProcess) error {
 		exit = berth.Exit{Reason: berth.Signaled, Code: 128 + int(e.st.Signal), Signal: int(e.st.Signal)}
 	}
 	return s.conn.Send(wire.Answer{Exit: &exit})
+}
+
+// leaves reads what an exec's client says, and reports whether it leaves the command running.
+func (s *session) leaves() bool {
+	var req wire.Request
+	files, err := s.conn.Receive(&req)
+	for _, f := range files {
+		_ = f.Close()
+	}
+	return err == nil && req.Op == wire.OpLeave
+}
+
+func closeConsole(p bundle.ExecProcess) {
+	if con := p.Console(); con != nil {
+		_ = con.Close()
+	}
 }
 
 // follow tells of a log's progress until its end. The client sends acknowledgements meanwhile; with the

@@ -28,6 +28,7 @@ const (
 	OpConsole Op = "console" // Sandbox, Container; answers with the terminal's master
 	OpRoot    Op = "root"    // Sandbox, Container; answers with the root directory
 	OpExec    Op = "exec"    // Sandbox, Container, Exec, and its streams; answers twice: started, ended
+	OpLeave   Op = "leave"   // between those two: the command runs on without its client
 	OpFollow  Op = "follow"  // Sandbox, Container, Stream; answers with Progress until the end
 	OpClose   Op = "close"   // Sandbox
 	OpKeep    Op = "keep"    // Sandbox; it no longer ends with its client

@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 2
+const Version = 3
 
 // maxMessage bounds a message, in bytes: an environment of the largest size that Linux takes, twice.
 const maxMessage = 16 << 20
