@@ -217,6 +217,8 @@ func (r Request) fitting(inventory []Device) ([]Unit, error) {
 	switch {
 	case r.Count == 0:
 		return nil, nil
+	case len(fit) == 0 && r.Model != "" && !slices.ContainsFunc(inventory, Request{Vendor: r.Vendor, Model: r.Model}.of):
+		return nil, fmt.Errorf("%w: no GPU here is of model %q%s", berth.ErrExhausted, r.Model, modelsHere(inventory))
 	case len(fit) == 0:
 		return nil, fmt.Errorf("%w: nothing here fits%s", berth.ErrExhausted, r.unknown(inventory))
 	case r.Count > most:
@@ -251,11 +253,35 @@ func (r Request) unknown(inventory []Device) string {
 	return text.String()
 }
 
+// of reports whether a device is of the vendor and model that are asked for.
+func (r Request) of(d Device) bool {
+	return (r.Vendor == "" || d.Vendor == r.Vendor) && (r.Model == "" || strings.Contains(squeeze(d.Model), squeeze(r.Model)))
+}
+
+// modelsHere tells what models there are, and how many of each.
+func modelsHere(inventory []Device) string {
+	counts := map[string]int{}
+	var names []string
+	for _, d := range inventory {
+		name := cmp.Or(d.Model, "a model that is not known")
+		if counts[name]++; counts[name] == 1 {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	for i, name := range names {
+		if counts[name] > 1 {
+			names[i] = fmt.Sprintf("%s (%d)", name, counts[name])
+		}
+	}
+	return ": there are " + strings.Join(names, ", ")
+}
+
 func (r Request) fits(u Unit) bool {
-	d := u.Device
 	switch {
-	case r.Vendor != "" && d.Vendor != r.Vendor,
-		r.Model != "" && !strings.Contains(squeeze(d.Model), squeeze(r.Model)),
+	case !r.of(u.Device),
 		r.Memory > 0 && u.Memory() < r.Memory,
 		r.Shared && u.Slice != nil:
 		return false

@@ -156,7 +156,11 @@ func (r *Registry) incompatible(req DockerRequest) error {
 	if names := r.Drivers(); len(names) > 0 {
 		have = strings.Join(names, ", ")
 	}
-	return fmt.Errorf("device request: %w: no device driver %q with capabilities %v; there are: %s", berth.ErrInvalid, req.Driver, req.Capabilities, have)
+	var asked []string // one of these sets
+	for _, set := range req.Capabilities {
+		asked = append(asked, strings.Join(set, ","))
+	}
+	return fmt.Errorf("device request: %w: no device driver %q with capabilities %q; there are: %s", berth.ErrInvalid, req.Driver, strings.Join(asked, " or "), have)
 }
 
 // joined is several errors in one line.

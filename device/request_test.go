@@ -202,6 +202,25 @@ func TestMatchUnknown(t *testing.T) {
 	}
 }
 
+// An unknown model is told with those that there are, also where each device is divided or there are too many to list.
+func TestMatchNoModel(t *testing.T) {
+	divided := Device{Vendor: "nvidia", UUID: "GPU-1", Model: "NVIDIA A100-SXM4-40GB", Slices: []Slice{{UUID: "MIG-1", Profile: "1g.5gb"}}}
+	other := Device{Vendor: "amd", UUID: "GPU-2", Model: "AMD Instinct MI300X"}
+	for request, says := range map[string]string{
+		"model=H201":             `exhausted: no GPU here is of model "H201": there are NVIDIA A100-SXM4-40GB (2), AMD Instinct MI300X, a model that is not known; this host has `,
+		"vendor=amd,model=a100":  `exhausted: no GPU here is of model "a100": there are `,
+		"model=a100,mig=2g.10gb": "exhausted: nothing here fits; ",
+	} {
+		r, err := ParseRequest(request)
+		if err == nil {
+			_, err = r.Match([]Device{divided, divided, other, {Vendor: "intel", UUID: "GPU-3"}})
+		}
+		if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %q", request, err, says)
+		}
+	}
+}
+
 func TestMatchNothing(t *testing.T) {
 	_, err := Request{Count: All}.Match(nil)
 	if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "no GPUs") {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -218,7 +219,7 @@ func TestPrune(t *testing.T) {
 	now = now.Add(time.Minute)
 	want := Removed{Refs: []string{"docker.io/library/old:latest"}, Images: []string{old.ID}, Layers: 1, Bytes: 3}
 	for _, dry := range []bool{true, false} {
-		got, err := s.Prune(t.Context(), PruneOptions{Unused: time.Hour, DryRun: dry})
+		got, err := s.Prune(t.Context(), PruneOptions{Unused: time.Hour, All: true, DryRun: dry})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,6 +237,33 @@ func TestPrune(t *testing.T) {
 	if _, err := s.Image(t.Context(), berth.ImageRequest{Ref: "fresh", Policy: berth.PullNever}); !errors.Is(err, berth.ErrNotFound) {
 		t.Errorf("an image without its record: %v", err)
 	}
+}
+
+// What no registry has stays as long as it has a name: nobody could fetch it again.
+func TestPruneKeepsWhatIsLocal(t *testing.T) {
+	s := newStore(t)
+	pulled := pulled(t, s, layer(t, file("a", "x")))
+	first := imported(t, s, "local")
+	if _, err := s.Import(t.Context(), bytes.NewReader(archive(t, file("b", "another"))), "local:latest", ImportOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	gone := []string{first.ID, pulled.ID} // the name is another's now
+	slices.Sort(gone)
+	for _, dry := range []bool{true, false} {
+		got, err := s.Prune(t.Context(), PruneOptions{DryRun: dry})
+		if err != nil {
+			t.Fatal(err)
+		}
+		equal(t, got.Images, gone)
+		equal(t, got.Refs, []string{pulled.Ref})
+		equal(t, got.Kept, []string{"docker.io/library/local:latest"})
+	}
+	got, err := s.Prune(t.Context(), PruneOptions{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, got.Refs, []string{"docker.io/library/local:latest"})
+	equal(t, got.Kept, []string(nil))
 }
 
 // TestPruneSparesPulls prunes while a pull has its first layer and waits for its second.

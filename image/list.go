@@ -23,6 +23,7 @@ type Info struct {
 	Created time.Time `json:"created,omitzero"`  // as the image says
 	Added   time.Time `json:"added"`             // to this store
 	Used    time.Time `json:"used"`              // last
+	Pulled  bool      `json:"pulled"`            // from a registry, which may have it still
 	Holders []string  `json:"holders,omitempty"` // see Hold
 	Layers  []Layer   `json:"layers"`            // lowest first
 }
@@ -85,7 +86,7 @@ func (s *Store) info(rec imageRecord, refs []refRecord) (Info, error) {
 	}
 	i := Info{
 		Image: berth.Image{Ref: rec.ID, ID: rec.ID, Digest: rec.Digest, Config: rec.Config},
-		Refs:  []string{}, Created: rec.Created, Added: rec.Added, Used: st.ModTime().UTC(),
+		Refs:  []string{}, Created: rec.Created, Added: rec.Added, Used: st.ModTime().UTC(), Pulled: rec.Pulled,
 	}
 	for _, r := range refs {
 		if r.ID == rec.ID {

@@ -121,6 +121,7 @@ func (s *Store) pull(ctx context.Context, ref Ref, want platform, req berth.Imag
 	if err != nil {
 		return berth.Image{}, err
 	}
+	r.pulled = true
 	open := func(ctx context.Context, i int, progress func(done, total int64)) (io.ReadCloser, error) {
 		return reg.blob(ctx, r.layers[i], progress), nil
 	}
@@ -232,10 +233,12 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 	}
 	rec := imageRecord{
 		ID: r.id, Digest: r.digest, Config: configOf(r.config), Layers: layers,
-		Added: s.now().UTC(), Created: r.config.Created.UTC(),
+		Added: s.now().UTC(), Created: r.config.Created.UTC(), Pulled: r.pulled,
 	}
-	_, err = os.Lstat(s.imagePath(r.id))
+	var before imageRecord
+	err = readRecord(s.imagePath(r.id), &before)
 	fresh := errors.Is(err, fs.ErrNotExist)
+	rec.Pulled = rec.Pulled || before.Pulled
 	if err := s.writeRecord(s.imagePath(r.id), rec); err != nil {
 		return berth.Image{}, err
 	}

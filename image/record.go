@@ -24,6 +24,8 @@ type imageRecord struct {
 	Layers  []layerRef        `json:"layers"` // lowest first
 	Created time.Time         `json:"created,omitzero"`
 	Added   time.Time         `json:"added"`
+	// Pulled: a registry had it, and it can be fetched again.
+	Pulled bool `json:"pulled,omitempty"`
 }
 
 // layerRef names a layer of an image.

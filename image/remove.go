@@ -19,7 +19,21 @@ type Removed struct {
 	Images []string `json:"images"` // IDs, sorted
 	Layers int      `json:"layers"`
 	Bytes  int64    `json:"bytes"` // of those layers
+	// Kept are the names of what Prune spared since no registry has it, sorted.
+	Kept []string `json:"kept,omitempty"`
 }
+
+// InUseError is of kind ErrConflict: an image is held.
+type InUseError struct {
+	Holders []string // see Store.Hold
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("%v: it is in use by %s", berth.ErrConflict, strings.Join(e.Holders, ", "))
+}
+
+// Unwrap returns ErrConflict.
+func (e *InUseError) Unwrap() error { return berth.ErrConflict }
 
 // Remove removes an image, named as for Inspect, and the layers that no other image has. By a reference
 // that is not the image's last, only the reference goes. ErrNotFound if there is no such image, ErrConflict
@@ -44,7 +58,7 @@ func (s *Store) Remove(ctx context.Context, name string) (Removed, error) {
 func notHeld(infos []Info) error {
 	for _, i := range infos {
 		if len(i.Holders) > 0 {
-			return fmt.Errorf("%w: it is in use by %s", berth.ErrConflict, strings.Join(i.Holders, ", "))
+			return &InUseError{i.Holders}
 		}
 	}
 	return nil
@@ -53,24 +67,37 @@ func notHeld(infos []Info) error {
 // PruneOptions say what to collect.
 type PruneOptions struct {
 	Unused time.Duration // images that were not used for so long; 0 is every image that is not held
+	All    bool          // also those with a name that were imported or loaded: no registry has them
 	DryRun bool          // say only what would go
 }
 
+// Spares reports whether an image stays that is not used: it has a name, and nobody could fetch it again.
+func (o PruneOptions) Spares(i Info) bool { return !o.All && !i.Pulled && len(i.Refs) > 0 }
+
 // Prune removes images that were not used for some time and are not held, layers that no image has, and what
-// crashed processes left behind.
+// crashed processes left behind. What was imported or loaded and has a name stays, unless All: it is told as kept.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Removed, error) {
 	if err := s.sweep(); err != nil {
 		return Removed{}, wrap("prune images", err)
 	}
 	before := s.now().Add(-opts.Unused)
+	var kept []string
 	pick := func(infos []Info) ([]Info, []string, error) {
-		return slices.DeleteFunc(infos, func(i Info) bool { return len(i.Holders) > 0 || i.Used.After(before) }), nil, nil
+		unused := slices.DeleteFunc(infos, func(i Info) bool { return len(i.Holders) > 0 || i.Used.After(before) })
+		for _, i := range unused {
+			if opts.Spares(i) {
+				kept = append(kept, i.Refs...)
+			}
+		}
+		slices.Sort(kept)
+		return slices.DeleteFunc(unused, opts.Spares), nil, nil
 	}
+	prune := s.change
 	if opts.DryRun {
-		r, err := s.wouldRemove(ctx, pick)
-		return r, wrap("prune images", err)
+		prune = s.wouldRemove
 	}
-	r, err := s.change(ctx, pick)
+	r, err := prune(ctx, pick)
+	r.Kept = kept
 	return r, wrap("prune images", err)
 }
 

@@ -35,6 +35,7 @@ type resolved struct {
 	id     string
 	config *v1.ConfigFile
 	layers []v1.Descriptor // lowest first
+	pulled bool            // from a registry
 }
 
 // resolve goes from a manifest or index to the image for a platform.

@@ -86,7 +86,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 	}
 	img, err := e.inspectImage(ctx, named.String())
 	if err == nil {
-		e.claimImage(img)
+		e.claimImage(img, true)
 	}
 	return img, err
 }

@@ -233,7 +233,7 @@ func (im *Images) load(ctx context.Context, what string, r io.Reader, opts image
 		if strings.HasPrefix(ref, "sha256:") {
 			img.Ref = ""
 		}
-		im.e.claimImage(img)
+		im.e.claimImage(img, false)
 		all = append(all, img)
 	}
 	return all, nil
@@ -402,7 +402,7 @@ func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts
 	}
 	img, err := im.e.inspectImage(ctx, refs[0])
 	if err == nil {
-		im.e.claimImage(img)
+		im.e.claimImage(img, false)
 	}
 	return img, err
 }
@@ -530,8 +530,9 @@ func (im *Images) info(ctx context.Context, ref string) (image.Info, error) {
 	for _, d := range res.RootFS.Layers {
 		i.Layers = append(i.Layers, image.Layer{DiffID: d})
 	}
-	if _, used := im.e.claimed(i); !used.IsZero() {
-		i.Used = used
+	i.Pulled = len(res.RepoDigests) > 0
+	if _, used, pulled := im.e.claimed(i); !used.IsZero() {
+		i.Used, i.Pulled = used, pulled
 	}
 	return i, nil
 }
@@ -566,7 +567,7 @@ func (im *Images) Remove(ctx context.Context, ref string) (image.Removed, error)
 }
 
 // Prune removes images that this data directory has brought to the daemon and no container uses. Those of others
-// stay.
+// stay, and, unless All, those that were loaded or imported and have a name.
 func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Removed, error) {
 	all := image.Removed{Refs: []string{}, Images: []string{}}
 	list, err := im.List(ctx)
@@ -575,7 +576,7 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 	}
 	before := time.Now().Add(-opts.Unused)
 	for _, i := range list {
-		names, last := im.e.claimed(i)
+		names, last, _ := im.e.claimed(i)
 		if len(names) == 0 || last.After(before) {
 			continue
 		}
@@ -584,6 +585,10 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 			return all, err
 		}
 		if used {
+			continue
+		}
+		if opts.Spares(i) {
+			all.Kept = append(all.Kept, names...)
 			continue
 		}
 		if opts.DryRun {
@@ -608,6 +613,7 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 	}
 	slices.Sort(all.Refs)
 	slices.Sort(all.Images)
+	slices.Sort(all.Kept)
 	return all, nil
 }
 
@@ -623,7 +629,9 @@ func (im *Images) used(ctx context.Context, id string) (bool, error) {
 }
 
 // A claim is a file that says that this data directory has brought an image to the daemon under a name: it holds the
-// image's ID, and its time is that of the last use. An image without a name has its ID for one.
+// image's ID, and a further line for one that was pulled; its time is that of the last use. An image without a name has
+// its ID for one.
+const pulledMark = "\npulled"
 
 func (e *Engine) claimFile(name string) string {
 	sum := sha256.Sum256([]byte(name))
@@ -631,11 +639,15 @@ func (e *Engine) claimFile(name string) string {
 }
 
 // claimImage notes that an image is this data directory's, to prune.
-func (e *Engine) claimImage(img berth.Image) {
+func (e *Engine) claimImage(img berth.Image, pulled bool) {
 	file := e.claimFile(cmp.Or(img.Ref, img.ID))
 	err := os.MkdirAll(filepath.Dir(file), 0o700)
 	if err == nil {
-		err = os.WriteFile(file, []byte(img.ID), 0o600)
+		text := img.ID
+		if pulled {
+			text += pulledMark
+		}
+		err = os.WriteFile(file, []byte(text), 0o600)
 	}
 	if err != nil {
 		e.cfg.Logger.Warn("image not noted: it will not be pruned", "image", img.Ref, "error", err)
@@ -648,17 +660,19 @@ func (e *Engine) useImage(img berth.Image) {
 	_ = os.Chtimes(e.claimFile(cmp.Or(img.Ref, img.ID)), now, now) // most are not
 }
 
-// claimed are the names under which this data directory has brought an image to the daemon, and its last use.
-func (e *Engine) claimed(i image.Info) (names []string, used time.Time) {
+// claimed are the names under which this data directory has brought an image to the daemon, its last use, and whether it
+// was pulled under one of them.
+func (e *Engine) claimed(i image.Info) (names []string, used time.Time, pulled bool) {
 	for _, n := range append(slices.Clone(i.Refs), i.ID) {
-		id, err := os.ReadFile(e.claimFile(n))
-		if err != nil || string(id) != i.ID {
+		raw, err := os.ReadFile(e.claimFile(n))
+		id, marked := strings.CutSuffix(string(raw), pulledMark)
+		if err != nil || id != i.ID {
 			continue
 		}
-		names = append(names, n)
+		names, pulled = append(names, n), pulled || marked
 		if st, err := os.Stat(e.claimFile(n)); err == nil && st.ModTime().After(used) {
 			used = st.ModTime()
 		}
 	}
-	return names, used
+	return names, used, pulled
 }

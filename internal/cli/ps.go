@@ -96,7 +96,11 @@ func (o *psOptions) filter() (store.Filter, error) {
 			known = known || k == state
 		}
 		if !known {
-			return f, invalid("ps: --state: %q is no state: there are %v", s, all)
+			var names []string
+			for _, k := range all {
+				names = append(names, string(k))
+			}
+			return f, invalid("ps: --state: %q is no state: there are %s", s, strings.Join(names, ", "))
 		}
 		f.States = append(f.States, state)
 	}

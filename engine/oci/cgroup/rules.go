@@ -272,7 +272,7 @@ func (s rules) holdV1(dir string) error {
 	want := s.merged()
 	lines := sorted(strings.Split(strings.TrimSpace(string(got)), "\n"))
 	if strings.Join(lines, "\n") != strings.Join(want, "\n") {
-		return fmt.Errorf("device rules of %s are %q and not %q", dir, lines, want)
+		return fmt.Errorf("device rules of %s are %q and not %q", dir, strings.Join(lines, ", "), strings.Join(want, ", "))
 	}
 	return nil
 }
