@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -151,6 +152,8 @@ func checkResources(t *berth.Task) error {
 		return fmt.Errorf("disk of %d bytes: %w", l.Disk, berth.ErrInvalid)
 	case l.PIDs < -1:
 		return fmt.Errorf("pids %d: %w: -1 is no limit", l.PIDs, berth.ErrInvalid)
+	case l.PIDs == 1 && slices.ContainsFunc(t.Steps, func(s berth.Step) bool { return !s.NoInit }):
+		return fmt.Errorf("pids 1: %w: the init is a process, too, beside which no command can start; ask for 2 at least, or for no init (--no-init)", berth.ErrInvalid)
 	case t.Timeout < 0:
 		return fmt.Errorf("timeout %s: %w", t.Timeout, berth.ErrInvalid)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/berth-project/berth"
 )
@@ -60,8 +61,25 @@ func (d *drive) decide(err error, got collected) berth.Result {
 	default:
 		res.State = berth.Complete
 		res.ExitCode, res.Signal, res.Reason = 0, 0, berth.Exited
+		res.Detail = d.notes()
 	}
 	return res
+}
+
+// notes are what there is to say of steps that ended well: limits that they met, what is missing of their output.
+func (d *drive) notes() string {
+	var all []string
+	for i, s := range d.rec.Steps {
+		if s.Exit == nil || !s.Exit.OK() || s.Exit.Detail == "" {
+			continue
+		}
+		note := s.Exit.Detail
+		if n := len(d.rec.Task.Steps); n > 1 {
+			note = fmt.Sprintf("step %d of %d: %s", i+1, n, note)
+		}
+		all = append(all, note)
+	}
+	return strings.Join(all, "; ")
 }
 
 // aside tells of an error that does not decide how the task ended.

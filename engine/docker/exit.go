@@ -54,13 +54,24 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	if e.Code != 0 {
 		full = l.diskFull()
 	}
+	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0)
+	reached := "the daemon's host was out of memory"
+	if r.Limits.Memory > 0 {
+		reached = fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
+	}
 	switch {
-	case e.Code != 0 && (s.OOMKilled || l.outOfMemory(r)):
-		e.Reason, e.Detail = berth.OutOfMemory, fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
+	case killed && e.Code != 0:
+		e.Reason, e.Detail = berth.OutOfMemory, reached
+	case killed:
+		e.Detail = reached + "; the kernel killed some of its processes"
 	case full != "":
 		e.Reason, e.Detail = berth.OutOfDisk, full
 	case e.Code > 128 && e.Code <= 128+64:
 		e.Detail = fmt.Sprintf("exit code %d, or killed by signal %d: the daemon does not tell them apart", e.Code, e.Code-128)
+	}
+	// Its cgroup, which alone counts refusals, is gone.
+	if most := r.Limits.PIDs; e.Reason == berth.Exited && e.Code != 0 && most > 0 && e.Usage.PeakPIDs != nil && *e.Usage.PeakPIDs >= most {
+		e.Detail = strings.TrimPrefix(e.Detail+fmt.Sprintf("; the limit of %d processes and threads was reached", most), "; ")
 	}
 	return e
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +22,8 @@ import (
 type oomWatch struct {
 	control string // the container's memory.oom_control
 	done    chan struct{}
-	events  uint64
-	killed  bool
+	events  atomic.Uint64
+	killed  atomic.Bool
 }
 
 const (
@@ -48,7 +49,7 @@ func (l *life) watchOOM(r *record) {
 		return
 	}
 	kills, _ := w.kills() // before it was listened to
-	w.killed = kills > 0
+	w.killed.Store(kills > 0)
 	l.oom = w
 	l.e.wg.Go(func() {
 		stop := make(chan struct{})
@@ -88,16 +89,17 @@ func listenOOM(dir, control string) (*os.File, error) {
 func (w *oomWatch) run(events *os.File) {
 	defer close(w.done)
 	var n [8]byte
-	for !w.killed {
+	for !w.killed.Load() {
 		if _, err := events.Read(n[:]); err != nil {
 			return
 		}
-		w.events += binary.NativeEndian.Uint64(n[:])
-		for end := time.Now().Add(oomSettle); !w.killed && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		w.events.Add(binary.NativeEndian.Uint64(n[:]))
+		for end := time.Now().Add(oomSettle); !w.killed.Load() && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			kills, there := w.kills()
-			if w.killed = kills > 0; !there {
+			w.killed.Store(kills > 0)
+			if !there {
 				// The last event was the cgroup's end.
-				w.killed = w.killed || w.events > 1
+				w.killed.Store(w.events.Load() > 1)
 				_ = events.SetReadDeadline(time.Now().Add(oomSettle))
 				break
 			}
@@ -122,8 +124,8 @@ func countOf(raw []byte, name string) int {
 }
 
 // outOfMemory reports whether the kernel has killed a process of an ended container at its limit, where the daemon does
-// not say.
-func (l *life) outOfMemory(r *record) bool {
+// not say. ok: the command ended well.
+func (l *life) outOfMemory(r *record, ok bool) bool {
 	if r.Cgroup == "" || r.Limits.Memory == 0 {
 		return false
 	}
@@ -136,12 +138,15 @@ func (l *life) outOfMemory(r *record) bool {
 	if w == nil {
 		return false
 	}
+	if ok { // not worth a wait: what was killed before the end is known
+		return w.killed.Load() || w.events.Load() > 1
+	}
 	if kills, there := w.kills(); there {
 		return kills > 0
 	}
 	select {
 	case <-w.done:
-		return w.killed
+		return w.killed.Load()
 	case <-time.After(oomLast):
 		return false
 	}

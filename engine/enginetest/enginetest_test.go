@@ -15,7 +15,7 @@ import (
 var beyond = []string{
 	"logs are bounded",
 	"hostname", "init", "no init",
-	"out of memory", "out of memory in a child", "memory limit of the sandbox", "no swap", "too little memory to start",
+	"out of memory", "out of memory in a child", "out of memory survived", "memory limit of the sandbox", "no swap", "too little memory to start",
 	"pids limit", "pids are limited by default",
 	"out of disk", "out of disk in a volume", "size of a volume",
 	"no network",

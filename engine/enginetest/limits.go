@@ -21,6 +21,7 @@ func limits() []Check {
 		check("too little memory to start", tooLittleMemory, MemoryLimit),
 		check("cpu limit", cpuLimit, CPULimit, UsageOf),
 		check("pids limit", pidsLimit, PIDsLimit),
+		check("below the pids limit", pidsMany, PIDsLimit),
 		check("pids are limited by default", pidsDefault, PIDsLimit),
 		check("out of disk", outOfDisk, DiskLimit),
 		check("out of disk in a volume", outOfDiskInVolume, DiskLimit),
@@ -62,13 +63,16 @@ func outOfMemoryInChild(t *trial) error {
 	return errors.Join(isOutOfMemory(o), same("its code", o.Code, 3))
 }
 
-// outOfMemorySurvived: a child was killed, and the command made do without it.
+// outOfMemorySurvived: a child was killed, and the command made do without it; which is told all the same.
 func outOfMemorySurvived(t *trial) error {
 	o, err := t.sh(hog+" 2>/dev/null; exit 0", limited(berth.Limits{Memory: memory}))
 	if err != nil {
 		return err
 	}
-	return o.exited(0)
+	if !strings.Contains(o.Detail, "the memory limit of 48 MiB was reached") {
+		err = fmt.Errorf("a child was killed at the memory limit of 48 MiB, and the detail is %q", o.Detail)
+	}
+	return errors.Join(o.exited(0), err)
 }
 
 func killedIsNotOutOfMemory(t *trial) error {
@@ -126,7 +130,19 @@ func pidsLimit(t *trial) error {
 	if o.Out == "all\n" && o.Code == 0 {
 		return fmt.Errorf("limited to 20 processes it started 60: %s", o)
 	}
+	if o.Code != 0 && !strings.Contains(o.Detail, "the limit of 20 processes and threads was reached") {
+		return fmt.Errorf("refused more than 20 processes, it ended with %s; want the limit in the detail", o)
+	}
 	return nil
+}
+
+// pidsMany: who stays below the limit is told nothing.
+func pidsMany(t *trial) error {
+	o, err := t.sh("for i in 1 2 3 4 5 6 7 8; do sleep 0.3 & done; wait; exit 3", limited(berth.Limits{PIDs: 20}))
+	if err != nil {
+		return err
+	}
+	return errors.Join(o.exited(3), same("its detail", o.Detail, ""))
 }
 
 func pidsDefault(t *trial) error {

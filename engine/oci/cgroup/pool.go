@@ -277,7 +277,8 @@ func (g *Group) renewPIDs() error {
 func (g *Group) remember() error {
 	now, err := g.count()
 	kills, err2 := g.kills()
-	now.kills = kills
+	forks, err3 := g.forks()
+	now.kills, now.forks = kills, forks
 	g.base = now
-	return errors.Join(err, err2)
+	return errors.Join(err, err2, err3)
 }

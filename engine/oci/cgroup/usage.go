@@ -77,6 +77,7 @@ type counters struct {
 	io     moved
 	hasIO  bool
 	kills  int64
+	forks  int64 // that were refused
 }
 
 func (g *Group) count() (c counters, err error) {
@@ -256,4 +257,33 @@ func reached(dir string, v2 bool) bool {
 	n, _ := readInt(dir + "/memory.failcnt")
 	swap, _ := readInt(dir + "/memory.memsw.failcnt")
 	return n+swap > 0
+}
+
+// RefusedForks is how many processes and threads the kernel refused the group at its limit of them.
+func (g *Group) RefusedForks() (int64, error) {
+	n, err := g.forks()
+	return n - g.base.forks, kind("refused forks in cgroup "+g.path, err)
+}
+
+func (g *Group) forks() (int64, error) {
+	dir, _ := g.dir(pids)
+	if dir == "" {
+		return 0, nil
+	}
+	n, _, err := readKey(dir+"/pids.events", "max")
+	return n, optional(err)
+}
+
+// PIDsDetail says in one line that the kernel refused the group processes; "" where it has not.
+func (g *Group) PIDsDetail() string {
+	n, err := g.RefusedForks()
+	if err != nil || n <= 0 {
+		return ""
+	}
+	dir, _ := g.dir(pids)
+	limit, err := readInt(dir + "/pids.max")
+	if err != nil { // "max": the limit is that of a cgroup around berth's
+		return fmt.Sprintf("the kernel refused %d new processes or threads: a cgroup around berth's has no room for more", n)
+	}
+	return fmt.Sprintf("the limit of %d processes and threads was reached: the kernel refused %d", limit, n)
 }

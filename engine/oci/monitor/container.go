@@ -293,7 +293,26 @@ func (c *container) judge(st bundle.Status, waitErr error, cause berth.Reason, d
 			e.Detail = strings.TrimPrefix(strings.TrimSuffix(e.Detail+"; "+c.fullDisk(), "; "), "; ")
 		}
 	}
+	if kerr == nil && waitErr == nil {
+		e.Detail = strings.TrimPrefix(strings.TrimSuffix(e.Detail+"; "+c.breaches(e.Reason, kills), "; "), "; ")
+	}
 	return e
+}
+
+// breaches says which limits the command met that are not why it ended: what it was refused may be missing from what it
+// has done all the same.
+func (c *container) breaches(ended berth.Reason, kills int64) string {
+	if ended != berth.Exited && ended != berth.Signaled {
+		return ""
+	}
+	var met []string
+	if kills > 0 {
+		met = append(met, c.group.OOMDetail())
+	}
+	if forks := c.group.PIDsDetail(); forks != "" {
+		met = append(met, forks)
+	}
+	return strings.Join(met, "; ")
 }
 
 func (c *container) usage(live bool) berth.Usage {
