@@ -27,11 +27,12 @@ func (e *Engine) Check(ctx context.Context, spec berth.SandboxSpec, steps []bert
 	if err := e.checkNetwork(ctx, spec.Network.Mode); err != nil {
 		return err
 	}
-	away, err := e.Elsewhere(ctx)
-	if err != nil {
-		return err
+	s := &Sandbox{e: e, spec: spec}
+	if slices.ContainsFunc(steps, func(s berth.StepSpec) bool { return len(s.Mounts)+len(s.Devices) > 0 }) {
+		// Where a daemon is that cannot be asked, the start says.
+		away, err := e.Elsewhere(ctx)
+		s.remote = err == nil && away != ""
 	}
-	s := &Sandbox{e: e, spec: spec, remote: away != ""}
 	for i := range steps {
 		if err := s.checkWhole(ctx, steps[i]); err != nil {
 			if len(steps) > 1 {

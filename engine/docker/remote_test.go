@@ -179,3 +179,36 @@ func TestTLSFaults(t *testing.T) {
 		}
 	}
 }
+
+// TestRemoteRefusals: what is of this machine is refused for a daemon on another, before anything is made.
+func TestRemoteRefusals(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, remoteConfig(t))
+	grants := []berth.Grant{{Vendor: "amd", UUID: "g"}}
+	if _, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Grants: grants}); !errors.Is(err, berth.ErrUnsupported) || !strings.Contains(err.Error(), "is on another machine") {
+		t.Errorf("GPUs: %v", err)
+	}
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close(t.Context()) }()
+	for name, change := range map[string]func(*berth.StepSpec){
+		"a bind":               func(s *berth.StepSpec) { s.Mounts = []berth.Mount{{Source: "/etc", Target: "/m", ReadOnly: true}} },
+		"a copy to be written": func(s *berth.StepSpec) { s.Mounts = []berth.Mount{{Source: "/etc", Target: "/m", Copy: true}} },
+		"a device":             func(s *berth.StepSpec) { s.Devices = []berth.Device{{Host: "/dev/null", Container: "/dev/n"}} },
+	} {
+		spec := berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{"true"}}
+		change(&spec)
+		if _, err := s.Start(t.Context(), spec); !errors.Is(err, berth.ErrUnsupported) || !strings.Contains(err.Error(), "is on another machine") {
+			t.Errorf("%s: started: %v", name, err)
+		}
+		if err := e.Check(t.Context(), berth.SandboxSpec{}, []berth.StepSpec{spec}); !errors.Is(err, berth.ErrUnsupported) {
+			t.Errorf("%s: checked: %v", name, err)
+		}
+	}
+	all, err := e.List(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Errorf("left over: %+v, %v", all, err)
+	}
+}

@@ -62,7 +62,7 @@ func (h sshHost) String() string {
 }
 
 func (h sshHost) args() []string {
-	args := []string{"-o", "ConnectTimeout=30", "-T"}
+	args := []string{"-o", "ConnectTimeout=30", "-o", "ServerAliveInterval=15", "-T"} // a network that is gone ends it
 	if h.user != "" {
 		args = append(args, "-l", h.user)
 	}

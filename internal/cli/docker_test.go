@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/client"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/berth-project/berth/engine/docker"
@@ -101,13 +102,61 @@ func scriptsWith(t *testing.T, vars []string, conditions ...string) {
 	}, append(conditions, engineDocker)...))
 }
 
-// onDaemons runs a test on each daemon, with a data directory in which berth runs tasks there.
+// onDaemons runs a test on each daemon, with a data directory in which berth runs tasks there. At its end nothing of that
+// directory's is left on one that is on another machine.
 func onDaemons(t *testing.T, f func(*testing.T, *bench)) {
 	t.Helper()
-	for name, start := range map[string]func(testing.TB) *dockertest.Daemon{"docker": startDockerd, "podman": startPodman} {
+	for name, vars := range map[string]func(testing.TB) []string{
+		"docker": func(t testing.TB) []string { return []string{"DOCKER_HOST=" + startDockerd(t).Host()} },
+		"podman": func(t testing.TB) []string { return []string{"DOCKER_HOST=" + startPodman(t).Host()} },
+		"remote": func(t testing.TB) []string { return startRemote(t).Remote().Env() },
+	} {
 		t.Run(name, func(t *testing.T) {
-			f(t, newBench(t, "BERTH_ENGINE=docker", "DOCKER_HOST="+start(t).Host()))
+			b := newBench(t, append(vars(t), "BERTH_ENGINE=docker")...)
+			f(t, b)
+			if name == "remote" {
+				b.goneFrom(remoted.daemon)
+			}
 		})
+	}
+}
+
+// goneFrom checks that a daemon has nothing with this data directory's label.
+func (b *bench) goneFrom(d *dockertest.Daemon) {
+	b.t.Helper()
+	instance, err := os.ReadFile(filepath.Join(b.data, "instance"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	api, err := client.New(client.WithHost(d.Host()))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() { _ = api.Close() }()
+	own := client.Filters{}.Add("label", docker.LabelOwner+"="+strings.TrimSpace(string(instance)))
+	var left []string
+	for end := time.Now().Add(daemonsTime); ; time.Sleep(50 * time.Millisecond) {
+		left = nil
+		containers, err := api.ContainerList(b.t.Context(), client.ContainerListOptions{All: true, Filters: own})
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for _, c := range containers.Items {
+			left = append(left, "container "+strings.Join(c.Names, ","))
+		}
+		volumes, err := api.VolumeList(b.t.Context(), client.VolumeListOptions{Filters: own})
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for _, v := range volumes.Items {
+			left = append(left, "volume "+v.Name)
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("left on the daemon: %q", left)
+		}
 	}
 }
 
@@ -235,6 +284,37 @@ func dockerDetached(t *testing.T, b *bench) {
 		t.Errorf("logs: %d bytes, want %d", len(out), len(want)+4)
 	}
 	b.gone(daemonsTime)
+}
+
+// TestDockerRemoteOutputs: a detached task whose berth and keeper are killed has its outputs, of a daemon on another machine
+// whose TLS files the environment names no more.
+func TestDockerRemoteOutputs(t *testing.T) {
+	b := newBench(t, append(startRemote(t).Remote().Env(), "BERTH_ENGINE=docker")...)
+	if err := os.WriteFile(filepath.Join(b.dir, "in"), []byte("content\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := b.output("run", "--detach", "--name", "job", "--input", "in:/in/file", "--output", "out:/v/out", "--volume", "/v", "bb",
+		"sh", "-c", "echo up; while [ ! -e /v/go ]; do sleep 0.05; done; cp /in/file /v/out", "in-the-task"); code != 0 {
+		t.Fatalf("exit code %d: %s", code, out)
+	}
+	b.env = nil
+	b.await("up", "logs", "job")
+	for end := time.Now().Add(20 * time.Second); len(processes("worker\x00")) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	}
+	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := b.output("exec", "job", "touch", "/v/go"); code != 0 {
+		t.Fatalf("exec: exit code %d: %s", code, out)
+	}
+	if out, _ := b.output("wait", "job"); out != "0\n" {
+		t.Errorf("wait: %s", out)
+	}
+	if raw, err := os.ReadFile(filepath.Join(b.dir, "out")); string(raw) != "content\n" {
+		t.Errorf("the output is %q, %v", raw, err)
+	}
+	b.gone(daemonsTime)
+	b.goneFrom(remoted.daemon)
 }
 
 // TestDockerElsewhere: what is asked about a task is asked of its own engine, whatever the environment says now.

@@ -23,9 +23,7 @@ func (a *app) fit(ctx context.Context, h *host, o *runOptions, t *berth.Task) er
 		return err
 	}
 	if h.elsewhere != nil && len(t.Resources.GPUs) > 0 && string(t.Resources.GPUs) != "null" {
-		if away, err := h.elsewhere(ctx); err != nil {
-			return err
-		} else if away != "" {
+		if away, err := h.elsewhere(ctx); err == nil && away != "" { // of one that cannot be asked, the start says
 			return unsupported("run: --gpus: the daemon at %s is on another machine, and berth lends GPUs of this one: run berth there", away)
 		}
 	}
