@@ -96,6 +96,9 @@ func (r *Runner) reconcile(ctx context.Context, id string, running map[string][]
 	}
 	rec, err := r.Record(ctx, id)
 	switch {
+	case errors.Is(err, berth.ErrNotFound): // removed since it was listed
+		r.drop(id, lock, err)
+		return Found{}, false
 	case err != nil:
 		found.What, found.Err = "its record cannot be read", err
 	case rec.Result != nil && rec.Task.Keep:

@@ -171,7 +171,7 @@ func (r *Runner) resume(ctx context.Context, id string, park bool, hooks Hooks) 
 func (r *Runner) take(ctx context.Context, id string, lock *os.File, park bool, hooks Hooks) (berth.Result, error) {
 	rec, err := r.Record(ctx, id) // what the driver before did
 	if err != nil {
-		_ = lock.Close()
+		r.drop(id, lock, err)
 		return berth.Result{}, err
 	}
 	d, err := r.newDrive(rec, lock, hooks)
@@ -181,6 +181,15 @@ func (r *Runner) take(ctx context.Context, id string, lock *os.File, park bool, 
 	d.park = park && rec.Detached
 	d.orphan = !rec.Detached
 	return d.drive(ctx)
+}
+
+// drop lets go of a task whose record could not be read. Where it was removed meanwhile, who took hold of it has made its
+// directory anew.
+func (r *Runner) drop(id string, lock *os.File, err error) {
+	if errors.Is(err, berth.ErrNotFound) {
+		_ = r.dir(id).remove() // what stays is of no task, and removed with the next that does
+	}
+	_ = lock.Close()
 }
 
 // Record reads what is known of a task. ErrNotFound if there is none.
