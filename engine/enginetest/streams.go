@@ -359,6 +359,9 @@ func logsOfFlood(t *trial, hold bool) error {
 	if e.Reason != berth.Stopped {
 		return fmt.Errorf("stopped, it ended with %s", outcome{Exit: e})
 	}
+	if strings.Contains(e.Detail, "did not") {
+		return fmt.Errorf("its output was given up: %s", e.Detail)
+	}
 	tail, err := t.logs(c, berth.LogOptions{Tail: 5})
 	if err != nil {
 		return err

@@ -246,6 +246,9 @@ func (c *container) watch() {
 
 // drain waits for the streams to end, and says what is missing of them.
 func (c *container) drain() string {
+	for _, w := range c.logs { // what is left to come is no more than the pipes hold
+		defer w.Ease()()
+	}
 	done := make(chan struct{})
 	c.sb.m.wg.Go(func() { c.pumps.Wait(); close(done) })
 	select {
