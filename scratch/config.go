@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -105,6 +106,17 @@ func weaker(a, b berth.DiskEnforcement) berth.DiskEnforcement {
 		return b
 	}
 	return a
+}
+
+// VolumeName names the i-th volume of a task, so that people see which it is.
+func VolumeName(i int, path string) string {
+	clean := strings.Map(func(r rune) rune {
+		if validName(string(r)) || r == '.' {
+			return r
+		}
+		return '_'
+	}, strings.Trim(path, "/"))
+	return fmt.Sprintf("v%d-%s", i, clean[:min(len(clean), 60)])
 }
 
 func validName(s string) bool {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -242,9 +241,9 @@ func (e *Engine) daemonRoom() (full string, seen bool) {
 
 // limitName names a limit of the area by the volume's path.
 func (s *Sandbox) limitName(what string) string {
-	if n, ok := strings.CutPrefix(what, "volume v"); ok {
-		if i, err := strconv.Atoi(n); err == nil && i < len(s.spec.Volumes) {
-			return "volume " + s.spec.Volumes[i].Path
+	for i, v := range s.spec.Volumes {
+		if what == "volume "+scratch.VolumeName(i, v.Path) {
+			return "volume " + v.Path
 		}
 	}
 	return what

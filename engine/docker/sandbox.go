@@ -208,7 +208,7 @@ func (s *Sandbox) makeArea(ctx context.Context, dir string) error {
 	if len(s.spec.Volumes) > 0 {
 		cfg := scratch.Config{Logger: s.e.cfg.Logger}
 		for i, v := range s.spec.Volumes {
-			cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: volumeName(i), Size: v.Size})
+			cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: scratch.VolumeName(i, v.Path), Size: v.Size})
 		}
 		area, err := scratch.Open(ctx, space, cfg)
 		if err != nil {
@@ -217,7 +217,7 @@ func (s *Sandbox) makeArea(ctx context.Context, dir string) error {
 		s.area = area
 	}
 	for i, v := range s.spec.Volumes {
-		p, err := s.area.Volume(volumeName(i))
+		p, err := s.area.Volume(scratch.VolumeName(i, v.Path))
 		if err != nil {
 			return err
 		}
@@ -235,6 +235,7 @@ func volumeMode(v berth.Volume) fs.FileMode {
 	return v.Mode
 }
 
+// volumeName names the volume of a daemon on another machine that is the task's i-th.
 func volumeName(i int) string { return "v" + strconv.Itoa(i) }
 
 // claimJSON writes a record if there is none yet, and answers whether it did: of several at once, one does.
@@ -322,7 +323,7 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 		if s.remote {
 			return nil, fmt.Errorf("volume %s of sandbox %s: %w: it is on another machine", p, s.spec.ID, berth.ErrUnsupported)
 		}
-		dir, err := s.area.Volume(volumeName(i))
+		dir, err := s.area.Volume(scratch.VolumeName(i, v.Path))
 		if err != nil {
 			return nil, err
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi/grant"
+	"github.com/berth-project/berth/scratch"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -376,14 +377,14 @@ func planMount(m berth.Mount) (mount.Mount, error) {
 // mountVolume binds a volume's directory. What is to be copied up is bound as a volume of the daemon's, which
 // then fills it from the image while it is empty.
 func (s *Sandbox) mountVolume(ctx context.Context, i int, v berth.Volume) (mount.Mount, error) {
-	dir, err := s.area.Volume(volumeName(i))
+	dir, err := s.area.Volume(scratch.VolumeName(i, v.Path))
 	if err != nil {
 		return mount.Mount{}, err
 	}
 	if !v.CopyUp || s.filled() {
 		return mount.Mount{Type: mount.TypeBind, Source: dir, Target: v.Path}, nil
 	}
-	name := fmt.Sprintf("berth-%s-%s-%s", s.e.owner, s.spec.ID, volumeName(i))
+	name := fmt.Sprintf("berth-%s-%s-v%d", s.e.owner, s.spec.ID, i)
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
 	_, err = s.e.api.VolumeCreate(ctx, client.VolumeCreateOptions{

@@ -162,7 +162,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.detach, "detach", false, "print the task's ID and let it run; berth logs has the last 64 MiB of each of its streams")
 	flags.BoolVar(&o.ephemeral, "ephemeral", false, "have the daemon keep no copy of what the task writes, with --engine docker")
 	flags.BoolVar(&o.noWait, "no-wait", false, "fail where the machine has no room now")
-	flags.BoolVar(&o.keep, "keep", false, "keep what is left of the task, until berth rm, and say where")
+	flags.BoolVar(&o.keep, "keep", false, "keep what is left of the task, until berth rm, and say where: volume-N-PATH of each volume and output, upper-TASK-N of what step N wrote elsewhere")
 	flags.BoolVar(&o.quiet, "quiet", false, "say nothing but what went wrong")
 	o.progress = "auto"
 	flags.Var(choiceValue{&o.progress, []string{"auto", "plain", "none"}}, "progress", "how to show the progress of pulls")

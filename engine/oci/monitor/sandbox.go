@@ -162,7 +162,7 @@ func (sb *sandbox) make(ctx context.Context) error {
 func (sb *sandbox) scratchConfig() scratch.Config {
 	cfg := scratch.Config{Limit: sb.rec.Spec.Limits.Disk, Logger: sb.m.log}
 	for i, v := range sb.rec.Spec.Volumes {
-		cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: volumeName(i), Size: v.Size})
+		cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: scratch.VolumeName(i, v.Path), Size: v.Size})
 	}
 	return cfg
 }
@@ -171,7 +171,7 @@ func (sb *sandbox) scratchConfig() scratch.Config {
 func (sb *sandbox) makeVolumes() error {
 	sb.volumes = make([]string, len(sb.rec.Spec.Volumes))
 	for i, v := range sb.rec.Spec.Volumes {
-		dir, err := sb.area.Volume(volumeName(i))
+		dir, err := sb.area.Volume(scratch.VolumeName(i, v.Path))
 		if err != nil {
 			return err
 		}
@@ -186,8 +186,6 @@ func (sb *sandbox) makeVolumes() error {
 	}
 	return nil
 }
-
-func volumeName(i int) string { return fmt.Sprintf("v%d", i) }
 
 func (sb *sandbox) openNetwork(ctx context.Context) error {
 	spec := sb.rec.Spec
@@ -242,7 +240,7 @@ func (sb *sandbox) mountFiles() error {
 // limitName names a limit of the scratch area as its user knows it.
 func (sb *sandbox) limitName(what string) string {
 	for i, v := range sb.rec.Spec.Volumes {
-		if what == "volume "+volumeName(i) {
+		if what == "volume "+scratch.VolumeName(i, v.Path) {
 			return "volume " + v.Path
 		}
 	}
