@@ -138,6 +138,8 @@ func causes(res berth.Result) string {
 	switch {
 	case res.Reason != berth.NeverStarted || strings.Contains(res.Detail, "line endings"):
 		return ""
+	case strings.HasPrefix(res.Detail, "could not be started: exec --: "):
+		return "; COMMAND follows IMAGE at once, without --"
 	case res.ExitCode == 126:
 		return "; is it an executable file, and for this machine's kind of processor?"
 	}
