@@ -141,10 +141,11 @@ type ImageRequest struct {
 
 // Progress tells how far a pull is. It may be called from several goroutines.
 type Progress struct {
-	Phase string // "resolve", "download", "unpack", "done"
+	Phase string // "resolve", "download", "unpack", "done"; "retry" where a try has failed, and another is made
 	Layer string // digest, or "" for the whole
 	Done  int64  // bytes
 	Total int64  // bytes; 0 is unknown
+	Why   string // of "retry": which try failed, and how, for people
 }
 
 // Image is an image that is ready to be started.

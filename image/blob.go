@@ -105,6 +105,7 @@ func (b *blobReader) again(err error) error {
 	if !retry {
 		return b.reg.kind(err)
 	}
+	b.reg.store.tellRetry(b.reg.tell, b.failures, err)
 	b.reg.store.log.Debug("a transfer broke; it goes on", "url", b.url, "offset", b.off, "error", err, "wait", wait)
 	return sleep(b.ctx, wait)
 }

@@ -109,7 +109,7 @@ func (s *Store) pull(ctx context.Context, ref Ref, want platform, req berth.Imag
 		}
 	}
 	progress(berth.Progress{Phase: "resolve"})
-	reg, err := s.connect(ctx, ref, req.Insecure)
+	reg, err := s.connect(ctx, ref, req.Insecure, progress)
 	if err != nil {
 		return berth.Image{}, err
 	}

@@ -46,12 +46,13 @@ type registry struct {
 	ref    Ref
 	base   string // "https://host/v2/repository"
 	client *http.Client
-	others *http.Client // without credentials, for layers that lie elsewhere
-	login  error        // why no credentials were found where some should be
+	others *http.Client         // without credentials, for layers that lie elsewhere
+	login  error                // why no credentials were found where some should be
+	tell   func(berth.Progress) // of tries that fail
 }
 
 // connect logs in to the registry of ref.
-func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry, error) {
+func (s *Store) connect(ctx context.Context, ref Ref, insecure bool, tell func(berth.Progress)) (*registry, error) {
 	host := ref.Registry
 	if host == defaultRegistry {
 		host = name.DefaultRegistry
@@ -65,7 +66,7 @@ func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry,
 		return nil, fmt.Errorf("%w: %w", berth.ErrInvalid, err)
 	}
 	repo := reg.Repo(ref.Repository)
-	r := &registry{store: s, ref: ref}
+	r := &registry{store: s, ref: ref, tell: tell}
 	auth, err := authn.Resolve(ctx, s.opts.Keychain, repo)
 	if err != nil {
 		s.log.Warn("no credentials for the registry; going on without", "registry", ref.Registry, "error", err)
@@ -80,7 +81,7 @@ func (s *Store) connect(ctx context.Context, ref Ref, insecure bool) (*registry,
 	at := newPlace(ref.Registry, base)
 	inner := s.transport(at, insecure, ref.loopback())
 	r.others = &http.Client{Transport: s.transport(at, false, false)}
-	err = s.try(ctx, func(ctx context.Context) error {
+	err = s.try(ctx, tell, func(ctx context.Context) error {
 		t, err := transport.NewWithContext(ctx, reg, auth, inner, []string{repo.Scope(transport.PullScope)})
 		if err != nil {
 			return err
@@ -132,7 +133,7 @@ func (r *registry) url(kind, what string) string { return r.base + "/" + kind + 
 
 // get reads a small thing whole, tries again included.
 func (r *registry) get(ctx context.Context, url, accept string, limit int64) (body []byte, header http.Header, err error) {
-	err = r.store.try(ctx, func(ctx context.Context) error {
+	err = r.store.try(ctx, r.tell, func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			return err

@@ -202,10 +202,23 @@ func TestRetried(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			ref, _ := serveBad(t, newImage(t, layer(t, file("a", "x"))), c.answer)
+			var mu sync.Mutex
+			var why []string
+			req := amd64(ref)
+			req.Progress = func(p berth.Progress) {
+				mu.Lock()
+				defer mu.Unlock()
+				if p.Phase == "retry" {
+					why = append(why, p.Why)
+				}
+			}
 			start := time.Now()
-			_, err := newStore(t).Image(t.Context(), amd64(ref))
+			_, err := newStore(t).Image(t.Context(), req)
 			if err != nil || time.Since(start) < c.least {
 				t.Errorf("%v after %s", err, time.Since(start))
+			}
+			if mu.Lock(); len(why) == 0 || !strings.HasPrefix(why[0], "try 1 of 6: ") || !strings.Contains(why[0], strings.Fields(c.name)[0]) {
+				t.Errorf("told of the tries %q", why)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -18,8 +19,8 @@ import (
 )
 
 // try does something until it succeeds, fails for good or has been tried often enough. Each try is ended
-// when it takes as long as a transfer may stall.
-func (s *Store) try(ctx context.Context, do func(context.Context) error) error {
+// when it takes as long as a transfer may stall. tell is told of those that failed before another.
+func (s *Store) try(ctx context.Context, tell func(berth.Progress), do func(context.Context) error) error {
 	for n := 1; ; n++ {
 		watch := newWatchdog(ctx, s.opts.Stall)
 		err := do(watch.ctx)
@@ -38,10 +39,20 @@ func (s *Store) try(ctx context.Context, do func(context.Context) error) error {
 			return err
 		}
 		s.log.Debug("trying again", "error", err, "wait", wait)
+		s.tellRetry(tell, n, err)
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
+}
+
+// tellRetry reports that the n-th try in a row has failed, and another is made.
+func (s *Store) tellRetry(tell func(berth.Progress), n int, err error) {
+	why := err.Error()
+	if errors.Is(err, errStalled) {
+		why = fmt.Sprintf("%v for %s", errStalled, s.opts.Stall)
+	}
+	tell(berth.Progress{Phase: "retry", Why: fmt.Sprintf("try %d of %d: %s", n, s.opts.Retries+1, why)})
 }
 
 // retryAfter is an error with the time that the registry asks to wait.

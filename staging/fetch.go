@@ -47,10 +47,11 @@ type FetchOptions struct {
 	Client *http.Client
 	// Parallel is how many inputs are fetched at a time; 0 is 4.
 	Parallel int
-	// Tries, Backoff and Stall are those of HTTP.
-	Tries   int
-	Backoff time.Duration
-	Stall   time.Duration
+	// Tries, Backoff, Stall and Retrying are those of HTTP.
+	Tries    int
+	Backoff  time.Duration
+	Stall    time.Duration
+	Retrying func(text string)
 	// Logger is told of tries that failed; nil is silent.
 	Logger *slog.Logger
 }
@@ -137,7 +138,7 @@ func (o FetchOptions) sources() []Source {
 	if o.Sources != nil {
 		return o.Sources
 	}
-	return []Source{&HTTP{Client: o.Client, Tries: o.Tries, Backoff: o.Backoff, Stall: o.Stall, Logger: o.Logger}}
+	return []Source{&HTTP{Client: o.Client, Tries: o.Tries, Backoff: o.Backoff, Stall: o.Stall, Retrying: o.Retrying, Logger: o.Logger}}
 }
 
 func sourceOf(sources []Source, scheme string) Source {

@@ -212,10 +212,14 @@ func TestFetchHTTP(t *testing.T) {
 			url, asked := server(t, data, tt.answers...)
 			url += "/f.bin?signature=secret"
 			dir := t.TempDir()
+			var told []string // of one input
 			got, err := staging.Fetch(t.Context(), []berth.Input{{URL: url, Path: "/in"}}, dir,
-				staging.FetchOptions{Tries: 4, Backoff: time.Millisecond, Stall: 300 * time.Millisecond})
+				staging.FetchOptions{Tries: 4, Backoff: time.Millisecond, Stall: 300 * time.Millisecond, Retrying: func(text string) { told = append(told, text) }})
 			if n := asked.Load(); n != tt.asked {
 				t.Errorf("asked %d times, want %d", n, tt.asked)
+			}
+			if want := strings.TrimSuffix(url, "signature=secret") + "…: try 3 of 4: the server answered 503 Service Unavailable"; tt.name == "always busy" && (len(told) != 3 || told[2] != want) {
+				t.Errorf("told %q, want last %q", told, want)
 			}
 			if tt.err != "" {
 				msg := strings.ReplaceAll(fmt.Sprint(err), strings.TrimSuffix(url, "signature=secret")+"…", "URL")

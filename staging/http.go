@@ -30,8 +30,11 @@ type HTTP struct {
 	// 0 is a second. A Retry-After of the server counts, up to two minutes.
 	Backoff time.Duration
 	// Stall is how long a server may send nothing before the try has failed; 0 is a minute.
-	Stall  time.Duration
-	Logger *slog.Logger
+	Stall time.Duration
+	// Retrying is told of tries that failed before another, for people, in one line; nil is told nothing. It may be
+	// called by several goroutines.
+	Retrying func(text string)
+	Logger   *slog.Logger
 }
 
 var _ Source = (*HTTP)(nil)
@@ -150,6 +153,9 @@ func (d *download) run(ctx context.Context) error {
 		pause := max(wait/2+rand.N(wait), min(again.after, maxRetryAfter)) //nolint:gosec // spreads tries, keeps no secret
 		d.http.log().Info("a download broke off and will be resumed",
 			"url", redact(d.url.String()), "bytes", d.size, "wait", pause, "err", again.err)
+		if d.http.Retrying != nil {
+			d.http.Retrying(fmt.Sprintf("%s: try %d of %d: %v", redact(d.url.String()), failed, limit, again.err))
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -37,6 +37,8 @@ type app struct {
 	uniqueNames bool
 	// called: the command line was read, and the command has begun to do what it says.
 	called bool
+	// retrying is told why inputs are fetched again; nil where nobody is.
+	retrying func(text string)
 }
 
 // globalOptions are the flags that every command has.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -15,7 +16,11 @@ type phase struct {
 	say  func(format string, args ...any)
 	stop context.CancelFunc
 	done sync.WaitGroup
+	why  atomic.Pointer[string] // what went wrong last, and is tried again; "" or nil where nothing has
 }
+
+// retrying notes why something is tried again.
+func (p *phase) retrying(text string) { p.why.Store(&text) }
 
 // stillEvery is how often a phase is told of again.
 const stillEvery = 10 * time.Second
@@ -50,7 +55,11 @@ func (p *phase) begin(what string) {
 		}
 		p.say("%s", what)
 		for sleep(ctx, stillEvery) == nil {
-			p.say("%s, for %s", what, berth.FormatDuration(time.Since(began).Round(time.Second)))
+			why := ""
+			if text := p.why.Load(); text != nil && *text != "" {
+				why = ", trying again: " + *text
+			}
+			p.say("%s, for %s%s", what, berth.FormatDuration(time.Since(began).Round(time.Second)), why)
 		}
 	})
 }

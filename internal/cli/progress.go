@@ -21,8 +21,21 @@ type progress struct {
 	now   func() time.Time
 	mu    sync.Mutex
 	pulls map[string]*pull
+	waits map[string]*waitWord
 	bars  *mpb.Progress
 }
+
+// waitWord is said of an image of which nothing comes.
+type waitWord struct {
+	since time.Time // when something came last
+	next  time.Duration
+	why   string // the last try failed
+	timer *time.Timer
+}
+
+// waitFirst is how long nothing may come before it is said, and why if that is known; then it is said again, each time
+// after twice as long.
+const waitFirst = 10 * time.Second
 
 // pull is one image's progress.
 type pull struct {
@@ -42,7 +55,7 @@ type layerBar struct {
 const plainEvery = 5 * time.Second
 
 func (a *app) newProgress(mode string, quiet bool) *progress {
-	p := &progress{mode: mode, out: a.err, say: a.say, now: time.Now, pulls: map[string]*pull{}}
+	p := &progress{mode: mode, out: a.err, say: a.say, now: time.Now, pulls: map[string]*pull{}, waits: map[string]*waitWord{}}
 	switch {
 	case quiet:
 		p.mode = "none"
@@ -61,6 +74,10 @@ func (p *progress) report(image string, r berth.Progress) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.heard(image, r)
+	if r.Phase == "retry" {
+		return
+	}
 	pl := p.pulls[image]
 	if pl == nil || pl.done {
 		if r.Phase == "done" || r.Phase == "resolve" {
@@ -82,6 +99,58 @@ func (p *progress) report(image string, r berth.Progress) {
 	case p.now().Sub(pl.told) >= plainEvery && p.now().Sub(pl.began) >= plainEvery:
 		pl.told = p.now()
 		p.say("pulling %s: %s", image, pl.text())
+	}
+}
+
+// heard notes that something came of an image, or why not; p.mu is held.
+func (p *progress) heard(image string, r berth.Progress) {
+	w := p.waits[image]
+	switch {
+	case r.Phase == "done" && r.Layer == "":
+		if w != nil {
+			w.timer.Stop()
+			delete(p.waits, image)
+		}
+		return
+	case w == nil:
+		w = &waitWord{timer: time.AfterFunc(waitFirst, func() { p.late(image) })}
+		p.waits[image] = w
+	case r.Phase == "retry":
+		w.why = r.Why
+		return
+	}
+	w.since, w.next, w.why = p.now(), waitFirst, r.Why
+	w.timer.Reset(waitFirst)
+}
+
+// late says that nothing has come of an image for long.
+func (p *progress) late(image string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.waits[image]
+	if w == nil {
+		return
+	}
+	text := fmt.Sprintf("waiting for %s: nothing has come for %s", image, berth.FormatDuration(p.now().Sub(w.since).Round(time.Second)))
+	if w.why != "" {
+		text += ", trying again: " + w.why
+	}
+	if p.bars != nil {
+		_, _ = fmt.Fprintf(p.bars, "berth: %s\n", text)
+	} else {
+		p.say("%s", text)
+	}
+	w.next *= 2
+	w.timer.Reset(w.next)
+}
+
+// settle ends the waiting for images.
+func (p *progress) settle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for image, w := range p.waits {
+		w.timer.Stop()
+		delete(p.waits, image)
 	}
 }
 
@@ -143,6 +212,7 @@ func (p *progress) bar(pl *pull, r berth.Progress) {
 
 // close ends what is still shown.
 func (p *progress) close() {
+	p.settle()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.bars == nil {

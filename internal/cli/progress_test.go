@@ -80,6 +80,45 @@ func TestProgressOnATerminal(t *testing.T) {
 	}
 }
 
+// Of what does not come it is said that it is waited for, again after longer and longer, and why.
+func TestProgressOfNothing(t *testing.T) {
+	now := time.Unix(0, 0)
+	var out bytes.Buffer
+	p := (&app{err: &out}).newProgress("auto", false)
+	p.now = func() time.Time { return now }
+	late := func(after time.Duration) {
+		now = now.Add(after)
+		p.late("img")
+	}
+	p.report("img", berth.Progress{Phase: "resolve"})
+	late(10 * time.Second)
+	p.report("img", berth.Progress{Phase: "retry", Why: "try 1 of 6: no byte came for 30s"})
+	late(20 * time.Second)
+	p.report("img", berth.Progress{Phase: "download", Layer: layerA, Total: 1 << 20})
+	late(10 * time.Second)
+	if w := p.waits["img"]; w.next != 2*waitFirst {
+		t.Errorf("next after %s", w.next)
+	}
+	p.settle()
+	late(time.Minute)
+	p.report("img", berth.Progress{Phase: "done"})
+	late(time.Minute)
+	p.close()
+	want := "berth: waiting for img: nothing has come for 10s\n" +
+		"berth: waiting for img: nothing has come for 30s, trying again: try 1 of 6: no byte came for 30s\n" +
+		"berth: pulling img\n" +
+		"berth: waiting for img: nothing has come for 10s\n" +
+		"berth: pulled img: 1.0 MiB in 70.0 s\n"
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	quiet := (&app{err: &out}).newProgress("auto", true)
+	quiet.report("img", berth.Progress{Phase: "resolve"})
+	if len(quiet.waits) > 0 {
+		t.Error("it waits for a word that nobody wants")
+	}
+}
+
 func TestProgressInLines(t *testing.T) {
 	now := time.Unix(0, 0)
 	for _, c := range []struct {

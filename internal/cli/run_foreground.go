@@ -54,12 +54,23 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 		a.say("kept in %s until: berth rm %s", res.Kept, res.ID)
 	}
 	if last := verdict(res); last != "" {
-		a.say("%s", oneLine(errors.New(asFlags(last))))
+		a.say("%s", oneLine(errors.New(asFlags(last)+missingDir(o.outputs, last))))
 	}
 	if lost != nil && taskExit(res) == 0 {
 		return fmt.Errorf("what the task wrote was not all shown: %w: %w", berth.ErrUnavailable, lost)
 	}
 	return exitOf(taskExit(res))
+}
+
+// missingDir says how a directory is had that a task was to write into and did not find: HOST/ does not make it one.
+func missingDir(outputs []string, last string) string {
+	for _, s := range outputs {
+		p, err := parsePair(s, "type", "name", "prefix", "optional!")
+		if err == nil && strings.HasSuffix(p.src, "/") && !strings.HasSuffix(p.dst, "/") && last == "output "+p.dst+" was not produced" {
+			return fmt.Sprintf("; if it is a directory for the task to write into, name it %s/: then it is there", p.dst)
+		}
+	}
+	return ""
 }
 
 // unlessDead submits a task again where its name was that of one whose berth was killed, once that has its end.
@@ -106,6 +117,8 @@ func refused(task berth.Task, err error) berth.Result {
 
 // drive runs a task to its end. lost says which of its output could not be shown.
 func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res berth.Result, lost, err error) {
+	f := &foreground{a: a, o: o, id: task.ID, progress: a.newProgress(o.progress, o.quiet)}
+	a.retrying = f.phase.retrying
 	h, err := a.open(ctx)
 	if err != nil {
 		return berth.Result{}, nil, err
@@ -118,7 +131,7 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	a.revive(ctx, h)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	f := &foreground{a: a, o: o, h: h, id: task.ID, cancel: cancel, progress: a.newProgress(o.progress, o.quiet)}
+	f.h, f.cancel = h, cancel
 	defer f.progress.close()
 	f.phase.say = a.say
 	defer f.phase.end()
@@ -178,7 +191,12 @@ func (f *foreground) endNow() {
 }
 
 func (f *foreground) hooks(task *berth.Task) runner.Hooks {
-	at := func(point string) { f.phase.at(point, task) }
+	at := func(point string) {
+		f.phase.at(point, task)
+		if point == "prepared" {
+			f.progress.settle() // of several images, one that was not to be had is waited for no more
+		}
+	}
 	if f.progress.mode == "none" {
 		at = nil
 	}

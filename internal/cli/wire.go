@@ -165,7 +165,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 		Devices:    h.devices,
 		Meter:      gpuMeter{a, h.dir},
 		Engine:     h.engine, Store: h.tasks, Ledger: lends, DataDir: h.dir, UID: os.Getuid(), GID: os.Getgid(), Logger: log,
-		UniqueNames: a.uniqueNames, Fetch: staging.FetchOptions{Logger: log}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
+		UniqueNames: a.uniqueNames, Fetch: staging.FetchOptions{Logger: log, Retrying: a.retrying}, Mine: func(t berth.Task) bool { return placeOf(t) == place{a.global.engine, a.global.daemon} },
 	})
 	return h, nil
 }
