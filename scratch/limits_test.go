@@ -68,10 +68,10 @@ func TestSample(t *testing.T) {
 	if which, limit, used, full := a.Full(); which != "volume v" || limit != mib || used < 2*mib || !full {
 		t.Errorf("full: %s %d %d %v", which, limit, used, full)
 	}
-	if s := (scratch.Over{What: "disk limit", Limit: mib, Used: 3 * mib}).String(); s != "the disk limit of 1MiB was passed by 2MiB: 3MiB are used" {
+	if s := (scratch.Over{What: "disk limit", Limit: mib, Used: 3 * mib}).String(); s != "the disk limit of 1 MiB was passed by 2 MiB: 3 MiB are used" {
 		t.Error(s)
 	}
-	if s := (scratch.Over{What: "volume v", Limit: mib, Used: mib + 1}).String(); s != "the volume v of 1MiB was passed by 1 bytes: 1048577 bytes are used" {
+	if s := (scratch.Over{What: "volume v", Limit: mib, Used: mib + 1}).String(); s != "the volume v of 1 MiB was passed by 1 bytes: 1.0 MiB are used" {
 		t.Error(s)
 	}
 	// The record survives whoever made the area.

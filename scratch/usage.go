@@ -32,7 +32,7 @@ type Over struct {
 
 func (o Over) String() string {
 	return fmt.Sprintf("the %s of %s was passed by %s: %s are used",
-		o.What, inWords(o.Limit), inWords(o.Used-o.Limit), inWords(o.Used))
+		o.What, berth.SizeInWords(o.Limit), berth.SizeInWords(o.Used-o.Limit), berth.SizeInWords(o.Used))
 }
 
 // Usage is how much the area holds, in bytes of disk: writable layers and all volumes. It reads the whole

@@ -26,7 +26,8 @@ func (l *life) keepDisk(ctx context.Context) {
 	if sb.area != nil && sb.area.Enforcement() != berth.DiskNone {
 		wg.Go(func() {
 			_ = sb.area.Sample(ctx, diskEvery, func(o scratch.Over) {
-				l.enforce(ctx, intent{Reason: berth.OutOfDisk, Detail: sb.limitName(o.What) + " was passed: " + o.String()}, 0)
+				o.What = sb.limitName(o.What)
+				l.enforce(ctx, intent{Reason: berth.OutOfDisk, Detail: o.String()}, 0)
 			})
 		})
 	}
