@@ -95,17 +95,17 @@ func TestList(t *testing.T) {
 
 func TestFind(t *testing.T) {
 	s := openNew(t)
-	for _, task := range []berth.Task{{ID: "abc1", Name: "x"}, {ID: "abd2", Name: "x"}, {ID: "x9"}, {ID: "q", Name: "abc"}} {
+	for _, task := range []berth.Task{{ID: "abcd1", Name: "x"}, {ID: "abce2", Name: "x"}, {ID: "abcd3"}, {ID: "x9"}, {ID: "q", Name: "abcd1x"}} {
 		submit(t, s, task)
 	}
-	for ref, want := range map[string]string{"abc1": "abc1", "abd": "abd2", "x": "abd2", "x9": "x9", "abc": "q"} {
+	for ref, want := range map[string]string{"abcd1": "abcd1", "abce": "abce2", "x": "abce2", "x9": "x9", "abcd1x": "q"} {
 		if r, err := s.Find(bg, ref); err != nil || r.ID != want {
 			t.Errorf("%q is %q (%v), want %q", ref, r.ID, err, want)
 		}
 	}
-	_, err := s.Find(bg, "ab")
+	_, err := s.Find(bg, "abcd")
 	isKind(t, err, berth.ErrConflict)
-	for _, ref := range []string{"", "nothing", "%", "ABC"} {
+	for _, ref := range []string{"", "nothing", "%%%%", "ABCE", "abc", "q9", "a"} {
 		_, err := s.Find(bg, ref)
 		isKind(t, err, berth.ErrNotFound)
 	}

@@ -52,14 +52,15 @@ func (s *Store) Get(ctx context.Context, id string) (Record, error) {
 }
 
 // Find finds a task as a user names it: by its ID, else by its name (the newest of several), else by the
-// beginning of its ID. berth.ErrNotFound if there is none, berth.ErrConflict where several IDs begin so.
+// beginning of its ID, four characters at least: fewer may as well be a name that is no longer there, and to remove
+// another task by it would be a harm. berth.ErrNotFound if there is none, berth.ErrConflict where several IDs begin so.
 func (s *Store) Find(ctx context.Context, ref string) (Record, error) {
 	r, err := s.Get(ctx, ref)
 	if !errors.Is(err, berth.ErrNotFound) || ref == "" {
 		return r, err
 	}
 	rs, err := s.records(ctx, "tasks", "WHERE name = ? AND name <> '' ORDER BY tasks.n DESC LIMIT 1", ref)
-	if err == nil && len(rs) == 0 {
+	if err == nil && len(rs) == 0 && len(ref) >= leastID {
 		rs, err = s.records(ctx, "tasks", "WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", ref, after(ref))
 	}
 	if err == nil && len(rs) == 0 {
@@ -73,6 +74,9 @@ func (s *Store) Find(ctx context.Context, ref string) (Record, error) {
 	}
 	return rs[0], nil
 }
+
+// leastID is how many characters of an ID name a task.
+const leastID = 4
 
 // Named lists the IDs of the tasks of a name: those that have not ended before those that have, and of each the newest
 // first; at most the first of limit.
