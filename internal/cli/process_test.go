@@ -284,6 +284,32 @@ func TestNobodyReadsTheOutput(t *testing.T) {
 	b.clean()
 }
 
+// TestStopWhileNobodyReads: who does not read what a task writes keeps nobody from ending it.
+func TestStopWhileNobodyReads(t *testing.T) {
+	b := newBench(t)
+	cmd, _, stderr := b.start("--name", "slow", "bb", "sh", "-c", "echo up; yes in-the-task")
+	stopped := make(chan string, 1)
+	go func() {
+		out, code := b.output("stop", "--now", "slow")
+		stopped <- fmt.Sprint(code, " ", out)
+	}()
+	select {
+	case got := <-stopped:
+		if !strings.HasPrefix(got, "0 ") {
+			t.Errorf("stop: %s", got)
+		}
+	case <-time.After(time.Minute):
+		t.Error("stop waits for who reads")
+		_ = cmd.Process.Kill()
+		<-stopped
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(stderr.String(), "warning: what the task wrote was not all shown") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+	b.clean()
+}
+
 // TestDetachedOutlivesItsWorker kills all of berth but the monitor while a detached task runs.
 func TestDetachedOutlivesItsWorker(t *testing.T) {
 	b := newBench(t)

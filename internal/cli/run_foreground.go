@@ -31,6 +31,7 @@ type foreground struct {
 	streams  sync.WaitGroup // that copy what the running step writes
 
 	unread atomic.Bool // nobody reads what the task writes
+	given  atomic.Bool // up to show what it wrote: who reads it is too slow
 	mu     sync.Mutex
 	lost   error // the first reason for which something could not be shown
 }
@@ -146,7 +147,9 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 		})
 		return err
 	})
-	f.streams.Wait()
+	if !f.given.Load() {
+		f.streams.Wait()
+	}
 	if f.unread.Load() && res.State == berth.Canceled {
 		res.Detail = "nobody reads its output any more"
 	}
@@ -266,12 +269,35 @@ func (f *foreground) started(_ int, c berth.Container) {
 
 // ended waits for what a step wrote to be shown, and tells what of it is not kept.
 func (f *foreground) ended(_ int, e berth.Exit) {
-	f.streams.Wait()
+	f.shown(e.Reason == berth.Stopped)
 	// A daemon does not know a code of 128+n from a signal: that is no loss.
 	may := fmt.Sprintf("exit code %d, or killed by signal %d", e.Code, e.Code-128)
 	lost := e.Detail != "" && (!strings.HasPrefix(e.Detail, may) || strings.Contains(e.Detail, "; "))
 	if e.Reason == berth.Exited && lost && !f.o.quiet {
 		f.a.say("warning: %s", e.Detail)
+	}
+}
+
+// showMax is how long who reads what a task wrote may take, where somebody has asked for its end.
+const showMax = 5 * time.Second
+
+// shown waits until all is shown that a step wrote; of one whose end was asked for, not for longer than showMax: who reads
+// it may have stopped, as a pager does that is suspended.
+func (f *foreground) shown(asked bool) {
+	done := make(chan struct{})
+	go func() { // ends with the streams, or with the process
+		f.streams.Wait()
+		close(done)
+	}()
+	var late <-chan time.Time
+	if asked {
+		late = time.After(showMax)
+	}
+	select {
+	case <-done:
+	case <-late:
+		f.given.Store(true)
+		f.a.say("warning: what the task wrote was not all shown, as nobody reads it: berth logs %s has it", f.id)
 	}
 }
 
