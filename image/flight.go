@@ -31,8 +31,7 @@ func (s *Store) share(ctx context.Context, key string, progress func(berth.Progr
 		n, joined = f.join(progress)
 	}
 	if !joined {
-		f = s.launch(ctx, key, pull)
-		n, _ = f.join(progress)
+		f, n = s.launch(ctx, key, progress, pull)
 	}
 	s.mu.Unlock()
 
@@ -45,10 +44,11 @@ func (s *Store) share(ctx context.Context, key string, progress func(berth.Progr
 	}
 }
 
-// launch starts a flight; s.mu is held.
-func (s *Store) launch(ctx context.Context, key string, pull func(context.Context, func(berth.Progress)) (berth.Image, error)) *flight {
+// launch starts a flight for its n-th waiter, who misses nothing of it; s.mu is held.
+func (s *Store) launch(ctx context.Context, key string, progress func(berth.Progress), pull func(context.Context, func(berth.Progress)) (berth.Image, error)) (f *flight, n int) {
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f := &flight{cancel: cancel, done: make(chan struct{}), listeners: map[int]func(berth.Progress){}}
+	f = &flight{cancel: cancel, done: make(chan struct{}), listeners: map[int]func(berth.Progress){}}
+	n, _ = f.join(progress)
 	s.flights[key] = f
 	s.running.Go(func() {
 		f.image, f.err = pull(own, f.report)
@@ -60,7 +60,7 @@ func (s *Store) launch(ctx context.Context, key string, pull func(context.Contex
 		cancel(nil)
 		close(f.done)
 	})
-	return f
+	return f, n
 }
 
 // join adds a waiter; false if the last one has left and the flight is being ended.

@@ -203,7 +203,7 @@ func TestRetried(t *testing.T) {
 			t.Parallel()
 			ref, _ := serveBad(t, newImage(t, layer(t, file("a", "x"))), c.answer)
 			var mu sync.Mutex
-			var why []string
+			var why, phases []string
 			req := amd64(ref)
 			req.Progress = func(p berth.Progress) {
 				mu.Lock()
@@ -211,6 +211,7 @@ func TestRetried(t *testing.T) {
 				if p.Phase == "retry" {
 					why = append(why, p.Why)
 				}
+				phases = append(phases, p.Phase)
 			}
 			start := time.Now()
 			_, err := newStore(t).Image(t.Context(), req)
@@ -219,6 +220,9 @@ func TestRetried(t *testing.T) {
 			}
 			if mu.Lock(); len(why) == 0 || !strings.HasPrefix(why[0], "try 1 of 6: ") || !strings.Contains(why[0], strings.Fields(c.name)[0]) {
 				t.Errorf("told of the tries %q", why)
+			}
+			if len(phases) == 0 || phases[0] != "resolve" {
+				t.Errorf("who asked for the pull missed its beginning: %q", phases)
 			}
 		})
 	}
