@@ -123,7 +123,7 @@ func TestInspect(t *testing.T) {
 	digest, _ := l.Digest()
 	size, _ := l.Size()
 	want := Info{
-		Image: got, Refs: []string{host + "/img:1"}, Size: 11, Added: now, Used: now,
+		Image: got, Refs: []string{host + "/img:1"}, Size: 11, Added: now, Used: now, Pulled: true,
 		Layers: []Layer{{DiffID: diff.String(), Digest: digest.String(), Size: 11, Compressed: size, Dir: filepath.Join(s.dir, "layers", diff.Hex, "fs")}},
 	}
 	for _, name := range []string{host + "/img:1", got.ID, hexOf(got.ID), hexOf(got.ID)[:12], got.Digest} {
