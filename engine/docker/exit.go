@@ -38,7 +38,7 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	}
 	e.Usage = readUsage(r.Cgroup)
 	l.mu.Lock()
-	if l.sb != nil && l.sb.remote {
+	if l.sb != nil && l.sb.away() {
 		e.Usage = l.used
 	}
 	l.mu.Unlock()

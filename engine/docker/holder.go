@@ -10,7 +10,7 @@ import (
 // Pid is the container's first process, as far as the daemon runs on this host and the container runs: what the task
 // was lent is not free before that has ended, whoever was killed. Else it is 0.
 func (c *Container) Pid() int {
-	if c.sb.remote {
+	if c.sb.away() {
 		return 0
 	}
 	got, err := c.life.inspect(context.Background(), c.life.docker())

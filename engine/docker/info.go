@@ -20,6 +20,7 @@ import (
 type hostInfo struct {
 	podman   bool   // it is Podman's service
 	remote   bool   // it is on another machine
+	above    bool   // it writes on this machine as a user of whose files this process can own and remove none
 	oci      string // how Podman names its OCI runtime
 	log      container.LogConfig
 	cgroups  bool // this process can make and read the cgroups of its containers
@@ -78,8 +79,10 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 			return nil, fmt.Errorf("docker: %w: Podman at %s, on another machine; berth runs tasks there on Docker alone", berth.ErrUnsupported, e.at.Host)
 		}
 	}
+	rootless := slices.Contains(info.Info.SecurityOptions, "name=rootless")
+	h.above = !h.remote && !h.podman && !rootless && os.Geteuid() != 0
 	// With the systemd driver parents are slices, which are systemd's to make.
-	h.cgroups = !h.remote && os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !slices.Contains(info.Info.SecurityOptions, "name=rootless")
+	h.cgroups = !h.remote && os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !rootless
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.host = h

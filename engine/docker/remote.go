@@ -21,7 +21,8 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// remote is what a sandbox has on a daemon of another machine: its volumes are the daemon's own, and so is one more, with
+// remote is what a sandbox has on a daemon whose files are not for this process: of another machine or, where a user who
+// is not root may use the daemon, of root's. Its volumes are the daemon's own, and so is one more, with
 // copies of what is bound into its steps. Files come and go through a container that is never started, in which all of them
 // are mounted.
 type remote struct {
@@ -31,11 +32,12 @@ type remote struct {
 
 // remoteState is what must be known of it when berth comes back.
 type remoteState struct {
+	Here   bool           `json:"here,omitempty"`   // the daemon is on this machine: it binds this one's files
 	Image  string         `json:"image,omitempty"`  // of the container through which files come and go
 	Copies map[string]int `json:"copies,omitempty"` // the paths of this host that were copied, with the names of their copies
 }
 
-// remoteFile, in the directory of a sandbox, says that it is on another machine.
+// remoteFile, in the directory of a sandbox, says that its volumes are the daemon's.
 const remoteFile = "remote.json"
 
 // In the container through which files come and go, volumes lie by number and then by their own names, so that archives
@@ -90,7 +92,7 @@ func (r *remote) keep() error {
 	return nil
 }
 
-// read reads what was kept; false where the sandbox is on this machine.
+// read reads what was kept; false where the volumes are this process's.
 func (r *remote) read() (bool, error) {
 	raw, err := os.ReadFile(r.file())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -181,12 +183,13 @@ func inFiles(i int, v berth.Volume) string {
 
 // planMounts adds what a step mounts, once the daemon has it.
 func (r *remote) planMounts(ctx context.Context, hc *container.HostConfig, step *berth.StepSpec) error {
+	away := r.s.away()
 	for _, m := range step.Mounts {
-		if err := r.refuse(m); err != nil {
+		if err := r.refuse(m); away && err != nil {
 			return err
 		}
 	}
-	copies := slices.ContainsFunc(step.Mounts, func(m berth.Mount) bool { return m.Type != berth.MountTmpfs })
+	copies := away && slices.ContainsFunc(step.Mounts, func(m berth.Mount) bool { return m.Type != berth.MountTmpfs })
 	if copies || len(r.s.spec.Volumes) > 0 {
 		if err := r.open(ctx, step.Image.ID); err != nil {
 			return err
@@ -196,7 +199,7 @@ func (r *remote) planMounts(ctx context.Context, hc *container.HostConfig, step 
 		hc.Mounts = append(hc.Mounts, r.mountVolume(i, v))
 	}
 	return planOwn(hc, step, func(m berth.Mount) (mount.Mount, error) {
-		if m.Type == berth.MountTmpfs {
+		if m.Type == berth.MountTmpfs || !away {
 			return planMount(m)
 		}
 		return r.mountCopy(ctx, m)
@@ -342,10 +345,10 @@ func (r *remote) setModes(ctx context.Context) error {
 	return nil
 }
 
-// ArchiveVolume reads a file or directory of a volume, where that is on another machine.
+// ArchiveVolume reads a file or directory of a volume, where that is the daemon's.
 func (s *Sandbox) ArchiveVolume(ctx context.Context, p string) (io.ReadCloser, error) {
 	if !s.remote {
-		return nil, fmt.Errorf("%s: %w: the volumes of sandbox %s are on this machine", p, berth.ErrUnsupported, s.spec.ID)
+		return nil, fmt.Errorf("%s: %w: the volumes of sandbox %s are directories of this machine", p, berth.ErrUnsupported, s.spec.ID)
 	}
 	i, rel, err := s.inVolume(p)
 	if err != nil {
@@ -366,5 +369,5 @@ func (s *Sandbox) ArchiveVolume(ctx context.Context, p string) (io.ReadCloser, e
 func (l *life) isRemote() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.sb != nil && l.sb.remote
+	return l.sb != nil && l.sb.away()
 }

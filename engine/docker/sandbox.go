@@ -28,8 +28,8 @@ type Sandbox struct {
 	e    *Engine
 	spec berth.SandboxSpec
 	area *scratch.Area // nil where there are no volumes, or where they are on another machine
-	// remote: the daemon is on another machine, and so are the volumes.
-	remote bool
+	// remote: the volumes are the daemon's own. It is on another machine, unless here says otherwise.
+	remote, here bool
 }
 
 var (
@@ -180,11 +180,11 @@ func (s *Sandbox) make(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	if s.remote = host.remote; s.remote {
-		if len(s.spec.Grants) > 0 {
+	if s.remote, s.here = host.remote || host.above && len(s.spec.Volumes) > 0, !host.remote; s.remote {
+		if len(s.spec.Grants) > 0 && s.away() {
 			return s.e.notHere("GPUs")
 		}
-		err = (&remote{s: s}).make(ctx)
+		err = (&remote{s: s, state: remoteState{Here: s.here}}).make(ctx)
 	} else {
 		err = s.makeArea(ctx, dir)
 	}
@@ -227,6 +227,9 @@ func (s *Sandbox) makeArea(ctx context.Context, dir string) error {
 	}
 	return nil
 }
+
+// away reports whether the daemon is on another machine.
+func (s *Sandbox) away() bool { return s.remote && !s.here }
 
 func volumeMode(v berth.Volume) fs.FileMode {
 	if v.Mode == 0 {
@@ -285,9 +288,11 @@ func (e *Engine) Attach(ctx context.Context, id string) (berth.Sandbox, error) {
 		return nil, err
 	}
 	s := &Sandbox{e: e, spec: spec}
-	if s.remote, err = (&remote{s: s}).read(); err != nil {
+	r := &remote{s: s}
+	if s.remote, err = r.read(); err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", id, err)
 	}
+	s.here = r.state.Here
 	if len(spec.Volumes) > 0 && !s.remote {
 		if s.area, err = scratch.Reopen(ctx, filepath.Join(e.sandboxDir(id), "scratch"), e.cfg.Logger); err != nil {
 			return nil, fmt.Errorf("sandbox %s: %w", id, err)
@@ -321,7 +326,7 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 			continue
 		}
 		if s.remote {
-			return nil, fmt.Errorf("volume %s of sandbox %s: %w: it is on another machine", p, s.spec.ID, berth.ErrUnsupported)
+			return nil, fmt.Errorf("volume %s of sandbox %s: %w: it is the daemon's", p, s.spec.ID, berth.ErrUnsupported)
 		}
 		dir, err := s.area.Volume(scratch.VolumeName(i, v.Path))
 		if err != nil {

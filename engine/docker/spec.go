@@ -186,7 +186,7 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		hc.LogConfig = container.LogConfig{Type: "none"}
 	}
 	s.planLimits(hc, host, step)
-	if s.remote && len(step.Devices) > 0 {
+	if s.away() && len(step.Devices) > 0 {
 		return opts, nil, s.e.notHere("device " + step.Devices[0].Host)
 	}
 	if err := s.planMounts(ctx, hc, step); err != nil {

@@ -10,9 +10,9 @@ import (
 )
 
 // ordinary is a bench of a user who is not root: uid has no line in /etc/subuid, and so one id alone.
-func ordinary(t *testing.T, uid uint32) *bench {
+func ordinary(t *testing.T, uid uint32, env ...string) *bench {
 	t.Helper()
-	b := newBench(t)
+	b := newBench(t, env...)
 	dir, err := os.MkdirTemp("/tmp", "berth-ordinary")
 	if err != nil {
 		t.Fatal(err)
