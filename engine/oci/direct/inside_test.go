@@ -147,3 +147,86 @@ func openFiles(t *testing.T) int {
 	}
 	return len(all)
 }
+
+// TestGrown: what hooks have made in one container is there in the next that is alike, and nothing of it is written
+// again; in one that is not, they make their own.
+func TestGrown(t *testing.T) {
+	s := testStarter(t)
+	own, spare, file := ownHookFile(t, s), t.TempDir(), filepath.Join(t.TempDir(), "lib.so")
+	if err := os.WriteFile(file, []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, link string
+		edit       func(*bundle.Bundle)
+		writes     bool
+	}{
+		{"first", "a", nil, true},
+		{"alike", "a", nil, false},
+		{"alike again", "a", nil, false},
+		{"other hooks", "b", nil, true},
+		{"as the first", "a", nil, false},
+		{"of an unknown image", "a", func(b *bundle.Bundle) { b.Like = "" }, true},
+		{"of another image", "a", func(b *bundle.Bundle) { b.Like = "other" }, true},
+		{"with another device", "a", func(b *bundle.Bundle) {
+			b.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 10, Minor: 237}}
+		}, true},
+		{"with a volume", "a", func(b *bundle.Bundle) {
+			b.Spec.Mounts = append(b.Spec.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/volume"})
+		}, true},
+		{"with a file that has changed", "a", func(*bundle.Bundle) {
+			if err := os.WriteFile(file, []byte("22"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			upper := ""
+			got := run(t, s, "readlink /made/deep/link; ls -l /etc/ld.so.cache | cut -c1-10; touch /made/deep/mine && ls /made/deep", func(b *bundle.Bundle) {
+				b.Like, b.Spare, upper = "image", spare, b.Root.Upper
+				b.Spec.Mounts = append(b.Spec.Mounts, bindMount(file, "/opt/lib.so", "ro"))
+				b.Spec.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: own, Args: []string{
+					ownHook, "create-symlinks", "--link", tt.link + "::/made/deep/link", "++", "update-ldcache", "--folder", "/opt/driver",
+				}}}}
+				if tt.edit != nil {
+					tt.edit(b)
+				}
+			})
+			if want := tt.link + "\n-rw-r--r--\nlink\nmine\n"; got.stdout != want {
+				t.Errorf("%v\nwant %s", got, want)
+			}
+			if _, err := os.Lstat(upper + "/etc/ld.so.cache"); (err == nil) != tt.writes {
+				t.Errorf("its hooks have written: %v", err == nil)
+			}
+		})
+	}
+}
+
+// TestNotGrown: what is more than a few small and plain files is no layer.
+func TestNotGrown(t *testing.T) {
+	for name, fill := range map[string]func(dir string) error{
+		"a large file": func(dir string) error { return os.WriteFile(dir+"/f", make([]byte, maxGrownBytes+1), 0o644) },
+		"many files": func(dir string) (err error) {
+			for i := range maxGrownFiles {
+				err = errors.Join(err, os.Symlink("x", fmt.Sprintf("%s/%d", dir, i)))
+			}
+			return err
+		},
+		"a whiteout": func(dir string) error { return unix.Mknod(dir+"/w", unix.S_IFCHR, 0) },
+		"attributes": func(dir string) error { return unix.Setxattr(dir, "trusted.overlay.opaque", []byte("y"), 0) },
+		"a file's contents": func(dir string) error {
+			return errors.Join(os.WriteFile(dir+"/f", nil, 0o644), unix.Setxattr(dir+"/f", "trusted.overlay.metacopy", nil, 0))
+		},
+	} {
+		g, b := &grown{}, &bundle.Bundle{Spare: t.TempDir(), Root: bundle.Root{Upper: t.TempDir()}}
+		if err := fill(b.Root.Upper); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.grow(b, "k"); err != nil || g.of("k") != "" {
+			t.Errorf("%s: %v, %q", name, err, g.of("k"))
+		}
+		if left, err := os.ReadDir(b.Spare); err != nil || len(left) > 0 {
+			t.Errorf("%s: %v is left, %v", name, left, err)
+		}
+	}
+}
