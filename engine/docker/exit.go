@@ -58,6 +58,9 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	reached := "the daemon's host was out of memory"
 	if r.Limits.Memory > 0 {
 		reached = fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
+		if killed && l.isRemote() { // which no look may have seen
+			e.Usage.PeakMemory = new(r.Limits.Memory)
+		}
 	}
 	switch {
 	case killed && e.Code != 0:

@@ -166,6 +166,12 @@ func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
 		info.Runtime = append(info.Runtime, name)
 	}
 	slices.Sort(info.Runtime)
+	if away, err := e.Elsewhere(ctx); err == nil && away != "" {
+		info.Lacks = append(info.Lacks, berth.Lack{
+			What: "mounts, devices, GPUs", Why: "the daemon at " + away + " is on another machine and has none of this one's",
+			Remedy: "bring files by --input and --output; for GPUs, run berth there",
+		})
+	}
 	for _, w := range res.Info.Warnings {
 		info.Lacks = append(info.Lacks, berth.Lack{What: "docker", Why: strings.TrimPrefix(w, "WARNING: "), Remedy: "see the documentation of the daemon"})
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +45,9 @@ func remoteConfig(t testing.TB) docker.Config {
 var remoteSkips = map[string]string{
 	"bind mounts":               "they would name files of the daemon's machine, and are refused; TestRemote has copies",
 	"mounts lie one in another": "it binds a directory of this machine",
+	"usage at the end":          "it is what the daemon said when it was last asked, which misses the end of a short run; TestRemoteUsage has the rest",
+	"cpu limit":                 "it wants the usage of a run of 2 s, which a busy daemon has not told yet; TestRemoteUsage sees the quota",
+	"pids limit":                "only the cgroup counts what the limit refuses; that it holds, TestRemoteUsage sees",
 	"mounts of lent devices":    "devices are of this machine",
 }
 
@@ -75,6 +79,8 @@ func TestElsewhere(t *testing.T) {
 	}{
 		{"a socket of this machine", docker.Config{Host: daemon(t).Host(), Dir: t.TempDir()}, false},
 		{"a socket that somebody forwards", docker.Config{Host: newHanger(t, daemon(t).Host()).host, Dir: t.TempDir()}, false},
+		{"this machine, by TCP", docker.Config{Host: forwardTCP(t, daemon(t).Host()), Dir: t.TempDir()}, false},
+		{"another machine, by TCP", docker.Config{Host: forwardTCP(t, sharedRemote.daemon.Host()), Dir: t.TempDir()}, true},
 		{"another machine, by TLS", remote, true},
 		{"another machine, by a socket that somebody forwards", docker.Config{Host: newHanger(t, sharedRemote.daemon.Host()).host, Dir: t.TempDir()}, true},
 	} {
@@ -84,6 +90,35 @@ func TestElsewhere(t *testing.T) {
 			t.Errorf("%s: elsewhere %q, %v", row.name, away, err)
 		}
 	}
+}
+
+// forwardTCP is an address on loopback behind which a daemon's socket is.
+func forwardTCP(t *testing.T, host string) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with the connection
+				defer func() { _ = c.Close() }()
+				to, err := new(net.Dialer).DialContext(context.Background(), "unix", strings.TrimPrefix(host, "unix://"))
+				if err != nil {
+					return
+				}
+				defer func() { _ = to.Close() }()
+				go func() { _, _ = io.Copy(to, c) }()
+				_, _ = io.Copy(c, to)
+			}()
+		}
+	}()
+	return "tcp://" + l.Addr().String()
 }
 
 // TestRemote: inputs are copied to the daemon and cannot be written, volumes are shared by steps, and outputs are read back.
@@ -210,5 +245,35 @@ func TestRemoteRefusals(t *testing.T) {
 	all, err := e.List(t.Context())
 	if err != nil || len(all) != 1 {
 		t.Errorf("left over: %+v, %v", all, err)
+	}
+}
+
+// TestRemoteUsage: what a container used is known as of when the daemon was last asked, and limits hold.
+func TestRemoteUsage(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, remoteConfig(t))
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close(t.Context()) }()
+	run := func(id, script string, limits berth.Limits) berth.Exit {
+		t.Helper()
+		c, err := s.Start(t.Context(), berth.StepSpec{ID: id, Image: img, Command: []string{"sh", "-c", script}, Limits: limits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return wait(t, c)
+	}
+	exit := run("work", `while read -r x </proc/$$/stat && set -- $x && [ $((${14}+${15})) -lt 50 ]; do :; done; sleep 5`, berth.Limits{})
+	if u := exit.Usage; u.CPUSeconds == nil || *u.CPUSeconds < 0.45 || u.PeakMemory == nil || *u.PeakMemory == 0 || u.PeakPIDs == nil || *u.PeakPIDs < 1 || u.Memory != nil {
+		t.Errorf("usage %+v", u)
+	}
+	if exit := run("many", "i=0; while [ $i -lt 60 ]; do sleep 10 & i=$((i+1)); done; exit 0", berth.Limits{PIDs: 20}); exit.OK() {
+		t.Errorf("60 processes of 20 ended with %+v", exit)
+	}
+	const quota = `cd /sys/fs/cgroup; [ "$(cat cpu.max 2>/dev/null || echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us))" = "50000 100000" ]`
+	if exit := run("half", quota, berth.Limits{CPU: 0.5}); !exit.OK() {
+		t.Errorf("half a processor is no quota: %+v", exit)
 	}
 }

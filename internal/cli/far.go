@@ -26,6 +26,9 @@ type farLedger struct {
 	ledger *ledger.Ledger
 }
 
+// farDisk is how much disk another machine is taken to have, which the daemon's API does not tell.
+const farDisk = math.MaxInt64
+
 // far is what is known of the daemon's machine. It is kept, so that a lease is looked for where it was made, though the
 // daemon be away.
 type far struct {
@@ -72,7 +75,7 @@ func (f *farLedger) find(ctx context.Context) (*ledger.Ledger, error) {
 		f.ledger = f.h.ledger
 		return f.ledger, nil
 	}
-	c := ledger.Capacity{CPU: know.CPU, Memory: know.Memory, Disk: math.MaxInt64} // which its API does not tell
+	c := ledger.Capacity{CPU: know.CPU, Memory: know.Memory, Disk: farDisk}
 	if c.CPU == 0 {
 		c.CPU = math.MaxInt32
 	}

@@ -71,7 +71,7 @@ func (a *app) info(ctx context.Context, format string) error {
 	if a.rootless || userns.Needed() {
 		a.rootlessDetails(&d)
 	}
-	if err := d.lent(ctx, h.dir); err != nil {
+	if err := a.lent(ctx, h, &d); err != nil {
 		return err
 	}
 	if h.images != nil {
@@ -116,10 +116,17 @@ func (a *app) oneID() string {
 	return "the user namespace maps this user alone: newuidmap is not there, or /etc/subuid and /etc/subgid give this user no ids"
 }
 
-func (d *hostDetails) lent(ctx context.Context, dir string) error {
-	l, err := openLedger(dir)
+// lent tells what tasks get of what there is, on this machine or the daemon's.
+func (a *app) lent(ctx context.Context, h *host, d *hostDetails) error {
+	l, err := openLedger(h.dir)
 	if err != nil {
 		return err
+	}
+	if h.elsewhere != nil {
+		h.ledger = l
+		if l, err = (&farLedger{h: h, dir: dockerDir(h.dir, a.global.daemon)}).find(ctx); err != nil {
+			return err
+		}
 	}
 	s, err := l.Snapshot(ctx)
 	if err != nil {
@@ -128,12 +135,16 @@ func (d *hostDetails) lent(ctx context.Context, dir string) error {
 	d.Total = ledger.Amount{CPU: s.Capacity.CPU, Memory: s.Capacity.Memory, Disk: s.Capacity.Disk}
 	d.Lent = s.Lent
 	d.Free = ledger.Amount{CPU: d.Total.CPU - s.Lent.CPU, Memory: d.Total.Memory - s.Lent.Memory, Disk: d.Total.Disk - s.Lent.Disk}
+	d.Running, d.Waiting = len(s.Leases), len(s.Waiting)
+	if s.Capacity.Disk == farDisk {
+		d.Total.Disk, d.Free.Disk = 0, 0
+		return nil
+	}
 	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return fmt.Errorf("find free disk: statfs %s: %w", dir, err)
+	if err := unix.Statfs(h.dir, &fs); err != nil {
+		return fmt.Errorf("find free disk: statfs %s: %w", h.dir, err)
 	}
 	d.Free.Disk = min(d.Free.Disk, int64(fs.Bavail)*fs.Bsize) // tasks without a limit and others fill it too
-	d.Running, d.Waiting = len(s.Leases), len(s.Waiting)
 	return nil
 }
 
@@ -152,7 +163,11 @@ func (a *app) printInfo(d hostDetails) error {
 	}
 	line("CPUs", "%.4g, of which %.4g free", d.Total.CPU, d.Free.CPU)
 	line("memory", "%s, of which %s free", bytesOf(d.Total.Memory), bytesOf(d.Free.Memory))
-	line("disk", "%s, of which %s free", bytesOf(d.Total.Disk), bytesOf(d.Free.Disk))
+	if d.Total.Disk == 0 {
+		line("disk", "not known: the daemon does not tell")
+	} else {
+		line("disk", "%s, of which %s free", bytesOf(d.Total.Disk), bytesOf(d.Free.Disk))
+	}
 	line("tasks", "%d lent to, %d waiting", d.Running, d.Waiting)
 	line("images", "%d", d.Images)
 	if len(d.Lacks) == 0 {
