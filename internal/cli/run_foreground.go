@@ -209,7 +209,7 @@ func (f *foreground) hooks(task *berth.Task) runner.Hooks {
 		Progress: f.progress.report,
 		Warn: func(text string) {
 			if !f.o.quiet {
-				f.a.say("warning: %s", asFlags(text))
+				f.a.say("warning: %s", asFlags(text)+missingDir(f.o.outputs, text))
 			}
 		},
 		Started: f.started,
