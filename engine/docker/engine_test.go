@@ -26,6 +26,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
 )
 
 // begin starts a script in a sandbox of its own, with a volume at /vol.
@@ -507,4 +509,42 @@ func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+// TestCloseRemovesStrays: a container of a sandbox that has no record, as of a start that could not be undone, ends with the
+// sandbox, and what that had on the disk is gone when the engine is closed.
+func TestCloseRemovesStrays(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	e, img := newEngine(t, docker.Config{Dir: dir})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := client.New(client.WithHost(daemon(t).Host()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = api.Close() }()
+	made, err := api.ContainerCreate(t.Context(), client.ContainerCreateOptions{Config: &container.Config{
+		Image: img.ID, Cmd: []string{"true"}, Labels: map[string]string{docker.LabelOwner: e.Owner(), docker.LabelSandbox: s.ID(), docker.LabelStep: "stray"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.ContainerInspect(t.Context(), made.ID, client.ContainerInspectOptions{}); err == nil {
+		t.Error("the container is left")
+		_, _ = api.ContainerRemove(t.Context(), made.ID, client.ContainerRemoveOptions{Force: true})
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"sandboxes", "trash"} {
+		if left, err := os.ReadDir(filepath.Join(dir, d)); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v, %v", d, left, err)
+		}
+	}
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
-	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
@@ -33,14 +32,12 @@ type history struct {
 	at        time.Time // of the first of them
 }
 
-// history asks the daemon for what happened to the container.
-func (l *life) history(ctx context.Context, r *record, s *container.State) history {
+// history asks the daemon for what happened to the container. It is asked late: it may send a signal first, and remember
+// that when the container has ended by it.
+func (l *life) history(ctx context.Context, r *record) history {
 	ctx, cancel := context.WithTimeout(ctx, min(eventsTime, l.e.cfg.CallMax))
 	defer cancel()
 	since := r.Created.Add(-time.Minute) // the daemon's clock may be another
-	if at := parseTime(s.StartedAt); !at.IsZero() {
-		since = at.Add(-time.Minute)
-	}
 	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill")
 	var h history
 	started := false

@@ -311,7 +311,7 @@ func (k *keeper) tend(ctx context.Context, id string) bool {
 	}
 	steps, _ := os.ReadDir(filepath.Join(k.e.sandboxDir(id), "steps"))
 	for _, d := range steps {
-		if step := d.Name(); !t.steps[step] && !exists(filepath.Join(k.e.sandboxDir(id), "steps", step, exitFile)) {
+		if step := d.Name(); !t.steps[step] && !written(filepath.Join(k.e.sandboxDir(id), "steps", step, exitFile)) {
 			t.steps[step] = true
 			k.wg.Go(func() { k.seeToEnd(ctx, t, step) })
 		}

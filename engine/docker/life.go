@@ -2,10 +2,8 @@ package docker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -41,6 +39,7 @@ type life struct {
 	address string        // once it was asked for
 	used    berth.Usage   // of a container on another machine, when it was last looked at
 	oom     *oomWatch     // nil where the daemon tells, or nobody can
+	bare    bool          // nothing is left of the step's cgroup
 	ended   chan struct{} // the exit is known
 	exit    *berth.Exit
 }
@@ -120,17 +119,6 @@ func (l *life) readRecord() (*record, error) {
 	}
 	l.rec = &r
 	return l.rec, nil
-}
-
-// readJSON reads a record. ErrNotFound where there is none.
-func readJSON(file string, v any) error {
-	raw, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return berth.ErrNotFound
-	} else if err != nil {
-		return fmt.Errorf("%w: %w", kindOf(err), err)
-	}
-	return json.Unmarshal(raw, v)
 }
 
 func (l *life) logDir(r *record) string {
@@ -299,11 +287,6 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	return err
 }
 
-func exists(file string) bool {
-	_, err := os.Lstat(file)
-	return err == nil
-}
-
 // easeAfter is how soon a signal is taken by a daemon that nothing holds up.
 const easeAfter = time.Second
 
@@ -380,6 +363,17 @@ const (
 
 // remove ends the container and removes it, with its record.
 func (l *life) remove(ctx context.Context, id string) error {
+	if err := l.takeAway(ctx, id); err != nil {
+		return err
+	}
+	if err := scratch.Remove(l.dir); err != nil {
+		return fmt.Errorf("remove %s: %w: %w", l, kindOf(err), err)
+	}
+	return nil
+}
+
+// takeAway is remove, but for the record.
+func (l *life) takeAway(ctx context.Context, id string) error {
 	l.mu.Lock()
 	watched := l.watched
 	l.mu.Unlock()
@@ -409,11 +403,8 @@ func (l *life) remove(ctx context.Context, id string) error {
 		pause = min(2*pause, removeMost)
 	}
 	if r, err := l.readRecord(); err == nil {
-		removeCgroup(r.Cgroup)
+		l.removeCgroup(r)
 	}
 	l.e.drop(l)
-	if err := scratch.Remove(l.dir); err != nil {
-		return fmt.Errorf("remove %s: %w: %w", l, kindOf(err), err)
-	}
 	return nil
 }

@@ -3,7 +3,6 @@ package docker
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -30,6 +30,9 @@ type Sandbox struct {
 	area *scratch.Area // nil where there are no volumes, or where they are on another machine
 	// remote: the volumes are the daemon's own. It is on another machine, unless here says otherwise.
 	remote, here bool
+	// flushed is when the record is on the disk; nil where another has written it.
+	flushed *flush
+	half    bool // it has no record: a process died that made it
 }
 
 var (
@@ -80,13 +83,10 @@ const sandboxFile = "sandbox.json"
 
 func (e *Engine) readSandbox(id string) (berth.SandboxSpec, error) {
 	var spec berth.SandboxSpec
-	raw, err := os.ReadFile(filepath.Join(e.sandboxDir(id), sandboxFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return spec, fmt.Errorf("sandbox %s: %w", id, berth.ErrNotFound)
-	} else if err != nil {
-		return spec, fmt.Errorf("sandbox %s: %w: %w", id, kindOf(err), err)
+	if err := readJSON(filepath.Join(e.sandboxDir(id), sandboxFile), &spec); err != nil {
+		return spec, fmt.Errorf("sandbox %s: %w", id, err)
 	}
-	return spec, json.Unmarshal(raw, &spec)
+	return spec, nil
 }
 
 // Open makes a sandbox.
@@ -194,7 +194,8 @@ func (s *Sandbox) make(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(filepath.Join(dir, "steps"), 0o700); err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(dir, sandboxFile), s.spec)
+	s.flushed, err = s.e.writeSoon(filepath.Join(dir, sandboxFile), s.spec)
+	return err
 }
 
 // makeArea makes the volumes, of this machine.
@@ -240,43 +241,6 @@ func volumeMode(v berth.Volume) fs.FileMode {
 
 // volumeName names the volume of a daemon on another machine that is the task's i-th.
 func volumeName(i int) string { return "v" + strconv.Itoa(i) }
-
-// claimJSON writes a record if there is none yet, and answers whether it did: of several at once, one does.
-func claimJSON(file string, v any) (bool, error) {
-	if exists(file) {
-		return false, nil
-	}
-	mine := file + "." + rand.Text()
-	if err := writeJSON(mine, v); err != nil {
-		return false, err
-	}
-	err := os.Link(mine, file)
-	_ = os.Remove(mine)
-	if errors.Is(err, fs.ErrExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// writeJSON writes a record that is whole after a crash, or not there.
-func writeJSON(file string, v any) error {
-	raw, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
-}
 
 // Attach finds a sandbox again.
 func (e *Engine) Attach(ctx context.Context, id string) (berth.Sandbox, error) {
@@ -337,35 +301,29 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 	return nil, fmt.Errorf("volume %s of sandbox %s: %w", p, s.spec.ID, berth.ErrNotFound)
 }
 
-// Close ends what runs and removes everything of the sandbox.
+// Close ends what runs and removes everything of the sandbox. What lies on the disk is taken away at once, and its room is
+// free a little later: to remove files takes time.
 func (s *Sandbox) Close(ctx context.Context) error {
-	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
-	cctx, cancel := s.e.call(ctx)
-	res, err := s.e.api.ContainerList(cctx, client.ContainerListOptions{All: true, Filters: mine})
-	if err != nil {
-		err = wrap(cctx, "close "+s.spec.ID, err)
-		cancel()
-		return err
+	steps, err := os.ReadDir(filepath.Join(s.e.sandboxDir(s.spec.ID), "steps"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("close %s: %w: %w", s.spec.ID, kindOf(err), err)
 	}
-	cancel()
-	for _, c := range res.Items {
-		if !s.owns(c.Labels) || c.Labels[LabelStep] == "" {
-			continue
-		}
-		if err := s.e.life(s.spec.ID, c.Labels[LabelStep]).remove(ctx, c.ID); err != nil {
+	for _, d := range steps {
+		l := s.e.life(s.spec.ID, d.Name())
+		if err := l.takeAway(ctx, l.docker()); err != nil {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
 	s.e.forget(s.spec.ID)
+	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
 	if s.remote { // the container through which files come and go holds the volumes
-		if err := s.removeLate(ctx, mine); err != nil {
+		if err := s.removeRest(ctx, mine); err != nil {
 			return err
 		}
 	}
 	if err := s.removeVolumes(ctx, mine); err != nil {
 		return err
 	}
-	dir := s.e.sandboxDir(s.spec.ID)
 	if s.area != nil {
 		if err := s.area.Close(); err != nil {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
@@ -377,14 +335,16 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		}
 	}
 	// At once: half a sandbox would look like one.
-	remove, err := scratch.Discard(dir, s.e.trash())
-	if err == nil {
-		err = remove()
-	}
+	remove, err := scratch.Discard(s.e.sandboxDir(s.spec.ID), s.e.trash())
 	if err != nil {
 		return fmt.Errorf("close %s: %w", s.spec.ID, err)
 	}
-	if err := s.removeLate(ctx, mine); err != nil {
+	s.e.wg.Go(func() {
+		if err := remove(); err != nil {
+			s.e.cfg.Logger.Error("what a sandbox left is not removed", "sandbox", s.spec.ID, "error", err)
+		}
+	})
+	if err := s.removeRest(ctx, mine); err != nil {
 		return err
 	}
 	s.e.unbind(s.spec.ID)
@@ -397,7 +357,11 @@ func (s *Sandbox) owns(labels map[string]string) bool {
 	return labels[LabelOwner] == s.e.owner && labels[LabelSandbox] == s.spec.ID
 }
 
+// removeVolumes removes the volumes that mountVolume has made.
 func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error {
+	if !s.half && !s.remote && !slices.ContainsFunc(s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp }) {
+		return nil
+	}
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
 	vols, err := s.e.api.VolumeList(ctx, client.VolumeListOptions{Filters: mine})
@@ -415,8 +379,9 @@ func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error 
 	return nil
 }
 
-// removeLate removes containers that were made while the sandbox was closed. A start that comes later finds no record.
-func (s *Sandbox) removeLate(ctx context.Context, mine client.Filters) error {
+// removeRest removes containers that have no record, as of a start that has failed and could not be undone, or that were
+// made while the sandbox was closed. A start that comes later finds no record.
+func (s *Sandbox) removeRest(ctx context.Context, mine client.Filters) error {
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
 	res, err := s.e.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: mine})
@@ -450,15 +415,15 @@ func (e *Engine) sweep(ctx context.Context) error {
 	for _, d := range entries {
 		dir := e.sandboxDir(d.Name())
 		st, err := d.Info()
-		if err != nil || time.Since(st.ModTime()) < halfAge || exists(filepath.Join(dir, sandboxFile)) {
+		if err != nil || time.Since(st.ModTime()) < halfAge || written(filepath.Join(dir, sandboxFile)) {
 			continue
 		}
 		lock, err := lockDir(dir)
 		if err != nil {
 			continue
 		}
-		if !exists(filepath.Join(dir, sandboxFile)) {
-			s := &Sandbox{e: e, spec: berth.SandboxSpec{ID: d.Name()}, remote: exists(filepath.Join(dir, remoteFile))}
+		if !written(filepath.Join(dir, sandboxFile)) {
+			s := &Sandbox{e: e, spec: berth.SandboxSpec{ID: d.Name()}, remote: exists(filepath.Join(dir, remoteFile)), half: true}
 			if s.area, err = scratch.Reopen(ctx, filepath.Join(dir, "scratch"), e.cfg.Logger); err != nil {
 				s.area = nil
 			}

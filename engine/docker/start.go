@@ -80,7 +80,13 @@ func (s *Sandbox) claim(ctx context.Context, l *life, hash string) (*os.File, er
 
 // startedAs reports whether the step was started, with this spec.
 func (l *life) startedAs(ctx context.Context, hash string) (bool, error) {
-	have, started := "", true
+	r, err := l.readRecord()
+	if errors.Is(err, berth.ErrNotFound) { // it is written before a container is made
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	have, started := r.Hash, true
 	c, err := l.inspect(ctx, l.e.containerName(l.sandbox, l.step))
 	switch {
 	case err == nil:
@@ -88,14 +94,8 @@ func (l *life) startedAs(ctx context.Context, hash string) (bool, error) {
 		started = isOver(c.State) || c.State.Status != container.StateCreated || l.known()
 	case !errors.Is(err, berth.ErrNotFound):
 		return false, err
-	default: // there is none, or somebody else removed that of an ended step
-		r, err := l.readRecord()
-		if errors.Is(err, berth.ErrNotFound) || err == nil && !l.known() {
-			return false, nil
-		} else if err != nil {
-			return false, err
-		}
-		have = r.Hash
+	case !l.known(): // else somebody else removed that of an ended step
+		return false, nil
 	}
 	if have != hash {
 		return false, fmt.Errorf("%w: the step was started with another spec", berth.ErrConflict)
@@ -112,6 +112,8 @@ type launch struct {
 	out  *output
 	made bool
 	lent *lending // nil where nothing was
+	// flushed is when the step's record is on the disk.
+	flushed *flush
 }
 
 func (la *launch) run(ctx context.Context) error {
@@ -131,7 +133,7 @@ func (la *launch) run(ctx context.Context) error {
 	if host.cgroups {
 		rec.Cgroup = opts.HostConfig.CgroupParent
 	}
-	if err := writeJSON(filepath.Join(l.dir, recordFile), rec); err != nil {
+	if la.flushed, err = s.e.writeSoon(filepath.Join(l.dir, recordFile), rec); err != nil {
 		return fmt.Errorf("%w: %w", kindOf(err), err)
 	}
 	l.mu.Lock()
@@ -142,7 +144,12 @@ func (la *launch) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := la.create(ctx, host, opts); err != nil {
+	opened := la.openLogs(rec)
+	err = la.create(ctx, host, opts)
+	if oerr := opened(); err == nil {
+		err = oerr
+	}
+	if err != nil {
 		return err
 	}
 	refused := la.prepare(ctx, host)
@@ -156,6 +163,21 @@ func (la *launch) run(ctx context.Context) error {
 		return la.neverStarted(refused)
 	}
 	return la.start(ctx)
+}
+
+// openLogs begins to open the logs, which the daemon need not be waited for. Not where volumes get copies of them: what the
+// daemon is to fill from the image must be empty.
+func (la *launch) openLogs(rec *record) (wait func() error) {
+	if la.spec.Stdout != "" || la.spec.Stderr != "" {
+		return func() error { return nil }
+	}
+	var err error
+	done := make(chan struct{})
+	la.s.e.wg.Go(func() {
+		defer close(done)
+		la.out, err = la.l.openOutput(rec, nil)
+	})
+	return func() error { <-done; return err }
 }
 
 // create makes the container. One of that name is there where a process died before it was started; where a start
@@ -229,8 +251,10 @@ func (la *launch) connect(ctx context.Context, rec *record, streams bool) error 
 			return fmt.Errorf("standard input %s: %w", la.spec.Stdin, err)
 		}
 	}
-	if la.out, err = la.l.openOutput(rec, copies); err != nil {
-		return err
+	if la.out == nil {
+		if la.out, err = la.l.openOutput(rec, copies); err != nil {
+			return err
+		}
 	}
 	if !streams {
 		if input != nil {
@@ -277,6 +301,10 @@ func (la *launch) openInput(ctx context.Context, p string) (io.ReadCloser, error
 func (la *launch) start(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	// Intent before effect, even if the machine crashes.
+	if err := errors.Join(la.s.flushed.wait(), la.flushed.wait()); err != nil {
+		return fmt.Errorf("%w: %w", kindOf(err), err)
 	}
 	leave, err := la.s.e.starts.turn(ctx)
 	if err != nil {

@@ -168,18 +168,34 @@ func readNumber(controller, cgroup, file string) (int64, bool) {
 	return n, err == nil
 }
 
-// removeCgroup removes an empty cgroup from all hierarchies.
-func removeCgroup(cgroup string) {
-	if cgroup == "" {
+// removeCgroup removes the step's cgroup, where that is not done.
+func (l *life) removeCgroup(r *record) {
+	l.mu.Lock()
+	bare := l.bare
+	l.mu.Unlock()
+	if bare || !removeCgroup(r.Cgroup) {
 		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bare = true
+}
+
+// removeCgroup removes an empty cgroup from all hierarchies. It reports whether nothing is left of it: where it is not
+// empty yet, whoever removes the container tries again.
+func removeCgroup(cgroup string) bool {
+	if cgroup == "" {
+		return true
 	}
 	removeConmon(cgroup)
 	dirs, _ := filepath.Glob(cgroupRoot + "/*" + cgroup)
+	bare := true
 	for _, d := range append(dirs, cgroupRoot+cgroup) {
 		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
-			continue // not empty yet: whoever removes the container tries again
+			bare = false
 		}
 	}
+	return bare
 }
 
 // sweepCgroups removes what is left of the cgroups of steps whose sandboxes are gone: Podman's conmon stays in them for

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -79,7 +80,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	state, away, err := l.await(ctx)
 	past := make(chan history, 1)
 	if err == nil && state.Status != container.StateCreated {
-		l.e.wg.Go(func() { past <- l.history(ctx, r, state) })
+		l.e.wg.Go(func() { past <- l.history(ctx, r) })
 	} else {
 		past <- history{}
 	}
@@ -107,8 +108,8 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		exit = l.exitOf(r, state, out.initSays())
 		out.refused = exit.Reason == berth.NeverStarted
 	}
-	if h := <-past; exit.Reason == berth.Exited {
-		l.foreign(&exit, h, l.e.liveRestore(ctx), away.since)
+	if exit.Reason == berth.Exited {
+		l.foreign(&exit, <-past, l.e.liveRestore(ctx), away.since)
 	}
 	if err == nil && late == nil && !away.since.IsZero() {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
@@ -158,15 +159,21 @@ func appendDetail(s, more string) string {
 	return s + "; " + more
 }
 
-// conclude records the exit, durably, before anybody is told.
+// conclude records the exit before anybody is told. Should the machine crash before that is on the disk, the daemon has
+// the container still: that is not removed before others have recorded how it ended.
 func (l *life) conclude(exit berth.Exit, r *record) error {
-	if err := writeJSON(filepath.Join(l.dir, exitFile), exit); err != nil {
+	f, err := putJSON(filepath.Join(l.dir, exitFile), exit)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
 		return fmt.Errorf("record the exit of %s: %w: %w", l, kindOf(err), err)
 	}
-	removeCgroup(r.Cgroup)
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.setExit(exit)
+	l.mu.Unlock()
+	runtime.Gosched() // who waits goes first: removing cgroups holds this processor up
+	l.removeCgroup(r)
 	return nil
 }
 
