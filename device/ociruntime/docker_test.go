@@ -42,6 +42,7 @@ type engine struct {
 // newDocker starts a dockerd that has berth as a runtime, under that name, and as NVIDIA's hook.
 func newDocker(t *testing.T, gpus devicetest.Options, options ...string) *engine {
 	t.Helper()
+	t.Setenv("PATH", dockertest.Path())
 	p := newPlace(t, gpus, "runc", options...)
 	hook := p.script("bin/nvidia-container-runtime-hook", fmt.Sprintf("exec %s oci-hook %s %s \"$@\"", p.self, flagConfig, p.config))
 	t.Setenv("PATH", filepath.Dir(hook)+":"+os.Getenv("PATH")) // where dockerd looks for it

@@ -45,6 +45,7 @@ var words = []struct {
 	{"toomanyrequests", berth.ErrUnavailable},
 	{"verification failed for digest", berth.ErrInvalid},
 	{"layer verification failed", berth.ErrInvalid},
+	{"unexpected commit digest", berth.ErrInvalid}, // with containerd's store of images
 	{"unauthorized", berth.ErrDenied},
 	{"manifest unknown", berth.ErrNotFound},
 	{"no matching manifest", berth.ErrNotFound},

@@ -4,6 +4,7 @@ package dockertest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,20 @@ const (
 	stopMax  = 20 * time.Second
 	poll     = 20 * time.Millisecond
 )
+
+// binaryEnv names another dockerd than Debian's for the tests; see CONTRIBUTING.md.
+const binaryEnv = "BERTH_TEST_DOCKERD"
+
+// Binary is the dockerd that is started.
+func Binary() string { return cmp.Or(os.Getenv(binaryEnv), "dockerd") }
+
+// Path is where the daemon looks for programs: beside another dockerd than Debian's first, where its runc is.
+func Path() string {
+	if b := os.Getenv(binaryEnv); b != "" {
+		return filepath.Dir(b) + ":" + os.Getenv("PATH")
+	}
+	return os.Getenv("PATH")
+}
 
 // Start starts a daemon and waits until it answers. It needs root, Debian's docker.io, and iproute2 for a bridge.
 func Start(ctx context.Context, opts Options) (*Daemon, error) {
@@ -111,14 +126,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 		"--host", d.Host(), "--data-root", d.path("data"), "--exec-root", d.path("exec"), "--pidfile", d.path("pid"),
 		"--config-file", d.path("daemon.json"), "--bridge", bridge, "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
 	}, d.opts.Args...)
-	argv := []string{"dockerd"}
+	argv := []string{Binary()}
 	if d.opts.Remote {
 		more, err := d.startRemote()
 		if err != nil {
 			return err
 		}
 		args = append(args, more...)
-		argv = []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs none "$0" && exec dockerd "$@"`, os.TempDir()}
+		argv = []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs none "$0" && exec "$@"`, os.TempDir(), Binary()}
 	}
 	log, err := os.OpenFile(d.path("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -126,11 +141,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.log = log
 	argv = append(argv, args...)
-	d.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // it lives until Stop
+	d.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx,gosec // it lives until Stop
+	d.cmd.Env = append(os.Environ(), "PATH="+Path())
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.cmd.Start(); err != nil {
-		return fmt.Errorf("dockerd (Debian's docker.io): %w", err)
+		return fmt.Errorf("%s (Debian's docker.io, or $%s): %w", Binary(), binaryEnv, err)
 	}
 	return d.await(ctx)
 }
