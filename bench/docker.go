@@ -183,7 +183,7 @@ func (b *bench) dockerMemory(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, dockerHelper, b.bed.dockerHost(), dir, b.bed.berth, strconv.Itoa(n)) //nolint:gosec // ourselves
+	cmd := exec.CommandContext(ctx, self, dockerHelper, b.bed.dockerHost(), dir, b.bed.berth, strconv.Itoa(n))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

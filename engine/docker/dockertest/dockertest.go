@@ -141,7 +141,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.log = log
 	argv = append(argv, args...)
-	d.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx,gosec // it lives until Stop
+	d.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // it lives until Stop
 	d.cmd.Env = append(os.Environ(), "PATH="+Path())
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
