@@ -130,14 +130,28 @@ func (d *drive) extract(a berth.Archiver, p string) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	to := filepath.Join(d.dir.rooted(), path.Dir(p))
-	if err := os.MkdirAll(to, 0o700); err != nil {
+	return unpackAt(r, d.dir.rooted(), p)
+}
+
+// unpackAt unpacks what was at a path of a container at that path below dir.
+func unpackAt(r io.Reader, dir, p string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return kind(err)
 	}
-	if err := os.RemoveAll(filepath.Join(to, path.Base(p))); err != nil { // of an earlier step
+	// What another output left above it may be a link, to anywhere.
+	whole, err := os.OpenRoot(dir)
+	if err != nil {
 		return kind(err)
 	}
-	root, err := os.OpenRoot(to)
+	defer func() { _ = whole.Close() }()
+	rel := strings.TrimPrefix(p, "/")
+	if err := whole.MkdirAll(path.Dir(rel), 0o700); err != nil {
+		return kind(err)
+	}
+	if err := whole.RemoveAll(rel); err != nil { // of an earlier step
+		return kind(err)
+	}
+	root, err := whole.OpenRoot(path.Dir(rel))
 	if err != nil {
 		return kind(err)
 	}

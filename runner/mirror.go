@@ -27,19 +27,27 @@ type mirror struct {
 	brought map[string]bool // paths of the steps, with all that is below them
 	todo    []string
 	links   int
+	looks   int
 }
 
-// maxMirrorLinks bounds what a task can have berth look for: each link costs a question or two.
-const maxMirrorLinks = 10000
+// They bound what a task can have berth look for: each link costs a question or two, and so does each directory above.
+// What lies beyond them is as if it were not there.
+const (
+	maxMirrorLinks = 10000
+	maxMirrorLooks = 20000
+)
 
 // mirrored is the mirror of a volume. The first call brings what the outputs name, of all volumes.
 func (d *drive) mirrored(from berth.VolumeArchiver, volume string) (*os.Root, error) {
 	if d.mirror == "" {
 		dir := d.dir.mirror()
-		if err := removeAll(dir); err != nil { // half of what a process before brought
-			return nil, kind(err)
-		}
-		if err := d.bring(from, dir); err != nil {
+		err := d.retry(d.now, func() error {
+			if err := removeAll(dir); err != nil { // half of what was brought before
+				return kind(err)
+			}
+			return d.bring(from, dir)
+		})
+		if err != nil {
 			return nil, err
 		}
 		d.mirror = dir
@@ -127,13 +135,19 @@ func (m *mirror) path(p string) error {
 		if i == len(names)-1 {
 			break
 		}
+		rel := strings.TrimPrefix(at, v+"/")
+		if st, err := m.roots[v].Lstat(rel); err == nil && st.IsDir() {
+			continue // it was looked at
+		}
+		if m.looks++; m.looks > maxMirrorLooks {
+			return nil
+		}
 		h, err := m.look(at)
 		if errors.Is(err, berth.ErrNotFound) || err == nil && h.Typeflag != tar.TypeDir && h.Typeflag != tar.TypeSymlink {
 			return nil // there is nothing: who looks in the mirror says so
 		} else if err != nil {
 			return err
 		}
-		rel := strings.TrimPrefix(at, v+"/")
 		if h.Typeflag == tar.TypeSymlink {
 			m.follow(path.Dir(at), h.Linkname, names[i+1:]...)
 			if err := m.roots[v].Symlink(h.Linkname, rel); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -205,12 +219,14 @@ func (m *mirror) take(v, p string) error {
 		return kind(err)
 	}
 	defer func() { _ = root.Close() }()
+	left := map[string]bool{} // names of what is left out
 	err = untar.Each(r, root, func(h *tar.Header) (bool, error) {
 		at := path.Join(path.Dir(p), h.Name) //nolint:gosec // a path in the container, that is asked for there
 		switch {
 		case h.Typeflag == tar.TypeSymlink:
 			m.follow(path.Dir(at), h.Linkname)
-		case untar.Special(h):
+		case untar.Special(h) || h.Typeflag == tar.TypeLink && left[path.Clean(h.Linkname)]:
+			left[path.Clean(h.Name)] = true
 			m.d.warn(fmt.Sprintf("output %s: %s is neither a file nor a directory, and is left out", p, at))
 			return false, nil
 		}

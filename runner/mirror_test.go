@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/store"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -138,4 +139,99 @@ func contents(t *testing.T, root *os.Root, volume string) (out []string) {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// archived answers with one archive, and at first with the half of it.
+type archived struct {
+	raw   []byte
+	tries int
+}
+
+func (a *archived) ArchiveVolume(_ context.Context, p string) (io.ReadCloser, error) {
+	if p != "/v" {
+		return nil, fmt.Errorf("%s: %w", p, berth.ErrNotFound)
+	}
+	raw := a.raw
+	if a.tries++; a.tries == 1 {
+		raw = raw[:1200]
+	}
+	return io.NopCloser(bytes.NewReader(raw)), nil
+}
+
+// TestMirrorOfOddFiles: further names of what is left out are left out, too, and a connection that breaks is made again.
+func TestMirrorOfOddFiles(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, h := range []tar.Header{
+		{Name: "v/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "v/file", Typeflag: tar.TypeReg, Mode: 0o600, Size: 1000},
+		{Name: "v/a", Typeflag: tar.TypeFifo, Mode: 0o600},
+		{Name: "v/b", Typeflag: tar.TypeLink, Linkname: "v/a"},
+		{Name: "v/c", Typeflag: tar.TypeLink, Linkname: "v/file"},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(bytes.Repeat([]byte("x"), int(h.Size))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	task := berth.Task{Volumes: []berth.Volume{{Path: "/v"}}, Outputs: []berth.Output{{Path: "/v", Type: berth.Directory}}}
+	lay, err := newLayout(&task)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "berth.db"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	far := &archived{raw: buf.Bytes()}
+	d := &drive{
+		r: New(Config{Tries: 2, Clock: fastClock{}, Store: s}), rec: &Record{Task: task}, lay: lay, dir: taskDir(t.TempDir()),
+		stop: t.Context(), now: t.Context(), alive: t.Context(),
+	}
+	root, err := d.mirrored(far, "/v")
+	if err != nil || far.tries != 2 {
+		t.Fatalf("after %d tries: %v", far.tries, err)
+	}
+	defer func() { _ = root.Close() }()
+	names, err := fs.Glob(root.FS(), "*")
+	if diff := cmp.Diff([]string{"c", "file"}, names); err != nil || diff != "" {
+		t.Errorf("%v %s", err, diff)
+	}
+}
+
+// TestUnpackAt: nothing is written or removed outside, though what was unpacked above is a link.
+func TestUnpackAt(t *testing.T) {
+	file := func(name string) io.Reader {
+		var buf bytes.Buffer
+		w := tar.NewWriter(&buf)
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, Size: 1}), func() error { _, err := w.Write([]byte("x")); return err }(), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return &buf
+	}
+	outside, dir := t.TempDir(), t.TempDir()
+	kept := filepath.Join(outside, "x")
+	if err := errors.Join(os.WriteFile(kept, []byte("kept"), 0o600), os.Symlink(outside, filepath.Join(dir, "opt"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := unpackAt(file("x"), dir, "/opt/x"); err == nil {
+		t.Error("unpacked through a link")
+	}
+	if raw, err := os.ReadFile(kept); string(raw) != "kept" {
+		t.Errorf("outside: %q, %v", raw, err)
+	}
+	for range 2 { // the second time over the first
+		if err := unpackAt(file("x"), dir, "/usr/local/x"); err != nil {
+			t.Error(err)
+		}
+	}
+	if raw, err := os.ReadFile(filepath.Join(dir, "usr", "local", "x")); string(raw) != "x" {
+		t.Errorf("unpacked: %q, %v", raw, err)
+	}
 }

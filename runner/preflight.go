@@ -30,6 +30,12 @@ func (d *drive) preflight(sandbox berth.Sandbox, i int) error {
 		return err
 	}
 	spec := d.preflightSpec(i, program, args)
+	if _, err := sandbox.Container(d.stop, spec.ID); errors.Is(err, berth.ErrNotFound) {
+		// Logs of a look that a berth before has removed; a container makes its own anew.
+		if err := os.RemoveAll(spec.LogDir); err != nil {
+			return fmt.Errorf("GPU preflight: %w", kind(err))
+		}
+	}
 	if err := os.MkdirAll(spec.LogDir, 0o700); err != nil {
 		return fmt.Errorf("GPU preflight: %w", kind(err))
 	}
@@ -70,7 +76,7 @@ func (d *drive) preflightSpec(i int, program string, args []string) berth.StepSp
 	spec.Mounts = []berth.Mount{{Source: program, Target: preflightAt, ReadOnly: true}}
 	spec.WorkingDir, spec.Stdin, spec.Stdout, spec.Stderr = "/", "", "", ""
 	spec.TTY, spec.OpenStdin, spec.Ephemeral = false, false, false
-	spec.LogDir = filepath.Join(d.dir.work(), fmt.Sprintf("preflight-%d", i))
+	spec.LogDir = filepath.Join(d.dir.work(), "preflight-"+spec.ID)
 	spec.Timeout, spec.Grace = preflightTime, 0
 	return spec
 }

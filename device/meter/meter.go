@@ -20,12 +20,16 @@ type Meter struct {
 	Every  time.Duration           // 0 is a second
 	// Patience is how long the last reading may take. 0 is two seconds.
 	Patience time.Duration
+	// End is closed when the process has ended, as EndOf says; nil has Run ask for it.
+	End <-chan struct{}
 }
 
 // state is what the file holds.
 type state struct {
 	Over bool   `json:"over"` // the step has ended, and nothing is added any more
 	GPUs []sums `json:"gpus"`
+
+	cut bool // who measured was killed
 }
 
 // Run measures until the process pid has ended. It goes on with what a process before has measured, which was killed.
@@ -35,9 +39,12 @@ func (m *Meter) Run(pid int) error {
 	if st.Over {
 		return nil
 	}
-	end, err := endOf(pid)
-	if err != nil {
-		return fmt.Errorf("measure devices: process %d: %w", pid, err)
+	end := m.End
+	if end == nil {
+		var err error
+		if end, err = EndOf(pid); err != nil {
+			return err
+		}
 	}
 	asked, answers := make(chan struct{}, 1), make(chan map[string]device.Reading, 1)
 	go func() { // a driver that hangs holds it until this process ends
@@ -108,15 +115,15 @@ func (m *Meter) begin() *state {
 	return st
 }
 
-// endOf returns a channel that is closed when a process has ended.
-func endOf(pid int) (<-chan struct{}, error) {
+// EndOf returns a channel that is closed when a process has ended.
+func EndOf(pid int) (<-chan struct{}, error) {
 	end := make(chan struct{})
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		close(end)
 		return end, nil
 	} else if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("measure devices: process %d: %w", pid, err)
 	}
 	go func() {
 		defer close(end)

@@ -201,3 +201,26 @@ func TestStart(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestCutOff: what a process measured that was killed is told as what it is.
+func TestCutOff(t *testing.T) {
+	m := &Meter{File: file(t), Order: []string{"A"}}
+	if err := m.write(&state{GPUs: []sums{{UUID: "A", Lacks: "of energy nothing is known"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := Read(t.Context(), m.File.Name(), []string{"A"}, time.Minute); got[0].Unknown != "of energy nothing is known" {
+		t.Errorf("with a reason of its own: %+v", got)
+	}
+	if err := m.write(&state{GPUs: []sums{{UUID: "A"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := Read(t.Context(), m.File.Name(), []string{"A"}, time.Minute); !strings.Contains(got[0].Unknown, "who measured it was killed") {
+		t.Errorf("%+v", got)
+	}
+	if err := m.write(&state{Over: true, GPUs: []sums{{UUID: "A"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := Read(t.Context(), m.File.Name(), []string{"A"}, time.Minute); strings.Contains(got[0].Unknown, "killed") {
+		t.Errorf("measured to the end: %+v", got)
+	}
+}

@@ -55,6 +55,8 @@ func Read(ctx context.Context, file string, uuids []string, patience time.Durati
 		}
 		if err != nil {
 			u.Unknown = "it was not measured: " + err.Error()
+		} else if st.cut && u.Unknown == "" {
+			u.Unknown = "who measured it was killed: what is known is of the time until then"
 		} else if u.PeakMemory == nil && u.Busy == nil && u.Energy == nil && u.Unknown == "" {
 			u.Unknown = "the driver did not say before the step ended"
 		}
@@ -101,5 +103,6 @@ func look(file string) (st *state, over bool, err error) {
 		}
 		return st, false, nil
 	}
+	got.cut = alone && !got.Over
 	return got, alone || got.Over, nil
 }

@@ -76,7 +76,12 @@ func TestRoundTrip(t *testing.T) {
 		root := filepath.Dir(nodes)
 		t.Run(filepath.Base(root), func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "new")
-			if err := Write(open(t, root), nil, dir); err != nil {
+			h := open(t, root)
+			facts, err := nvml.Asker{Host: h}.Facts(t.Context()) // those that were recorded, if any
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := Write(h, facts, dir); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(ask(t, open(t, root)), ask(t, open(t, dir))); diff != "" {

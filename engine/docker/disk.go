@@ -66,7 +66,7 @@ func (s *Sandbox) sized() bool {
 // diskOver says which limit was passed; "" if none. Of volumes of this machine package scratch keeps their own.
 func (s *Sandbox) diskOver(ctx context.Context) (string, error) {
 	var sizes map[string]int64
-	if s.remote && len(s.spec.Volumes) > 0 {
+	if s.remote && s.sized() {
 		var err error
 		if sizes, err = s.e.sizes.of(ctx, s.e); err != nil {
 			return "", err

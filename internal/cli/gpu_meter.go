@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
@@ -56,6 +54,9 @@ func (gpuMeter) Read(ctx context.Context, file string, patience time.Duration, g
 	return meter.Read(ctx, file, uuids, patience)
 }
 
+// meterLate is how long after its step's end a process that measures may still be there.
+const meterLate = 30 * time.Second
+
 // gpuMeterCommand measures GPUs until a process has ended.
 func (a *app) gpuMeterCommand() *cobra.Command {
 	return &cobra.Command{
@@ -80,9 +81,15 @@ func (a *app) gpuMeter(ctx context.Context, process string, of []string) error {
 		return err
 	}
 	m := &meter.Meter{File: os.NewFile(meter.FD, "use"), Gauges: map[string]device.Gauge{}}
-	if err := unix.Kill(pid, 0); errors.Is(err, unix.ESRCH) {
-		return nil // drivers can take longer to find their devices than it has run
+	// Drivers can take longer to find their devices than the step runs, or for ever.
+	if m.End, err = meter.EndOf(pid); err != nil {
+		return err
 	}
+	go func() {
+		<-m.End
+		time.Sleep(meterLate)
+		os.Exit(exitOwn)
+	}()
 	units := map[string]device.Unit{}
 	for _, v := range injectors(h, filepath.Join(dir, "gpu"), hookHere) {
 		devices, _ := v.Devices(ctx) // those that can be used; others were not lent
@@ -108,6 +115,11 @@ func (a *app) gpuMeter(ctx context.Context, process string, of []string) error {
 		case intel.Vendor:
 			m.Gauges[uuid] = intel.NewDriver(h).Gauge(gauged)
 		}
+	}
+	select {
+	case <-m.End:
+		return nil // what is read now may be another step's use
+	default:
 	}
 	return m.Run(pid)
 }

@@ -62,16 +62,19 @@ func (a *app) checkResultFile(command, name string) error {
 	return nil
 }
 
-// removeResult removes the result of a run before, so that nobody takes it for this one's, if berth is killed or
+// removeResult removes the result of a run before, and no other file, so that nobody takes it for this one's, if berth is killed or
 // refuses. Links, devices and the task document are left alone.
 func (a *app) removeResult(command, name, document string) error {
 	if name == "" {
 		return nil
 	}
 	path := a.abs(name)
+	if !isResult(path) {
+		return nil // what else a file holds is its owner's until there is a result to write in its place
+	}
 	st, err := os.Lstat(path)
-	if err != nil || !st.Mode().IsRegular() {
-		return nil //nolint:nilerr // checkResultFile says what is wrong
+	if err != nil {
+		return nil //nolint:nilerr // it is gone
 	}
 	if doc, err := os.Stat(a.abs(document)); err == nil && os.SameFile(doc, st) {
 		return nil

@@ -30,8 +30,10 @@ type foreground struct {
 	sizes    <-chan berth.Size
 	streams  sync.WaitGroup // that copy what the running step writes
 
-	unread atomic.Bool // nobody reads what the task writes
-	given  atomic.Bool // up to show what it wrote: who reads it is too slow
+	unread atomic.Bool  // nobody reads what the task writes
+	given  atomic.Bool  // up to show what it wrote: nobody reads it
+	moved  atomic.Int64 // bytes that were shown
+	asked  func() bool  // whether this process was told to end the task
 	mu     sync.Mutex
 	lost   error // the first reason for which something could not be shown
 }
@@ -138,6 +140,7 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	defer f.phase.end()
 	ctx, stop := twice(ctx, f.endNow)
 	defer stop()
+	f.asked = func() bool { return ctx.Err() != nil }
 	defer f.tellOfGrace(ctx)()
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		f.sizes = sizes
@@ -250,7 +253,7 @@ func (f *foreground) started(_ int, c berth.Container) {
 		}
 		f.streams.Go(func() {
 			defer func() { _ = r.Close() }()
-			f.copied(io.Copy(s.to, r))
+			f.copied(io.Copy(counted{s.to, &f.moved}, r))
 		})
 	}
 	if f.o.interactive {
@@ -278,27 +281,44 @@ func (f *foreground) ended(_ int, e berth.Exit) {
 	}
 }
 
-// showMax is how long who reads what a task wrote may take, where somebody has asked for its end.
+// counted counts what is written.
+type counted struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// showMax is how long who reads what a task wrote may read nothing, where somebody has asked for its end.
 const showMax = 5 * time.Second
 
-// shown waits until all is shown that a step wrote; of one whose end was asked for, not for longer than showMax: who reads
-// it may have stopped, as a pager does that is suspended.
+// shown waits until all is shown that a step wrote; of one whose end was or is asked for, not longer than showMax for the
+// next of it: who reads it may have stopped, as a pager does that is suspended.
 func (f *foreground) shown(asked bool) {
 	done := make(chan struct{})
 	go func() { // ends with the streams, or with the process
 		f.streams.Wait()
 		close(done)
 	}()
-	var late <-chan time.Time
-	if asked {
-		late = time.After(showMax)
+	tick := time.NewTicker(showMax / 50)
+	defer tick.Stop()
+	for still, last := time.Now(), f.moved.Load(); time.Since(still) < showMax; {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		asked = asked || f.asked()
+		if moved := f.moved.Load(); moved != last || !asked {
+			still, last = time.Now(), moved
+		}
 	}
-	select {
-	case <-done:
-	case <-late:
-		f.given.Store(true)
-		f.a.say("warning: what the task wrote was not all shown, as nobody reads it: berth logs %s has it", f.id)
-	}
+	f.given.Store(true)
+	f.a.say("warning: what the task wrote was not all shown, as nobody reads it: berth logs %s has it", f.id)
 }
 
 // copied ends the task where nobody reads its output any more, as a pipe does with a command.

@@ -3,6 +3,7 @@ package untar
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,7 @@ func Each(r io.Reader, root *os.Root, take func(*tar.Header) (bool, error)) erro
 		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
-			return fmt.Errorf("read archive: %w", err)
+			return fmt.Errorf("read archive: %w: %w", berth.ErrUnavailable, err)
 		}
 		if taken, err := take(h); err != nil {
 			return err
@@ -54,6 +55,28 @@ func Each(r io.Reader, root *os.Root, take func(*tar.Header) (bool, error)) erro
 			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
+}
+
+// holeBlock is what is looked at for zeros at once, in bytes.
+const holeBlock = 64 << 10
+
+// copyHoles writes size bytes of r to a new file. Blocks of zeros become holes: an archive has none, and a file that
+// takes nothing of the disk in a container, whatever its size, is to take none here.
+func copyHoles(f *os.File, r io.Reader, size int64) error {
+	buf := make([]byte, min(size, holeBlock))
+	for at := int64(0); at < size; {
+		block := buf[:min(size-at, int64(len(buf)))]
+		if _, err := io.ReadFull(r, block); err != nil {
+			return fmt.Errorf("read archive: %w: %w", berth.ErrUnavailable, err)
+		}
+		if len(bytes.TrimLeft(block, "\x00")) > 0 {
+			if _, err := f.WriteAt(block, at); err != nil {
+				return err
+			}
+		}
+		at += int64(len(block))
+	}
+	return f.Truncate(size)
 }
 
 func one(r io.Reader, h *tar.Header, name string, root *os.Root) error {
@@ -77,7 +100,7 @@ func one(r io.Reader, h *tar.Header, name string, root *os.Root) error {
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, r)
+		err = copyHoles(f, r, h.Size)
 		err = errors.Join(err, f.Chmod(mode|0o400), f.Close())
 		if err != nil || h.ModTime.Unix() <= 0 {
 			return err

@@ -3,11 +3,14 @@ package untar
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
+	"github.com/berth-project/berth"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -138,4 +141,46 @@ func listing(dir string) (out []string) {
 		panic(err)
 	}
 	return out
+}
+
+// TestHoles: a file of zeros takes nothing of the disk, and has all of its length.
+func TestHoles(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	content := make([]byte, 1<<20+5)
+	copy(content[300_000:], "something")
+	if err := w.WriteHeader(&tar.Header{Name: "f", Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(content))}); err != nil {
+		t.Fatal(err)
+	}
+	must(w.Write(content))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	whole := buf.Bytes()
+	if err := Into(bytes.NewReader(whole), root); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "f"))
+	if err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	st, err := os.Stat(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 2*holeBlock {
+		t.Errorf("%d bytes of the disk are used", used)
+	}
+	if err := root.Remove("f"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Into(bytes.NewReader(whole[:len(whole)/2]), root); !errors.Is(err, berth.ErrUnavailable) {
+		t.Errorf("half an archive: %v", err)
+	}
 }

@@ -587,7 +587,7 @@ func (c *container) state() berth.ContainerState {
 
 func (c *container) describe() *wire.Container {
 	w := &wire.Container{Step: c.step, State: c.state(), LogDir: c.logDir(), LogPrefix: c.logName(""), Runtime: c.runtime, Notes: c.notes}
-	if c.proc != nil {
+	if c.proc != nil && w.State != berth.ContainerEnded { // its number may be another's then
 		w.Pid = c.proc.Pid()
 	}
 	return w
