@@ -33,10 +33,11 @@ type backlog struct {
 	err    *resumer // nil with a terminal
 	stamps bool     // messages have their times; without them the log is taken to be whole
 	begun  bool
-	now    time.Time // when the log was asked for, by the daemon's clock
-	none   bool      // nothing is ours
-	old    int64     // bytes in the log of messages from before it was asked for, about
-	most   int64     // from here on some may be gone
+	now    time.Time     // when the log was asked for
+	ahead  time.Duration // by how much the daemon's clock is ahead
+	none   bool          // nothing is ours
+	old    int64         // bytes in the log of messages from before it was asked for, about
+	most   int64         // from here on some may be gone
 }
 
 // openLog reads the daemon's log of the container from where ours ends.
@@ -56,7 +57,7 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	if err != nil {
 		return err
 	}
-	b := &backlog{Reader: res, stamps: stamps, now: now, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1), out: newResumer(o.out, host.mend)}
+	b := &backlog{Reader: res, stamps: stamps, now: now, ahead: host.ahead, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1), out: newResumer(o.out, host.mend)}
 	if o.err != nil {
 		b.err = newResumer(o.err, host.mend)
 	}
@@ -118,6 +119,7 @@ func (m *message) end() error {
 	if !ok || err != nil {
 		return fmt.Errorf("message of the daemon's log without its time: %.40q", m.text.Bytes())
 	}
+	at = at.Add(-m.b.ahead)
 	m.b.begin(at, len(text))
 	return m.to.take(text, at)
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 )
 
@@ -512,12 +513,12 @@ func (s *syncBuffer) String() string {
 }
 
 // TestCloseRemovesStrays: a container of a sandbox that has no record, as of a start that could not be undone, ends with the
-// sandbox, and what that had on the disk is gone when the engine is closed.
+// sandbox, and with the volume that it holds; what that had on the disk is gone when the engine is closed.
 func TestCloseRemovesStrays(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	e, img := newEngine(t, docker.Config{Dir: dir})
-	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol", CopyUp: true}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -526,9 +527,13 @@ func TestCloseRemovesStrays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = api.Close() }()
-	made, err := api.ContainerCreate(t.Context(), client.ContainerCreateOptions{Config: &container.Config{
-		Image: img.ID, Cmd: []string{"true"}, Labels: map[string]string{docker.LabelOwner: e.Owner(), docker.LabelSandbox: s.ID(), docker.LabelStep: "stray"},
-	}})
+	labels := map[string]string{docker.LabelOwner: e.Owner(), docker.LabelSandbox: s.ID(), docker.LabelStep: "stray"}
+	made, err := api.ContainerCreate(t.Context(), client.ContainerCreateOptions{
+		Config: &container.Config{Image: img.ID, Cmd: []string{"true"}, Labels: labels},
+		HostConfig: &container.HostConfig{Mounts: []mount.Mount{{
+			Type: mount.TypeVolume, Source: "stray-" + s.ID(), Target: "/vol", VolumeOptions: &mount.VolumeOptions{Labels: labels},
+		}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

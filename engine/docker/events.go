@@ -37,7 +37,7 @@ type history struct {
 func (l *life) history(ctx context.Context, r *record) history {
 	ctx, cancel := context.WithTimeout(ctx, min(eventsTime, l.e.cfg.CallMax))
 	defer cancel()
-	since := r.Created.Add(-time.Minute) // the daemon's clock may be another
+	since := r.Created.Add(-time.Minute) // however well the daemon's clock is known
 	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill")
 	var h history
 	started := false
@@ -69,13 +69,18 @@ func (l *life) history(ctx context.Context, r *record) history {
 
 // events tells of what the daemon remembers since a time.
 func (e *Engine) events(ctx context.Context, since time.Time, f client.Filters, each func(events.Message)) error {
-	if host, err := e.daemon(ctx); err == nil && host.podman {
+	host, err := e.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	if host.podman {
 		return e.podmanEvents(ctx, since, f, each)
 	}
+	until := time.Now().Add(host.ahead + host.unsure)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stamp := func(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
-	res := e.api.Events(ctx, client.EventsListOptions{Since: stamp(since), Until: stamp(time.Now()), Filters: f})
+	res := e.api.Events(ctx, client.EventsListOptions{Since: stamp(since.Add(host.ahead)), Until: stamp(until), Filters: f})
 	for {
 		select {
 		case m := <-res.Messages:

@@ -24,7 +24,7 @@ const (
 //
 // says is what may be the word of the daemon's init.
 func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
-	e := berth.Exit{Reason: berth.Exited, Code: s.ExitCode, Started: parseTime(s.StartedAt), Ended: parseTime(s.FinishedAt), Runtime: r.Runtime, Unverified: r.Unverified}
+	e := berth.Exit{Reason: berth.Exited, Code: s.ExitCode, Started: l.e.parseTime(s.StartedAt), Ended: l.e.parseTime(s.FinishedAt), Runtime: r.Runtime, Unverified: r.Unverified}
 	if !e.Ended.IsZero() && e.Ended.Before(e.Started) { // Podman takes its answer to the start for the beginning
 		e.Started = e.Ended
 	}

@@ -25,7 +25,9 @@ type hanger struct {
 	// calls are those whose path has this in it; "" are none. bodies are those whose answer begins, and stops short.
 	calls, bodies atomic.Value
 	done          chan struct{}
-	saw           func(path string, body []byte) // may be nil; of calls with a body that is JSON
+	// lossy: starts come to the daemon, and their answers do not come back; removals do not come to it.
+	lossy atomic.Bool
+	saw   func(path string, body []byte) // may be nil; of calls with a body that is JSON
 }
 
 func newHanger(t *testing.T, to string) *hanger {
@@ -45,6 +47,9 @@ func newHanger(t *testing.T, to string) *hanger {
 		}},
 		FlushInterval: -1,
 		ModifyResponse: func(r *http.Response) error {
+			if h.lossy.Load() && strings.HasSuffix(r.Request.URL.Path, "/start") {
+				return errors.New("the answer is lost")
+			}
 			if in(&h.bodies, r.Request.URL.Path) {
 				r.Body = &halting{ReadCloser: r.Body, done: h.done}
 			}
@@ -52,6 +57,10 @@ func newHanger(t *testing.T, to string) *hanger {
 		},
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h.lossy.Load() && r.Method == http.MethodDelete {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
 		if in(&h.calls, r.URL.Path) {
 			select {
 			case <-h.done:
@@ -192,5 +201,56 @@ func TestStreamsEnd(t *testing.T) {
 	exit = wait(t, c)
 	if exit.Code != 7 || !strings.Contains(exit.Detail, "container finished, but stdout/stderr did not complete") {
 		t.Errorf("exit %+v", exit)
+	}
+}
+
+// TestStartAnswerLost: a command whose start's answer was lost, and which could not be removed then, is found by the next
+// start, and not run again.
+func TestStartAnswerLost(t *testing.T) {
+	t.Parallel()
+	h := newHanger(t, daemon(t).Host())
+	e, img := newEngine(t, docker.Config{Host: h.host})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	root, err := s.Volume(t.Context(), "/vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	spec := berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{
+		"sh", "-c", "echo run; echo run >>/vol/runs; while ! [ -e /vol/go ]; do sleep 0.05; done; exit 7",
+	}}
+	h.lossy.Store(true)
+	_, err = s.Start(t.Context(), spec)
+	h.lossy.Store(false)
+	if !errors.Is(err, berth.ErrUnavailable) {
+		t.Fatalf("a start without an answer: %v", err)
+	}
+	until(t, "it has run", func() bool {
+		raw, err := root.ReadFile("runs")
+		return err == nil && len(raw) > 0
+	})
+	c, err := s.Start(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := root.WriteFile("go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 7 {
+		t.Errorf("exit %+v", exit)
+	}
+	if raw, err := root.ReadFile("runs"); string(raw) != "run\n" || err != nil {
+		t.Errorf("it ran as %q, %v", raw, err)
+	}
+	if got := logs(t, c, false); got != "run\n" {
+		t.Errorf("stdout %q", got)
 	}
 }

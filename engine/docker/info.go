@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi"
@@ -31,6 +32,8 @@ type hostInfo struct {
 	quota    bool     // its storage driver may be able to limit writable layers
 	runtime  string   // "docker 20.10.24, runc 1.1.5"
 	root     string   // the directory of its images and writable layers
+	// ahead is by how much its clock is ahead of this machine's, give or take unsure. 0 where both may be the same.
+	ahead, unsure time.Duration
 	platform
 }
 
@@ -44,10 +47,12 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	}
 	ctx, cancel := e.call(ctx)
 	defer cancel()
+	asked := time.Now()
 	info, err := e.api.Info(ctx, client.InfoOptions{})
 	if err != nil {
 		return nil, wrapHost(ctx, "docker info", err)
 	}
+	answered := time.Now()
 	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
 		return nil, wrapHost(ctx, "docker version", err)
@@ -75,6 +80,7 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	h.mend = !h.podman && apiBefore(v.APIVersion, 42)
 	if h.remote = e.isElsewhere(ctx, info.Info, h.podman); h.remote {
 		h.root, h.cdiDirs = "", nil
+		h.ahead, h.unsure = clockAhead(info.Info.SystemTime, asked, answered)
 		if h.podman {
 			return nil, fmt.Errorf("docker: %w: Podman at %s, on another machine; berth runs tasks there on Docker alone", berth.ErrUnsupported, e.at.Host)
 		}
@@ -87,6 +93,17 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	defer e.mu.Unlock()
 	e.host = h
 	return h, nil
+}
+
+// clockAhead is by how much a clock is ahead of this machine's, and how far that may be off: it said a time between two of
+// this one's.
+func clockAhead(said string, asked, answered time.Time) (ahead, unsure time.Duration) {
+	at, err := time.Parse(time.RFC3339Nano, said)
+	if err != nil || !at.Before(asked) && !at.After(answered) {
+		return 0, 0
+	}
+	unsure = answered.Sub(asked) / 2
+	return at.Sub(asked.Add(unsure)), unsure
 }
 
 // logConfig is how the daemon is to keep what a container writes, bounded: by the driver local, or what it has in that

@@ -37,17 +37,23 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// writeJSON writes a record. When it returns that is on the disk.
+// writeJSON writes a record. When it returns that is on the disk; a crash before leaves what was there.
 func writeJSON(file string, v any) error {
-	f, err := putJSON(file, v)
+	f, err := newJSON(file, v)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	if err = errors.Join(f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
 }
 
-// putJSON writes a record, which the system may still have to bring to the disk.
-func putJSON(file string, v any) (*os.File, error) {
+// newJSON writes what is to be a record to a file beside it.
+func newJSON(file string, v any) (*os.File, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
@@ -56,10 +62,22 @@ func putJSON(file string, v any) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err = f.Write(raw); err == nil {
-		err = os.Rename(f.Name(), file)
+	if _, err := f.Write(raw); err != nil {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+		return nil, err
 	}
+	return f, nil
+}
+
+// putJSON writes a record where none is that is needed: the system may still have to bring it to the disk, and a crash
+// leaves an empty one.
+func putJSON(file string, v any) (*os.File, error) {
+	f, err := newJSON(file, v)
 	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
 		_ = f.Close()
 		_ = os.Remove(f.Name())
 		return nil, err
@@ -82,7 +100,7 @@ func (f *flush) wait() error {
 	return f.err
 }
 
-// writeSoon writes a record that need not be on the disk yet: a daemon has much to do before a container starts.
+// writeSoon writes a new record that need not be on the disk yet: a daemon has much to do before a container starts.
 func (e *Engine) writeSoon(file string, v any) (*flush, error) {
 	f, err := putJSON(file, v)
 	if err != nil {

@@ -48,3 +48,21 @@ func TestRecords(t *testing.T) {
 		t.Errorf("files %v, %v; want the record alone", left, err)
 	}
 }
+
+// TestRemoteRecordEmpty: an empty record of what a sandbox has on a daemon still says that it has something there.
+func TestRemoteRecordEmpty(t *testing.T) {
+	e := &Engine{cfg: Config{Dir: t.TempDir()}}
+	r := &remote{s: &Sandbox{e: e, spec: berth.SandboxSpec{ID: "s"}}}
+	if there, err := r.read(); there || err != nil {
+		t.Errorf("without a record: %v, %v", there, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(r.file()), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.file(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := r.read(); !there || err != nil {
+		t.Errorf("an empty record: %v, %v", there, err)
+	}
+}

@@ -92,13 +92,17 @@ func (r *remote) keep() error {
 	return nil
 }
 
-// read reads what was kept; false where the volumes are this process's.
+// read reads what was kept; false where the volumes are this process's. Of an empty file, as a crash may have left it, only
+// that it is there is known.
 func (r *remote) read() (bool, error) {
 	raw, err := os.ReadFile(r.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	} else if err != nil {
 		return false, fmt.Errorf("%w: %w", kindOf(err), err)
+	}
+	if len(raw) == 0 {
+		return true, nil
 	}
 	return true, json.Unmarshal(raw, &r.state)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/engine/docker/dockertest"
 	"github.com/berth-project/berth/engine/enginetest"
+	"github.com/moby/moby/client"
 )
 
 var sharedRemote started
@@ -275,5 +276,32 @@ func TestRemoteUsage(t *testing.T) {
 	const quota = `cd /sys/fs/cgroup; [ "$(cat cpu.max 2>/dev/null || echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us))" = "50000 100000" ]`
 	if exit := run("half", quota, berth.Limits{CPU: 0.5}); !exit.OK() {
 		t.Errorf("half a processor is no quota: %+v", exit)
+	}
+}
+
+// TestRemoteOpenFails: of a sandbox that could not be opened, the daemon keeps nothing.
+func TestRemoteOpenFails(t *testing.T) {
+	t.Parallel()
+	cfg := remoteConfig(t)
+	e, _ := newEngine(t, cfg)
+	id := berth.NewID()
+	dir := filepath.Join(cfg.Dir, "sandboxes", id)
+	if err := os.MkdirAll(filepath.Join(dir, "sandbox.json"), 0o700); err != nil { // where its record is to be
+		t.Fatal(err)
+	}
+	if _, err := e.Open(t.Context(), berth.SandboxSpec{ID: id, Volumes: []berth.Volume{{Path: "/vol"}}}); err == nil {
+		t.Fatal("it was opened")
+	}
+	api, err := client.New(client.WithHost(sharedRemote.daemon.Host()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = api.Close() }()
+	vols, err := api.VolumeList(t.Context(), client.VolumeListOptions{Filters: client.Filters{}.Add("label", docker.LabelSandbox+"="+id)})
+	if err != nil || len(vols.Items) > 0 {
+		t.Errorf("volumes %+v, %v", vols.Items, err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its directory: %v", err)
 	}
 }

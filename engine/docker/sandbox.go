@@ -121,11 +121,26 @@ func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbo
 		_, err = e.keeper.tell(ctx, spec.ID)
 	}
 	if err != nil {
-		err = errors.Join(fmt.Errorf("sandbox %s: %w", spec.ID, err), scratch.Remove(dir))
+		err = errors.Join(fmt.Errorf("sandbox %s: %w", spec.ID, err), e.undoOpen(ctx, spec.ID))
 		e.unbind(spec.ID)
 		return nil, err
 	}
 	return s, nil
+}
+
+// undoOpen leaves nothing of a sandbox that could not be opened. Where the daemon does not give up what it has of it, the
+// directory stays, without a record, for the sweep.
+func (e *Engine) undoOpen(ctx context.Context, id string) error {
+	dir := e.sandboxDir(id)
+	if !exists(filepath.Join(dir, remoteFile)) {
+		return scratch.Remove(dir)
+	}
+	if err := os.Remove(filepath.Join(dir, sandboxFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	ctx, cancel := e.call(context.WithoutCancel(ctx))
+	defer cancel()
+	return (&Sandbox{e: e, spec: berth.SandboxSpec{ID: id}, remote: true, half: true}).Close(ctx)
 }
 
 // boundFile of a bound sandbox is locked by the process that opened it.
@@ -316,10 +331,10 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	s.e.forget(s.spec.ID)
 	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
-	if s.remote { // the container through which files come and go holds the volumes
-		if err := s.removeRest(ctx, mine); err != nil {
-			return err
-		}
+	// They hold volumes, as the container does through which files come and go; and while the directory is there, who fails
+	// here can come again.
+	if err := s.removeRest(ctx, mine); err != nil {
+		return err
 	}
 	if err := s.removeVolumes(ctx, mine); err != nil {
 		return err

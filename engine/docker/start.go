@@ -339,7 +339,8 @@ func (la *launch) neverStarted(why error) error {
 	return la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(why.Error()), Detail: why.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
 }
 
-// undo leaves nothing of a start that failed.
+// undo leaves nothing of a start that failed. Of one whose container is not removed it leaves the record: that container may
+// run, though the daemon's answer was lost, and who comes next asks for it.
 func (la *launch) undo(ctx context.Context) {
 	ctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
 	defer cancel()
@@ -350,6 +351,8 @@ func (la *launch) undo(ctx context.Context) {
 		_, err := la.s.e.api.ContainerRemove(ctx, la.l.docker(), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		if err != nil && !is(err, berth.ErrNotFound) {
 			la.s.e.cfg.Logger.Error("container of a failed start not removed", "container", la.l.String(), "error", err)
+			la.s.e.drop(la.l)
+			return
 		}
 	}
 	if r, err := la.l.readRecord(); err == nil {

@@ -159,13 +159,10 @@ func appendDetail(s, more string) string {
 	return s + "; " + more
 }
 
-// conclude records the exit before anybody is told. Should the machine crash before that is on the disk, the daemon has
-// the container still: that is not removed before others have recorded how it ended.
+// conclude records the exit before anybody is told, and has it on the disk a little later. Should the machine crash
+// meanwhile, the daemon has the container still.
 func (l *life) conclude(exit berth.Exit, r *record) error {
 	f, err := putJSON(filepath.Join(l.dir, exitFile), exit)
-	if err == nil {
-		err = f.Close()
-	}
 	if err != nil {
 		return fmt.Errorf("record the exit of %s: %w: %w", l, kindOf(err), err)
 	}
@@ -173,6 +170,11 @@ func (l *life) conclude(exit berth.Exit, r *record) error {
 	l.setExit(exit)
 	l.mu.Unlock()
 	runtime.Gosched() // who waits goes first: removing cgroups holds this processor up
+	l.e.wg.Go(func() {
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			l.e.cfg.Logger.Error("exit not brought to the disk", "container", l.String(), "error", err)
+		}
+	})
 	l.removeCgroup(r)
 	return nil
 }
@@ -268,7 +270,7 @@ func (l *life) keepTime(ctx context.Context, r *record) {
 	}
 	started := r.Created
 	if c, err := l.inspect(ctx, l.docker()); err == nil {
-		if at := parseTime(c.State.StartedAt); !at.IsZero() {
+		if at := l.e.parseTime(c.State.StartedAt); !at.IsZero() {
 			started = at
 		}
 	}
@@ -288,10 +290,14 @@ func (l *life) enforce(ctx context.Context, why intent, grace time.Duration) {
 	}
 }
 
-func parseTime(s string) time.Time {
+// parseTime reads a time of the daemon's, by this machine's clock.
+func (e *Engine) parseTime(s string) time.Time {
 	t, err := time.Parse(time.RFC3339Nano, s)
 	if err != nil || t.Year() <= 1 {
 		return time.Time{}
+	}
+	if h, err := e.daemon(e.ctx); err == nil {
+		t = t.Add(-h.ahead)
 	}
 	return t
 }
