@@ -24,12 +24,10 @@ type Inside struct {
 	// image and what is mounted in it, a file with its state, of a directory only where; "" is unknown.
 	Kept *Kept
 	Key  string
-	// Made: what the hooks make is in the root already, made from what is kept under Key.
-	Made bool
 }
 
 // ErrTooMuch says that the container has so much of what a hook looks through that a long-lived process should leave
-// it to the program; in a root without what is Made.
+// it to the program.
 var ErrTooMuch = errors.New("too much for this process")
 
 // overParams is the hook that mounts something, which Inside leaves to who makes the container's other mounts.
@@ -109,7 +107,7 @@ func (in *Inside) one(ctx context.Context, root *inroot.Root, args []string) (er
 	if name == overParams {
 		return nil
 	}
-	j := &job{root: root, env: func() ([]string, error) { return in.Env, nil }, log: in.Log, most: ofInside, kept: in.Kept, key: in.Key, made: in.Made}
+	j := &job{root: root, env: func() ([]string, error) { return in.Env, nil }, log: in.Log, most: ofInside, kept: in.Kept, key: in.Key}
 	defer func() {
 		// Who made the image must not end a process that has other containers.
 		if r := recover(); r != nil {

@@ -33,12 +33,6 @@ func (k *Kept) recall(key string) (linkerFiles, bool) {
 	return f, ok
 }
 
-// Has says whether something is kept under a key.
-func (k *Kept) Has(key string) bool {
-	_, ok := k.recall(key)
-	return ok
-}
-
 func (k *Kept) keep(key string, f linkerFiles) {
 	if k == nil || key == "" || f.size() > maxKept {
 		return

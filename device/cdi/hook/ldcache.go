@@ -44,10 +44,6 @@ func updateLDCache(flags *flag.FlagSet) func(*job) error {
 
 func (j *job) extendCache(folders []string) error {
 	made, ok := j.kept.recall(j.key)
-	if !ok && j.made {
-		j.tooMuch(true) // it was kept a moment ago
-		return nil
-	}
 	if !ok {
 		j.root.Watch()
 		if made = j.newCache(folders); j.large {

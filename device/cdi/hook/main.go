@@ -21,7 +21,6 @@ type job struct {
 	most bounds
 	kept *Kept
 	key  string // of kept; "" keeps nothing
-	made bool   // see Inside
 
 	entries int  // of directories, listed so far
 	large   bool // a bound was reached that is lower here than in the program

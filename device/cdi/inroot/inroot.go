@@ -6,7 +6,6 @@
 package inroot
 
 import (
-	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -324,11 +323,8 @@ func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
 }
 
 // WriteFile puts a file in its place by rename: whoever reads sees the old one or the new one, and what is
-// there, a link too, is replaced and never written through. A file that is as it is to be is left alone.
+// there, a link too, is replaced and never written through.
 func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
-	if r.holds(name, data, perm) {
-		return nil
-	}
 	return r.replace(name, false, func(dir int, tmp string) error {
 		fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		if err != nil {
@@ -339,21 +335,6 @@ func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
 		// The mode is set by itself: the mask of who runs us must not take from it.
 		return errors.Join(err, f.Chmod(os.FileMode(perm)), f.Close())
 	})
-}
-
-// holds says whether a regular file has these contents and this mode.
-func (r *Root) holds(name string, data []byte, perm uint32) bool {
-	f, err := r.Open(name, unix.O_PATH|unix.O_NOFOLLOW)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode != unix.S_IFREG|perm || st.Size != int64(len(data)) {
-		return false
-	}
-	have, err := os.ReadFile(procPath(f))
-	return err == nil && bytes.Equal(have, data)
 }
 
 // look is one plain open beneath the root.

@@ -32,9 +32,8 @@ type Bundle struct {
 	// inside the container, after its mounts are in place.
 	ReplaceStdin string
 	// Like, where not "", names what is in the root before anything is written or mounted: that of another bundle
-	// of the same name has the same libraries and the same files that say where they are. Spare is a directory,
-	// gone with the starter, in which that may keep what its hooks make of such a root, as further layers.
-	Like, Spare string
+	// of the same name has the same libraries and the same files that say where they are.
+	Like string
 	// Ready, where not nil, is called once all of the container is there, and nothing of its command has run: after
 	// the hooks that run before the start. Its error ends the start, and is in Start's.
 	Ready func(Created) error

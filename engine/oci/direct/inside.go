@@ -16,9 +16,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi/hook"
-	"github.com/berth-project/berth/engine/oci/bundle"
 )
 
 // Berth's own hooks need no program. To execute one takes longer than all else of a start, and a container that no
@@ -115,46 +113,32 @@ func (p *plan) hookMounts() error {
 
 // runInside runs berth's own hooks in this process, for a container that waits for it.
 func (p *plan) runInside(ctx context.Context, root *os.File) error {
-	key := likeness(p.bundle, func(i int) *unix.Stat_t { return p.sources[i] })
-	if p.grown != "" && key != p.key {
-		return fmt.Errorf("hooks: %w: a file that is mounted in the container was exchanged while it was being started; start it again", berth.ErrUnavailable)
-	}
-	in := hook.Inside{Root: root, Env: p.spec.Process.Env, Log: io.Discard, Kept: &p.s.kept, Key: key, Made: p.grown != ""}
+	in := hook.Inside{Root: root, Env: p.spec.Process.Env, Log: io.Discard, Kept: &p.s.kept, Key: p.likeness()}
 	for i := range p.spec.Hooks.CreateContainer {
 		h := hookOf{"createContainer", &p.spec.Hooks.CreateContainer[i]}
 		if err := in.Run(ctx, h.Args[1:]); err != nil {
 			return fmt.Errorf("%s: %w", &h, err)
 		}
 	}
-	if p.grown == "" && p.s.kept.Has(key) {
-		return p.s.grown.grow(p.bundle, key)
-	}
 	return nil
 }
 
-// likeness names all that the files of a container depend on before its command runs; "" is unknown. source is what a
-// mount of the spec shows.
-func likeness(b *bundle.Bundle, source func(i int) *unix.Stat_t) string {
-	if b.Like == "" {
+// likeness names all that the files of the container depend on that hooks look at; "" is unknown.
+func (p *plan) likeness() string {
+	if p.bundle.Like == "" {
 		return ""
 	}
-	text := strconv.AppendQuote(nil, b.Like)
-	text = strconv.AppendQuote(text, b.Spec.Process.Cwd) // it is made where it is not there
-	for _, h := range b.Spec.Hooks.CreateContainer {
+	text := strconv.AppendQuote(nil, p.bundle.Like)
+	for _, h := range p.spec.Hooks.CreateContainer {
 		for _, arg := range h.Args {
 			text = strconv.AppendQuote(append(text, ' '), arg)
 		}
 		text = append(text, '\n')
 	}
-	for _, d := range b.Spec.Linux.Devices {
-		text = strconv.AppendQuote(text, d.Path)
-		text = strconv.AppendInt(append(text, ' '), d.Major, 10)
-		text = strconv.AppendInt(append(text, ' '), d.Minor, 10)
-	}
-	for i, m := range b.Spec.Mounts {
+	for i, m := range p.spec.Mounts {
 		text = strconv.AppendQuote(text, m.Type)
 		text = strconv.AppendQuote(text, m.Destination)
-		if st := source(i); st != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if st := p.sources[i]; st != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			for _, n := range []int64{int64(st.Dev), int64(st.Ino), int64(st.Mode), st.Size, st.Mtim.Nano(), st.Ctim.Nano()} {
 				text = strconv.AppendInt(append(text, ' '), n, 16)
 			}

@@ -33,8 +33,6 @@ type plan struct {
 	notes  []string
 	hosted bool     // it has hooks: until they have run, its mount namespace shows the host's files
 	inside bool     // it has hooks that are run in this process
-	key    string   // its likeness, as far as it is known before the mounts are made
-	grown  string   // a layer with what its hooks would make; "" is none
 	later  []func() // what comes after all mounts and devices
 
 	early       *early               // clones of bind mounts

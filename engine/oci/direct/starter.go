@@ -59,7 +59,6 @@ type Starter struct {
 	known       *known // fields of a spec
 	programs    programs
 	kept        hook.Kept
-	grown       grown
 	params      func() (name string, contents []byte, ok bool, err error) // hook.Params
 }
 
@@ -194,12 +193,6 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	}
 	p := &plan{filter: filter, bundle: b, early: cloneEarly(b.Spec), inside: s.canInside(b.Spec)}
 	defer p.early.close()
-	if p.inside {
-		p.key = likeness(b, sourcesOf(b.Spec))
-		if s.kept.Has(p.key) {
-			p.grown = s.grown.of(p.key)
-		}
-	}
 	proc, err := s.rootAndStart(ctx, p)
 	if errors.Is(err, hook.ErrTooMuch) {
 		// Overlay refuses to mount what was volatile before, as it could have lost something in a crash.
@@ -212,11 +205,7 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 }
 
 func (s *Starter) rootAndStart(ctx context.Context, p *plan) (bundle.Process, error) {
-	over := p.bundle.Root
-	if p.grown != "" {
-		over.Layers = append([]string{p.grown}, over.Layers...)
-	}
-	root, err := rootfs.Overlay(over)
+	root, err := rootfs.Overlay(p.bundle.Root)
 	if err != nil {
 		return nil, err
 	}

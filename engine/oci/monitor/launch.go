@@ -96,7 +96,7 @@ func (l *launch) prepare(ctx, copying context.Context) error {
 			Layers: layers, Upper: c.upper(), Work: c.work(),
 			Volatile: true, UserXattr: c.sb.m.rootless,
 		},
-		Init: !c.step.NoInit, NetNS: c.sb.net.NS, Like: like, Spare: c.sb.m.skeletons.dir,
+		Init: !c.step.NoInit, NetNS: c.sb.net.NS, Like: like,
 	}
 	if len(l.req.Lent) > 0 {
 		l.bundle.Ready = l.prove
