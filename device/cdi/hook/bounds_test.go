@@ -2,6 +2,7 @@ package hook
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,9 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // allocated is how many bytes f takes from the heap.
@@ -111,6 +115,12 @@ func TestConfBounds(t *testing.T) {
 				put(fmt.Sprint("x", i), strings.Repeat("\n", maxConfSize))
 			}
 		}},
+		{"files that are too large", "bytes of its files", 0, func(put func(name, text string)) {
+			put("0", "include /c/x*.conf\n")
+			for i := range 20 {
+				put(fmt.Sprint("x", i), strings.Repeat("\n", maxConfSize+1))
+			}
+		}},
 		{"many directories", "directories", maxConfDirs, func(put func(name, text string)) {
 			var b strings.Builder
 			for i := range 2 * maxConfDirs {
@@ -154,5 +164,84 @@ func TestDirectoryBounds(t *testing.T) {
 		if got := j.scan("/driver", &linkerFiles{}); got != nil || !strings.Contains(fmt.Sprint(j.log), "left out") {
 			t.Errorf("%d: %v, %v", left, got, j.log)
 		}
+		if j.entries != ofProgram.allEntries {
+			t.Errorf("%d: what was read for nothing is not counted: %d", left, j.entries)
+		}
+	}
+}
+
+// TestStopsInside: a process that leaves what is too much to the program looks at nothing more once it knows.
+func TestStopsInside(t *testing.T) {
+	c := newContainer(t, map[string]string{"etc/ld.so.conf": strings.Repeat("include /many/*.conf\n", 100)})
+	c.library("driver/libx.so.1")
+	if err := os.Mkdir(filepath.Join(c.root, "many"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const entries = 1000
+	for i := range entries + 1 {
+		if err := unix.Mknod(filepath.Join(c.root, "many", fmt.Sprint(i)), unix.S_IFREG|0o644, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j := c.job()
+	j.most = ofInside
+	j.most.allEntries = entries
+	if took := allocated(func() { j.newCache([]string{"/driver"}) }); !j.large || took > 2<<20 {
+		t.Errorf("%v, %d KiB", j.large, took>>10)
+	}
+}
+
+// TestNamesBounds has a directory whose libraries' names take more memory than the directory.
+func TestNamesBounds(t *testing.T) {
+	c := newContainer(t, nil)
+	c.library("lib/liba.so")
+	dir := ""
+	for len(c.root)+len(dir) < 3500 {
+		dir += "/" + strings.Repeat("d", 200)
+	}
+	const links = 1000
+	for i := range links {
+		c.put(filepath.Join(c.root, dir, fmt.Sprintf("lib%d.so", i)), "-> /lib/liba.so")
+	}
+	if _, err := c.inside(nil, "", "update-ldcache", "--folder", dir); !errors.Is(err, ErrTooMuch) {
+		t.Errorf("inside: %v", err)
+	}
+	j := c.job()
+	j.most.texts = 1 << 20
+	bytes := 0
+	for range 2 {
+		for _, e := range j.scan(dir, &linkerFiles{}) {
+			bytes += len(e.name) + len(e.path)
+		}
+	}
+	if bytes == 0 || bytes > j.most.texts || strings.Count(fmt.Sprint(j.log), "the rest is left out") != 1 {
+		t.Errorf("the program: %d bytes, %v", bytes, j.log)
+	}
+}
+
+// cancels ends a context at what is written to it.
+type cancels struct{ cancel context.CancelCauseFunc }
+
+func (c cancels) Write(b []byte) (int, error) {
+	c.cancel(errors.New("given up"))
+	return len(b), nil
+}
+
+// TestEndsInside: a hook ends with its context, also when it has begun, and writes nothing then.
+func TestEndsInside(t *testing.T) {
+	c := newContainer(t, map[string]string{"etc/ld.so.cache": "nonsense"})
+	c.library("driver/libx.so.1")
+	root, err := os.Open(c.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	before, in := c.files(), Inside{Root: root, Log: cancels{cancel}}
+	if err := in.Run(ctx, []string{"update-ldcache", "--folder", "/driver"}); err == nil || !strings.Contains(err.Error(), "given up") {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, c.files()); diff != "" {
+		t.Error(diff)
 	}
 }

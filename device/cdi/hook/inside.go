@@ -24,6 +24,9 @@ type Inside struct {
 	// image and what is mounted in it, a file with its state, of a directory only where; "" is unknown.
 	Kept *Kept
 	Key  string
+
+	ran     int  // hooks so far
+	strayed bool // one of them has looked at what Key does not tell: see inroot.Root.Strayed
 }
 
 // ErrTooMuch says that the container has so much of what a hook looks through that a long-lived process should leave
@@ -70,7 +73,8 @@ func split(args []string) (all [][]string) {
 	}
 }
 
-// Run runs the hooks that the arguments of the program, without its name, name; until one fails. ErrTooMuch: what was
+// Run runs the hooks that the arguments of the program, without its name, name; until one fails, or ctx ends, whose
+// cause is in the error then. All runs for a container are of one Inside, in their order. ErrTooMuch: what was
 // done so far may be done again by the program.
 func (in *Inside) Run(ctx context.Context, args []string) (err error) {
 	root, err := inroot.At(in.Root)
@@ -79,6 +83,10 @@ func (in *Inside) Run(ctx context.Context, args []string) (err error) {
 	}
 	defer root.Close()
 	root.KeepToMount("/dev")
+	if in.Key != "" {
+		root.Watch()
+	}
+	defer func() { in.strayed = in.strayed || root.Strayed() }()
 	for _, one := range split(args) {
 		if err := in.one(ctx, root, one); err != nil {
 			return err
@@ -107,7 +115,14 @@ func (in *Inside) one(ctx context.Context, root *inroot.Root, args []string) (er
 	if name == overParams {
 		return nil
 	}
-	j := &job{root: root, env: func() ([]string, error) { return in.Env, nil }, log: in.Log, most: ofInside, kept: in.Kept, key: in.Key}
+	j := &job{
+		root: root, env: func() ([]string, error) { return in.Env, nil }, log: in.Log, most: ofInside,
+		ended: func() error { return context.Cause(ctx) },
+	}
+	if in.ran++; in.Key != "" && !in.strayed {
+		// Each hook finds what those before it have made.
+		j.kept, j.key = in.Kept, fmt.Sprintf("%s %d", in.Key, in.ran)
+	}
 	defer func() {
 		// Who made the image must not end a process that has other containers.
 		if r := recover(); r != nil {

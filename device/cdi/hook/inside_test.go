@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -122,26 +123,62 @@ func TestKeptIsOfItsKey(t *testing.T) {
 	}
 }
 
+// TestKeptIsOfItsHook: what one hook of a container made is not taken for what another is to make, nor for the same
+// one after that.
+func TestKeptIsOfItsHook(t *testing.T) {
+	args := []string{
+		"update-ldcache", "--folder", "/driver", "++", "update-ldcache", "--folder", "/other", "++",
+		"update-ldcache", "--folder", "/driver",
+	}
+	want, first, second, kept := image(t), image(t), image(t), &Kept{}
+	for _, c := range []*container{want, first, second} {
+		c.library("other/libo.so.1")
+	}
+	want.must(args...)
+	for _, c := range []*container{first, second} {
+		if _, err := c.inside(kept, "k", args...); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want.files(), c.files()); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 // TestNotKept: what depends on a directory that is mounted in the container is found out each time.
 func TestNotKept(t *testing.T) {
 	for name, tt := range map[string]struct {
 		conf, link string // the linker's configuration; a link at /opt/l
+		files      map[string]string
+		before     string // hooks that are run before
 		file       bool   // that is mounted, not a directory
 		keeps      bool
 	}{
-		"nothing of it":              {conf: "/opt/a\n", keeps: true},
-		"a directory":                {conf: "/data\n"},
-		"one below that is missing":  {conf: "/data/lib\n"},
-		"one that is missing":        {conf: "/opt/none/lib\n", keeps: true},
-		"a link to it":               {conf: "/opt/l\n", link: "../data"},
-		"a link to what is missing":  {conf: "/opt/l\n", link: "../data/lib"},
-		"through a link":             {conf: "/opt/l/lib\n", link: "../data"},
-		"a file that is mounted":     {conf: "/opt/a\n", file: true, keeps: true},
-		"configuration in there":     {conf: "include /data/*.conf\n"},
-		"a library's link to within": {conf: "/opt/a\n", link: "../data/libz.so"},
+		"nothing of it":                    {conf: "/opt/a\n", keeps: true},
+		"a directory":                      {conf: "/data\n"},
+		"one below that is missing":        {conf: "/data/lib\n"},
+		"one that is missing":              {conf: "/opt/none/lib\n", keeps: true},
+		"a link to it":                     {conf: "/opt/l\n", link: "../data"},
+		"a link to what is missing":        {conf: "/opt/l\n", link: "../data/lib"},
+		"through a link":                   {conf: "/opt/l/lib\n", link: "../data"},
+		"a file that is mounted":           {conf: "/opt/a\n", file: true, keeps: true},
+		"configuration in there":           {conf: "include /data/*.conf\n"},
+		"a link in there that leads back":  {conf: "/data/back\n"},
+		"a link before that leads back":    {conf: "/opt/a\n", before: "create-symlinks --link x::/data/back/x"},
+		"another run before":               {conf: "/opt/a\n", before: "chmod --mode 755 --path /data/back ;"},
+		"the image's CUDA in there":        {conf: "/opt/a\n", before: "enable-cuda-compat --host-driver-version=550.1 --cuda-compat-container-root=/data"},
+		"the image's CUDA":                 {conf: "/opt/a\n", before: "enable-cuda-compat --host-driver-version=550.1 --cuda-compat-container-root=/opt/a", keeps: true},
+		"what tells musl in there":         {conf: "/opt/a\n", files: map[string]string{"etc/alpine-release": "-> /data/none"}},
+		"a link to a file that is mounted": {conf: "/opt/a\n", files: map[string]string{"opt/a/libl.so": "-> liba.so"}, file: true, keeps: true},
+		"a library's link to within":       {conf: "/opt/a\n", link: "../data/libz.so"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newContainer(t, map[string]string{"etc/ld.so.conf": tt.conf, "data/x": "", "etc/x": "", "opt/a/x": ""})
+			for name, text := range tt.files {
+				c.put(filepath.Join(c.root, name), text)
+			}
+			data := t.TempDir()
+			c.put(filepath.Join(data, "back"), "-> /opt/a")
 			c.library("opt/a/liba.so")
 			c.library("driver/libx.so")
 			if tt.link != "" {
@@ -152,14 +189,25 @@ func TestNotKept(t *testing.T) {
 			}
 			kept := &Kept{}
 			inMountNamespace(t, func() error {
-				from, to := c.outside, filepath.Join(c.root, "data")
+				from, to := data, filepath.Join(c.root, "data")
 				if tt.file {
 					from, to = filepath.Join(c.root, "driver/libx.so"), filepath.Join(c.root, "opt/a/liba.so")
 				}
 				if err := bind(from, to); err != nil {
 					return err
 				}
-				if _, err := c.inside(kept, "k", "update-ldcache", "--folder", "/driver"); err != nil {
+				root, err := os.Open(c.root)
+				if err != nil {
+					return err
+				}
+				defer root.Close()
+				in, args := Inside{Root: root, Log: io.Discard, Kept: kept, Key: "k"}, []string{"update-ldcache", "--folder", "/driver"}
+				if before, apart := strings.CutSuffix(tt.before, " ;"); apart {
+					err = in.Run(t.Context(), strings.Fields(before))
+				} else if before != "" {
+					args = append(append(strings.Fields(before), andThen), args...)
+				}
+				if err := errors.Join(err, in.Run(t.Context(), args)); err != nil {
 					return err
 				}
 				if has := len(kept.files) == 1; has != tt.keeps {

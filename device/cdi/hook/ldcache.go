@@ -43,14 +43,25 @@ func updateLDCache(flags *flag.FlagSet) func(*job) error {
 }
 
 func (j *job) extendCache(folders []string) error {
-	made, ok := j.kept.recall(j.key)
+	key := j.key
+	if key != "" {
+		key = fmt.Sprintf("%s %q", key, folders)
+	}
+	var made linkerFiles
+	ok := false
+	if !j.root.Strayed() { // else what was made before may be another than in the container before
+		made, ok = j.kept.recall(key)
+	}
 	if !ok {
-		j.root.Watch()
-		if made = j.newCache(folders); j.large {
+		made = j.newCache(folders)
+		if j.large {
 			return nil // what is there now is for the program to extend
 		}
+		if err := j.end(); err != nil {
+			return err
+		}
 		if !j.root.Strayed() {
-			j.kept.keep(j.key, made)
+			j.kept.keep(key, made)
 		}
 	}
 	for _, l := range made.links {
@@ -83,6 +94,9 @@ func (j *job) newCache(folders []string) (made linkerFiles) {
 	for _, e := range c.entries {
 		known[path.Dir(e.path)] = true
 	}
+	if j.stopped() {
+		return made
+	}
 	// As with ldconfig: first the image's CUDA where it was chosen, then what is new, then what was there. A
 	// directory that was known keeps its place, behind.
 	first, last := j.confDirs(path.Join(confDir, "00-compat-*.conf")), []string{}
@@ -109,11 +123,20 @@ func (j *job) newCache(folders []string) (made linkerFiles) {
 		}
 	}
 	for _, dir := range first {
+		if j.stopped() {
+			return made
+		}
 		add(j.scan(dir, &made))
 	}
 	add(c.entries)
 	for _, dir := range last {
+		if j.stopped() {
+			return made
+		}
 		add(j.scan(dir, &made))
+	}
+	if j.stopped() {
+		return made
 	}
 	made.cache = all.bytes()
 	return made
@@ -151,27 +174,43 @@ const (
 // bounds are those that a long-lived process sets lower for itself than the program, which ends.
 type bounds struct {
 	cache      int64 // bytes of the linker's cache
-	texts      int   // bytes of its names and paths, which may overlap in the file
+	texts      int   // bytes of its names and paths, which may overlap in the file; and as many of those that are found
 	confBytes  int   // of all configuration
 	allEntries int   // of all directories
+	leaves     bool  // what is beyond them is left to another process, all of it
 }
 
 var (
 	ofProgram = bounds{cache: 8 << 20, texts: 16 << 20, confBytes: 8 << 20, allEntries: 1 << 18}
-	ofInside  = bounds{cache: 1 << 20, texts: 2 << 20, confBytes: 1 << 20, allEntries: 1 << 14}
+	ofInside  = bounds{cache: 1 << 20, texts: 2 << 20, confBytes: 1 << 20, allEntries: 1 << 14, leaves: true}
 )
 
 // list lists a directory, unless the image has more of them than anybody needs.
 func (j *job) list(dir string) ([]fs.DirEntry, error) {
 	left := min(maxEntries, j.most.allEntries-j.entries)
-	entries, err := j.root.ReadSome(dir, left)
-	j.tooMuch(errors.Is(err, inroot.ErrLarge))
-	if len(entries) == 0 && left == 0 {
+	if left <= 0 {
 		j.tooMuch(true)
 		return nil, fmt.Errorf("the directories have more than %d entries in all", j.most.allEntries)
 	}
+	entries, err := j.root.ReadSome(dir, left)
+	if errors.Is(err, inroot.ErrLarge) {
+		// It was read, though for nothing.
+		j.tooMuch(true)
+		j.entries += left
+	}
 	j.entries += len(entries)
 	return entries, err
+}
+
+// found counts what a name that was found takes in memory, and says whether that is still within bounds.
+func (j *job) found(bytes int) bool {
+	if j.texts <= j.most.texts {
+		if j.texts += bytes; j.texts > j.most.texts {
+			j.tooMuch(true)
+			j.warn("the names of libraries and of their configuration have more than %d bytes; the rest is left out", j.most.texts)
+		}
+	}
+	return j.texts <= j.most.texts
 }
 
 // confDirs are the directories that a linker configuration, or those that a pattern finds, name in order.
@@ -197,6 +236,9 @@ type conf struct {
 
 // full says whether a bound is reached.
 func (c *conf) full(depth int) bool {
+	if c.beyond != "" || c.stopped() {
+		return true
+	}
 	for _, b := range []struct {
 		have, most int
 		what       string
@@ -229,10 +271,10 @@ func (c *conf) files(pattern string, depth int) {
 			return
 		}
 		data, err := c.root.ReadFile(file, maxConfSize)
+		c.bytes += len(data) // also of one that is too large
 		if err != nil {
 			continue
 		}
-		c.bytes += len(data)
 		for line := range strings.Lines(string(data)) {
 			if c.full(depth) {
 				return
@@ -275,7 +317,11 @@ func (j *job) glob(pattern string) []string {
 	var files []string
 	for _, e := range entries {
 		if ok, _ := path.Match(path.Base(pattern), e.Name()); ok {
-			files = append(files, path.Join(path.Dir(pattern), e.Name()))
+			file := path.Join(path.Dir(pattern), e.Name())
+			if !j.found(len(file)) {
+				break
+			}
+			files = append(files, file)
 		}
 	}
 	return files
@@ -297,11 +343,18 @@ func (j *job) scan(dir string, made *linkerFiles) []cacheEntry {
 		if !strings.HasPrefix(name, "lib") && !strings.HasPrefix(name, "ld") || !strings.Contains(name, ".so") {
 			continue
 		}
-		lib, err := j.library(path.Join(dir, name))
+		if j.stopped() {
+			return nil
+		}
+		entry := cacheEntry{name: name, path: path.Join(dir, name)}
+		lib, err := j.library(entry.path)
 		if err != nil {
 			continue
 		}
-		entry := cacheEntry{name: name, path: path.Join(dir, name), flags: lib.flags}
+		if !j.found(len(entry.name) + len(entry.path) + len(lib.soname)) {
+			break
+		}
+		entry.flags = lib.flags
 		so := lib.soname
 		if e.Type()&fs.ModeSymlink != 0 || so == "" || so == name || strings.ContainsAny(so, "/\n") || so == "." || so == ".." {
 			byName[name] = entry
@@ -312,6 +365,9 @@ func (j *job) scan(dir string, made *linkerFiles) []cacheEntry {
 		}
 	}
 	for _, so := range slices.Sorted(maps.Keys(newest)) {
+		if j.stopped() {
+			return nil
+		}
 		e := newest[so]
 		if j.linkSoname(dir, so, path.Base(e.path), made) {
 			e.path = path.Join(dir, so)

@@ -22,11 +22,25 @@ type job struct {
 	kept *Kept
 	key  string // of kept; "" keeps nothing
 
+	ended func() error // says why the job is to end at once; nil never does
+
 	entries int  // of directories, listed so far
-	large   bool // a bound was reached that is lower here than in the program
+	texts   int  // bytes of names that were found so far
+	large   bool // a bound was reached where all is to be left to the program
 }
 
-func (j *job) tooMuch(yes bool) { j.large = j.large || yes }
+func (j *job) tooMuch(yes bool) { j.large = j.large || yes && j.most.leaves }
+
+// end is why the job is to end at once; nil if it is not.
+func (j *job) end() error {
+	if j.ended == nil {
+		return nil
+	}
+	return j.ended()
+}
+
+// stopped says that nothing more is to be looked for.
+func (j *job) stopped() bool { return j.large || j.end() != nil }
 
 func (j *job) warn(format string, args ...any) { fmt.Fprintf(j.log, format+"\n", args...) }
 

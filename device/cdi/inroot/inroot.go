@@ -53,7 +53,8 @@ func At(dir *os.File) (*Root, error) {
 func (r *Root) Watch() { r.watched, r.strayed = true, false }
 
 // Strayed says whether something was looked for since Watch that may be another at another time, though the root's own
-// file system and the files that are mounted in it be the same: it lies in a directory that is mounted there.
+// file system and the files that are mounted in it be the same: it lies in a directory that is mounted there, or the way
+// to it leads through one.
 func (r *Root) Strayed() bool { return r.strayed }
 
 // KeepToMount has everything that writes refuse directories of other mounts than the root's own, which may be
@@ -79,7 +80,7 @@ func (r *Root) Open(name string, flags int) (*os.File, error) {
 	for tries := 0; ; tries++ {
 		fd, err := unix.Openat2(int(r.dir.Fd()), clean(name), how)
 		if r.watched && !r.strayed {
-			r.strayed = r.strays(fd, clean(name), err, 0)
+			r.strayed = r.strays(clean(name), uint64(flags&unix.O_NOFOLLOW), 0)
 		}
 		switch {
 		case err == nil:
@@ -337,59 +338,62 @@ func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
 	})
 }
 
-// look is one plain open beneath the root.
-func (r *Root) look(name string, flags uint64) (int, error) {
-	return unix.Openat2(int(r.dir.Fd()), name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
-}
-
-// maxLinks is how many links are followed to what is missing, as in the kernel.
+// maxLinks is how many links to files that are mounted are followed, as in the kernel.
 const maxLinks = 40
 
-// strays is Strayed for one open, with its result.
-func (r *Root) strays(fd int, name string, err error, links int) bool {
+// strays is Strayed for one open. The kernel says whether any part of the way lies in another mount, also where it leads
+// back, or ends at what is missing.
+func (r *Root) strays(name string, noFollow uint64, links int) bool {
+	top := int(r.dir.Fd())
+	fd, err := lookBelow(top, name, noFollow, unix.RESOLVE_NO_XDEV)
 	switch {
-	case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+	case err == nil:
+		_ = unix.Close(fd)
 		return false
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return r.straysMissing(name, links)
-	case err != nil:
+		return false
+	case !errors.Is(err, unix.EXDEV), name == ".", links > maxLinks:
 		return true
 	}
-	var own, it unix.Statx_t
-	const mask = unix.STATX_MNT_ID | unix.STATX_TYPE
-	err = errors.Join(unix.Statx(int(r.dir.Fd()), "", unix.AT_EMPTY_PATH, mask, &own), unix.Statx(fd, "", unix.AT_EMPTY_PATH, mask, &it))
-	if err != nil || own.Mask&it.Mask&unix.STATX_MNT_ID == 0 {
-		return true
-	}
-	mounted := it.Attributes_mask&it.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && it.Mode&unix.S_IFMT == unix.S_IFREG
-	return own.Mnt_id != it.Mnt_id && !mounted
-}
-
-// straysMissing is strays for what is not there: it would be where a link leads, or in the directory above.
-func (r *Root) straysMissing(name string, links int) bool {
-	if name == "." || links > maxLinks {
-		return true
-	}
+	// A regular file that is mounted, or a link to one, does not stray if that is all that is mounted on the way.
 	at := path.Dir(name)
-	link, err := r.look(name, unix.O_PATH|unix.O_NOFOLLOW)
-	if err == nil {
-		defer func() { _ = unix.Close(link) }()
+	dir, err := lookBelow(top, at, 0, unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return true
+	}
+	defer func() { _ = unix.Close(dir) }()
+	last, err := lookBelow(dir, path.Base(name), unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return true
+	}
+	defer func() { _ = unix.Close(last) }()
+	var it unix.Statx_t
+	if err := unix.Statx(last, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &it); err != nil {
+		return true
+	}
+	switch it.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return it.Attributes_mask&it.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0
+	case unix.S_IFLNK:
 		buf := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(link, "", buf)
+		n, err := unix.Readlinkat(last, "", buf)
 		text := string(buf[:max(n, 0)])
-		if err != nil || slices.Contains(strings.Split(text, "/"), "..") {
-			return true // a file where a directory was looked for; or too hard to tell
+		if err != nil || noFollow != 0 || slices.Contains(strings.Split(text, "/"), "..") {
+			return true // too hard to tell
 		}
-		if links++; !path.IsAbs(text) {
+		if !path.IsAbs(text) {
 			text = path.Join(at, text)
 		}
-		at = clean(text)
+		return r.strays(clean(text), 0, links+1)
 	}
-	fd, err := r.look(at, unix.O_PATH)
-	if err == nil {
-		defer func() { _ = unix.Close(fd) }()
-	}
-	return r.strays(fd, at, err, links)
+	return true
+}
+
+// lookBelow is one plain look at what is beneath a directory that stands for "/".
+func lookBelow(dir int, name string, flags, resolve uint64) (int, error) {
+	return unix.Openat2(dir, name, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
+	})
 }
 
 // Symlink makes a link, in place of what is there. The target is not looked at.

@@ -255,6 +255,15 @@ func onOwnThread(f func() error) error {
 	return <-result
 }
 
+// limited is ctx for as long as the hook may take.
+func (h *hookOf) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := hookMax
+	if h.Timeout != nil {
+		limit = time.Duration(*h.Timeout) * time.Second
+	}
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than %v", limit))
+}
+
 // run runs the hook to its end, in dir. It gets the state of the container as its standard input, and no more of an
 // environment than it brings.
 func (h *hookOf) run(ctx context.Context, state specs.State, dir string) error {
@@ -262,11 +271,7 @@ func (h *hookOf) run(ctx context.Context, state specs.State, dir string) error {
 	if err != nil {
 		return err
 	}
-	limit := hookMax
-	if h.Timeout != nil {
-		limit = time.Duration(*h.Timeout) * time.Second
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than %v", limit))
+	ctx, cancel := h.limited(ctx)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Path)
 	if len(h.Args) > 0 {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -116,11 +117,18 @@ func (p *plan) runInside(ctx context.Context, root *os.File) error {
 	in := hook.Inside{Root: root, Env: p.spec.Process.Env, Log: io.Discard, Kept: &p.s.kept, Key: p.likeness()}
 	for i := range p.spec.Hooks.CreateContainer {
 		h := hookOf{"createContainer", &p.spec.Hooks.CreateContainer[i]}
-		if err := in.Run(ctx, h.Args[1:]); err != nil {
+		if err := h.runInside(ctx, &in); err != nil {
 			return fmt.Errorf("%s: %w", &h, err)
 		}
 	}
 	return nil
+}
+
+// runInside runs one of them, for as long as its program could run.
+func (h *hookOf) runInside(ctx context.Context, in *hook.Inside) error {
+	ctx, cancel := h.limited(ctx)
+	defer cancel()
+	return in.Run(ctx, h.Args[1:])
 }
 
 // likeness names all that the files of the container depend on that hooks look at; "" is unknown.
@@ -135,7 +143,15 @@ func (p *plan) likeness() string {
 		}
 		text = append(text, '\n')
 	}
+	var below []string // directories that are mounted
 	for i, m := range p.spec.Mounts {
+		at := path.Clean("/" + m.Destination)
+		if slices.ContainsFunc(below, func(dir string) bool { return strings.HasPrefix(at, dir) }) {
+			return "" // where it is depends on what is in such a directory
+		}
+		if st := p.sources[i]; st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			below = append(below, strings.TrimSuffix(at, "/")+"/")
+		}
 		text = strconv.AppendQuote(text, m.Type)
 		text = strconv.AppendQuote(text, m.Destination)
 		if st := p.sources[i]; st != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {

@@ -1,17 +1,20 @@
 package direct
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/hook"
 	"github.com/berth-project/berth/engine/oci/bundle"
 )
 
@@ -67,6 +70,58 @@ func TestInsideFails(t *testing.T) {
 	}
 	if text := mountsOf(t); strings.Contains(text, b.Dir) {
 		t.Errorf("mounts are left: %s", text)
+	}
+}
+
+// waits lets nobody go on before a context's end.
+type waits struct{ ctx context.Context }
+
+func (w waits) Write(b []byte) (int, error) {
+	<-w.ctx.Done()
+	return len(b), nil
+}
+
+// TestInsideTakesTooLong: a hook that is run inside has as long as its program has.
+func TestInsideTakesTooLong(t *testing.T) {
+	dir, second := t.TempDir(), 1
+	if err := errors.Join(os.Mkdir(dir+"/etc", 0o755), os.WriteFile(dir+"/etc/ld.so.cache", []byte("nonsense"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	h := hookOf{"createContainer", &specs.Hook{Timeout: &second, Args: []string{ownHook, "update-ldcache", "--folder", "/driver"}}}
+	late, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	in := hook.Inside{Root: root, Log: waits{late}}
+	if err := h.runInside(t.Context(), &in); err == nil || !strings.Contains(err.Error(), "it took longer than 1s") {
+		t.Error(err)
+	}
+}
+
+// TestLikeness: where a mount's place may depend on what is in a directory that is mounted, nothing is known of it.
+func TestLikeness(t *testing.T) {
+	dir := func(at string) specs.Mount { return bindMount(t.TempDir(), at) }
+	for name, tt := range map[string]struct {
+		mounts []specs.Mount
+		known  bool
+	}{
+		"beside each other":    {[]specs.Mount{dir("/data"), dir("/data2")}, true},
+		"below a directory":    {[]specs.Mount{dir("/data"), dir("/data/l/x")}, false},
+		"before the directory": {[]specs.Mount{dir("/data/l"), dir("/data")}, true},
+		"below a file system":  {[]specs.Mount{{Type: "tmpfs", Destination: "/dev"}, dir("/dev/x")}, true},
+	} {
+		p := plan{bundle: &bundle.Bundle{Like: "image"}, spec: &specs.Spec{Mounts: tt.mounts, Hooks: &specs.Hooks{}}, sources: map[int]*unix.Stat_t{}}
+		for i, m := range tt.mounts {
+			if m.Type == "bind" {
+				p.sources[i] = &unix.Stat_t{Mode: unix.S_IFDIR}
+			}
+		}
+		if got := p.likeness(); (got != "") != tt.known {
+			t.Errorf("%s: %q", name, got)
+		}
 	}
 }
 
