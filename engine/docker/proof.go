@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,11 +53,29 @@ func (la *launch) compare(ctx context.Context) error {
 	if !inCgroupOf(c.State.Pid, c.ID) {
 		return errors.New("its process is not to be seen from here")
 	}
-	if err = la.compareAt(c.State.Pid, root); errors.Is(err, grant.ErrDiffers) && !inCgroupOf(c.State.Pid, c.ID) {
+	if err = la.compareAt(c.State.Pid, root); errors.Is(err, grant.ErrDiffers) && (endsWithin(c.State.Pid, endingTime) || !inCgroupOf(c.State.Pid, c.ID)) {
 		// It ended meanwhile: its file systems were taken apart, and its process counts among the host's.
 		return errors.New("it ended meanwhile")
 	}
 	return err
+}
+
+// endingTime is how long a process may take from losing its file systems to its end.
+const endingTime = 100 * time.Millisecond
+
+// endsWithin reports whether a process has ended, or ends soon, whether or not its parent has taken notice.
+func endsWithin(pid int, limit time.Duration) bool {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return errors.Is(err, unix.ESRCH)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	for end := time.Now().Add(limit); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(time.Until(end), 0)/time.Millisecond))
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil && n > 0
+		}
+	}
 }
 
 // compareAt compares what the process pid, with the root directory root, holds with what was lent.
