@@ -9,8 +9,9 @@ import (
 // What a run before wrote is gone before a run is refused; what is not a result's is not.
 func TestOldResultIsRemoved(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"r.json", "behind", "task.yaml"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("{}"), 0o600); err != nil {
+	const result = `{"id": "a", "state": "COMPLETE", "berth_exit_code": 0}`
+	for name, content := range map[string]string{"r.json": result, "behind": result, "task.yaml": result, "notes.json": "{}", "notes.txt": "notes"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -29,6 +30,8 @@ func TestOldResultIsRemoved(t *testing.T) {
 		{runOptions{result: "link"}, "behind", false},
 		{runOptions{result: "task.yaml", file: "task.yaml"}, "task.yaml", false},
 		{runOptions{result: "/dev/null"}, "/dev/null", false},
+		{runOptions{result: "notes.json"}, "notes.json", false}, // no result
+		{runOptions{result: "notes.txt"}, "notes.txt", false},
 		{runOptions{result: "nowhere/r.json"}, "nowhere/r.json", true},
 	} {
 		if err := a.removeResult("run", c.o.result, c.o.file); err != nil {
