@@ -78,6 +78,11 @@ type (
 	Addresser interface {
 		Address(ctx context.Context) (string, error)
 	}
+	// Publisher says at which ports of the machine the container's published ones are; none where nothing is published, or
+	// the container does not run.
+	Publisher interface {
+		Published(ctx context.Context) ([]Port, error)
+	}
 	// StdinWriter feeds a container started with StepSpec.OpenStdin. Closing the writer is end of file.
 	StdinWriter interface {
 		Stdin(ctx context.Context) (io.WriteCloser, error)

@@ -19,7 +19,8 @@ const (
 	TimedOut Reason = "TimedOut"
 	// Canceled by Container.Stop.
 	Stopped Reason = "Canceled"
-	// Preempted: the cluster took the place back.
+	// Preempted: whoever lent the place took it back, and nobody asked for the task's end: a cluster, or who ended the
+	// monitor of the embedded engine.
 	Preempted Reason = "Preempted"
 	// Lost: the engine can no longer say; whoever knew was killed.
 	Lost Reason = "Lost"
@@ -33,8 +34,8 @@ type Exit struct {
 	Code    int       `json:"exit_code"`        // of the process; 128+n where signal n ended it; -1 where unknown
 	Signal  int       `json:"signal,omitempty"` // 0 where none
 	Detail  string    `json:"detail,omitempty"` // which limit and by how much, or the kernel's or engine's words
-	Started time.Time `json:"started,omitzero"`
-	Ended   time.Time `json:"ended,omitzero"`
+	Started time.Time `json:"started,omitzero"` // zero where it never ran, or nobody knows when
+	Ended   time.Time `json:"ended,omitzero"`   // of one that is Lost: when that was found
 	Usage   Usage     `json:"usage,omitzero"`
 	// Unverified says why it was not seen whether the container held what it was lent; "" where it was seen, or
 	// nothing was lent.

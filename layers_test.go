@@ -13,7 +13,7 @@ import (
 // above its own, and those of its own folder.
 var layers = []string{
 	".",
-	"queue ledger store staging image scratch logfile device/cdi device/require",
+	"queue ledger store staging image scratch logfile companion device/cdi device/require",
 	"runner",
 	"device",
 	"device/nvidia device/amd device/intel",
@@ -22,7 +22,7 @@ var layers = []string{
 	"engine/enginetest engine/oci engine/docker engine/swarm engine/kubernetes engine/slurm",
 	"tes web",
 	"internal/cli",
-	"cmd/berth cmd/berth-cdi-hook cmd/berth-oci-runtime bench internal/ci",
+	"cmd/berth cmd/berth-cdi-hook cmd/berth-oci-runtime bench internal/ci examples/embed",
 }
 
 const module = "github.com/berth-project/berth"

@@ -33,6 +33,9 @@ type SandboxSpec struct {
 	Scratch []string `json:"scratch,omitempty"`
 	// CgroupParent: the cgroup beneath which the sandbox's cgroups are made; "" is the engine's own.
 	CgroupParent string `json:"cgroup_parent,omitempty"`
+	// Loose: a step has a seccomp profile of its own, none, or capabilities, with which it could take its files out of a disk
+	// quota. An engine keeps limits of disk otherwise then.
+	Loose bool `json:"loose,omitempty"`
 }
 
 // Volume is a directory that is empty when the sandbox opens and shared by its steps, mounted at the same
@@ -61,13 +64,13 @@ const (
 type Network struct {
 	Mode  NetworkMode `json:"mode,omitempty"`
 	Hosts []string    `json:"hosts,omitempty"` // "name:address", into /etc/hosts
-	Ports []Port      `json:"ports,omitempty"` // published; Docker only
+	Ports []Port      `json:"ports,omitempty"` // published; Docker only, with a network of the container's own
 }
 
 // Port is a published port.
 type Port struct {
 	HostIP    string `json:"host_ip,omitempty"`
-	Host      uint16 `json:"host,omitempty"` // 0: any
+	Host      uint16 `json:"host,omitempty"` // 0: any that is free; see Publisher
 	Container uint16 `json:"container"`
 	Protocol  string `json:"protocol,omitempty"` // "tcp" (default) or "udp"
 }
@@ -119,6 +122,10 @@ type StepSpec struct {
 	// 0 is the engine's default (64 MiB), -1 none.
 	LogDir   string `json:"log_dir,omitempty"`
 	LogLimit int64  `json:"log_limit,omitempty"`
+	// Hold: a reader with LogOptions.Hold will come for each of the logs. Until it has, too, nothing is dropped, and the
+	// container waits in its write when it is a whole LogLimit ahead. It holds while the sandbox is bound to the process
+	// that starts the step.
+	Hold bool `json:"hold,omitempty"`
 }
 
 // MountType says what a Mount mounts.
@@ -213,6 +220,6 @@ type LogOptions struct {
 	Since  time.Time //
 	Offset int64     // bytes from the start of the stream, counting dropped bytes
 	// Hold, with Follow: nothing is dropped before this reader has read it. The container waits in its write
-	// when it is a whole LogLimit ahead.
+	// when it is a whole LogLimit ahead. One that fails holds it no longer, though it was announced.
 	Hold bool
 }

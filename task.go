@@ -40,8 +40,8 @@ type Resources struct {
 	Zones       []string          `json:"zones,omitempty"`
 	Backend     map[string]string `json:"backend_parameters,omitempty"`
 	GPUs        json.RawMessage   `json:"gpus,omitempty"` // in the language of device.ParseRequests
-	// AllowedGPUs are the UUIDs of those that whoever submitted the task may use, where a resource manager's mask
-	// bounds them; nil is all.
+	// AllowedGPUs are those that whoever submitted the task may use, where a resource manager's mask bounds them, by what
+	// device.Unit.Key says; nil is all.
 	AllowedGPUs []string `json:"allowed_gpus,omitempty"`
 }
 

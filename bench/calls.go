@@ -15,8 +15,9 @@ import (
 // between passes a daemon's API on, and notes when each call was made and answered.
 type between struct {
 	server *http.Server
-	flying sync.WaitGroup // calls whose answers are not through yet, but for streams
 	mu     sync.Mutex
+	landed sync.Cond // a call's answer is through
+	flying int       // calls whose answers are not through yet, but for streams
 	calls  []call
 }
 
@@ -28,6 +29,7 @@ type call struct {
 // newBetween listens on a socket for the daemon at another.
 func newBetween(ctx context.Context, sock, daemon string) (*between, error) {
 	b := &between{}
+	b.landed.L = &b.mu
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", sock)
 	if err != nil {
 		return nil, err
@@ -51,12 +53,12 @@ func newBetween(ctx context.Context, sock, daemon string) (*between, error) {
 	b.server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begin := time.Now()
 		r = r.WithContext(context.WithValue(r.Context(), began{}, begin))
-		if path.Base(r.URL.Path) == "attach" {
+		if what := path.Base(r.URL.Path); what == "attach" || what == "events" && !r.URL.Query().Has("until") {
 			proxy.ServeHTTP(w, r)
 			return
 		}
-		b.flying.Add(1)
-		defer b.flying.Done()
+		b.fly(1)
+		defer b.fly(-1)
 		proxy.ServeHTTP(w, r)
 		b.note(r, begin)
 	})}
@@ -76,12 +78,21 @@ func (b *between) note(r *http.Request, begin time.Time) {
 
 // take is what was called since it was last asked, when nothing is.
 func (b *between) take() []call {
-	b.flying.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.flying > 0 {
+		b.landed.Wait()
+	}
 	all := b.calls
 	b.calls = nil
 	return all
+}
+
+func (b *between) fly(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.flying += n
+	b.landed.Broadcast()
 }
 
 func (b *between) close() { _ = b.server.Close() }

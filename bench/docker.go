@@ -52,7 +52,7 @@ func (b *bench) docker(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = api.Close() }()
-	same, err := askedFor(ctx, e, api, img)
+	same, err := askedFor(ctx, e, api, img, b.bed.dir)
 	if err != nil {
 		return err
 	}
@@ -118,8 +118,8 @@ func runTask(ctx context.Context, e berth.Engine, img berth.Image, id string, co
 	return sb.Close(ctx)
 }
 
-// askedFor is what berth asks the daemon for to run /bin/true.
-func askedFor(ctx context.Context, e *docker.Engine, api *client.Client, img berth.Image) (opts client.ContainerCreateOptions, err error) {
+// askedFor is what berth asks the daemon for to run /bin/true. Files that it mounts are copied into dir.
+func askedFor(ctx context.Context, e *docker.Engine, api *client.Client, img berth.Image, dir string) (opts client.ContainerCreateOptions, err error) {
 	sb, err := e.Open(ctx, berth.SandboxSpec{ID: "asked"})
 	if err != nil {
 		return opts, err
@@ -133,7 +133,18 @@ func askedFor(ctx context.Context, e *docker.Engine, api *client.Client, img ber
 		return opts, err
 	}
 	opts.Config, opts.HostConfig = c.Container.Config, c.Container.HostConfig
-	opts.Config.Labels = nil          // nothing of berth's own
+	opts.Config.Labels = nil // nothing of berth's own
+	for i, m := range opts.HostConfig.Mounts {
+		raw, err := os.ReadFile(m.Source)
+		if err != nil {
+			return opts, err
+		}
+		file := filepath.Join(dir, filepath.Base(m.Source))
+		if err := os.WriteFile(file, raw, 0o600); err != nil {
+			return opts, err
+		}
+		opts.HostConfig.Mounts[i].Source = file
+	}
 	opts.HostConfig.CgroupParent = "" // nor in a cgroup that it makes to read what was used
 	return opts, nil
 }

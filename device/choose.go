@@ -48,7 +48,7 @@ func (c *choice) pick(requests []Request, fits [][]Unit) ([]ledger.Device, error
 			return nil, err
 		}
 		for _, u := range units {
-			d := ledger.Device{ID: u.UUID()}
+			d := ledger.Device{ID: u.Key()}
 			if r.Shared {
 				d.Bytes, d.Total = r.Memory, u.Memory()
 			}
@@ -94,21 +94,60 @@ func (c *choice) choose(r Request, fit []Unit) ([]Unit, error) {
 			vendors = append(vendors, u.Device.Vendor)
 		}
 	}
+	var chosen []Unit
 	for _, vendor := range vendors {
 		of := slices.DeleteFunc(slices.Clone(free), func(u Unit) bool { return u.Device.Vendor != vendor })
-		if len(of) >= r.Count {
-			return c.best(r, of), nil
+		if len(of) < r.Count {
+			continue
+		}
+		if units := c.best(r, of); chosen == nil || c.rather(r, units, chosen) {
+			chosen = units
 		}
 	}
-	return nil, c.waiting(r, fit, r.Count)
+	if chosen == nil {
+		return nil, c.waiting(r, fit, r.Count)
+	}
+	return chosen, nil
+}
+
+// rather reports whether a request should get units of one vendor rather than those of another that comes before: where it
+// asks for memory, for the least that will do. Who asks for a number alone gets what Docker gives, which is the first vendor's.
+func (c *choice) rather(r Request, units, before []Unit) bool {
+	switch {
+	case r.Memory == 0:
+		return false
+	case r.Shared:
+		return c.compareFit(r, units[0], before[0]) < 0
+	}
+	return memoryOf(units) < memoryOf(before)
+}
+
+func memoryOf(units []Unit) (sum int64) {
+	for _, u := range units {
+		sum += u.Memory()
+	}
+	return sum
+}
+
+// of says how a unit is lent. A berth of before may have lent a slice by the name that the driver's library has for it.
+func (c *choice) of(u Unit) ledger.Taken {
+	t := c.taken[u.Key()]
+	if u.Key() == u.UUID() {
+		return t
+	}
+	old := c.taken[u.UUID()]
+	t.Exclusive = t.Exclusive || old.Exclusive
+	t.Bytes += old.Bytes
+	t.Tasks = append(slices.Clip(t.Tasks), old.Tasks...)
+	return t
 }
 
 func (c *choice) free(r Request, u Unit) bool {
-	t := c.taken[u.UUID()]
+	t := c.of(u)
 	if u.Slice != nil && len(c.taken[u.Device.UUID].Tasks) > 0 {
 		return false // it was lent before it was divided
 	}
-	if len(c.busy[u.UUID()]) > 0 && !r.AllowBusy {
+	if len(c.busy[u.Key()]) > 0 && !r.AllowBusy {
 		return false
 	}
 	if r.Shared {
@@ -218,7 +257,7 @@ func (c *choice) sort(r Request, units []Unit) {
 // loaded; else the one with the least memory, and a slice of the device of which most is lent.
 func (c *choice) compareFit(r Request, a, b Unit) int {
 	if r.Shared {
-		ta, tb := c.taken[a.UUID()], c.taken[b.UUID()]
+		ta, tb := c.of(a), c.of(b)
 		return cmp.Or(
 			-cmp.Compare(min(len(ta.Tasks), 1), min(len(tb.Tasks), 1)),
 			cmp.Compare(float64(ta.Bytes)/float64(max(a.Memory(), 1)), float64(tb.Bytes)/float64(max(b.Memory(), 1))),
@@ -230,8 +269,8 @@ func (c *choice) compareFit(r Request, a, b Unit) int {
 
 func (c *choice) freeSlices(d Device) int {
 	n := 0
-	for _, s := range d.Slices {
-		if len(c.taken[s.UUID].Tasks) == 0 {
+	for i := range d.Slices {
+		if len(c.of(Unit{Device: d, Slice: &d.Slices[i]}).Tasks) == 0 {
 			n++
 		}
 	}
@@ -246,25 +285,27 @@ func (c *choice) waiting(r Request, fit []Unit, want int) error {
 		if c.free(r, u) {
 			continue
 		}
-		name := u.Device.Vendor + " " + strconv.Itoa(u.Device.Index)
-		if u.Slice != nil {
-			name += ":" + strconv.Itoa(u.Slice.Index)
-		}
-		who = append(who, name+" "+c.holders(u))
+		who = append(who, u.short()+" "+c.holders(u))
 	}
 	more := ""
+	if slices.ContainsFunc(fit, func(u Unit) bool { return !r.AllowBusy && c.onlyBusy(u) }) {
+		more = "; --allow-busy lends what others use"
+	}
 	if len(who) > shown {
-		who, more = who[:shown], fmt.Sprintf(" and %d more", len(who)-shown)
+		who, more = who[:shown], fmt.Sprintf(" and %d more%s", len(who)-shown, more)
 	}
 	return fmt.Errorf("waiting for %s: %s%s%.0w", r.wanted(want), strings.Join(who, ", "), more, berth.ErrUnavailable)
 }
 
+// onlyBusy reports whether a unit is lent to nobody, and used by others' processes.
+func (c *choice) onlyBusy(u Unit) bool { return len(c.of(u).Tasks) == 0 && len(c.busy[u.Key()]) > 0 }
+
 func (c *choice) holders(u Unit) string {
-	t := c.taken[u.UUID()]
+	t := c.of(u)
 	if len(t.Tasks) == 0 && u.Slice != nil {
 		t = c.taken[u.Device.UUID]
 	}
-	switch busy := c.busy[u.UUID()]; {
+	switch busy := c.busy[u.Key()]; {
 	case t.Bytes > 0:
 		return fmt.Sprintf("has %s of %s lent to %s", berth.SizeInWords(t.Bytes), berth.SizeInWords(u.Memory()), strings.Join(t.Tasks, ", "))
 	case len(t.Tasks) > 0:

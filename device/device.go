@@ -3,6 +3,8 @@ package device
 import (
 	"context"
 	"fmt"
+
+	"github.com/berth-project/berth"
 )
 
 // Device is one accelerator of a host, as a vendor's package finds it.
@@ -22,6 +24,10 @@ type Device struct {
 	// Island: devices of the same one reach each other by links of their own, NVLink or xGMI; "" if unknown.
 	Island string  `json:"island,omitempty"`
 	Slices []Slice `json:"slices,omitempty"` // of a device that is divided: they are lent, not the whole
+	// MIG is that the device works in slices alone, whether it has some or not, as far as is known.
+	MIG bool `json:"mig,omitempty"`
+	// Divisible is that MIG may change while the driver runs.
+	Divisible bool `json:"-"`
 }
 
 // Slice is a part of a device with memory and engines of its own, such as a MIG device.
@@ -40,6 +46,15 @@ type Slice struct {
 type Vendor interface {
 	Name() string
 	Devices(ctx context.Context) ([]Device, error)
+}
+
+// Undivided is an error, of the kind berth.ErrInvalid, for a device that works in slices alone and has none; else nil.
+func (d Device) Undivided() error {
+	if !d.MIG || len(d.Slices) > 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is in MIG mode and has no slices; make some, as root: nvidia-smi mig -i %d -cgi PROFILE -C (nvidia-smi mig -lgip lists the profiles), or leave the mode: nvidia-smi -i %[3]d -mig 0",
+		berth.ErrInvalid, d, d.Index)
 }
 
 // String names a device for people: "nvidia 0 (NVIDIA H200, GPU-…)".

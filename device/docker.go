@@ -224,7 +224,7 @@ func ParseNerdctlGPUs(value string) (DockerRequest, error) {
 	switch {
 	case err != nil:
 		return r, err
-	case r.Driver != "nvidia" && strings.Contains(value, "driver="):
+	case r.Driver != "nvidia" && driverNamed(value):
 		return bad("the only driver is nvidia")
 	case r.Count != 0 && len(r.DeviceIDs) > 0:
 		return bad("a count and devices; give one of them")
@@ -233,6 +233,12 @@ func ParseNerdctlGPUs(value string) (DockerRequest, error) {
 		r.Capabilities[0] = r.Capabilities[0][:len(r.Capabilities[0])-1]
 	}
 	return r, nil
+}
+
+// driverNamed reports whether a --gpus value has the key driver, be it of nothing.
+func driverNamed(value string) bool {
+	all, err := fields(value)
+	return err == nil && slices.ContainsFunc(all, func(f field) bool { return f.key == "driver" && !f.bare })
 }
 
 // gpuVendors are the vendors of CDI names that docker and podman look for, in this order.

@@ -6,7 +6,6 @@ import (
 	"iter"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,10 +18,11 @@ import (
 const FaultFile = "/run/berth/gpu-faults"
 
 // fatalXids are the errors of NVIDIA's driver from which a GPU does not recover while it is in use, with what NVIDIA
-// calls them. Others are mostly faults of programs.
+// calls them. Others are mostly faults of programs, as is 109, the timeout of a context switch: NVIDIA's device plugin for
+// Kubernetes takes a GPU for healthy after it.
 var fatalXids = map[int]string{
 	48: "double bit ECC error", 62: "internal micro-controller halt", 64: "row remapping failed", 74: "NVLink error",
-	79: "GPU has fallen off the bus", 95: "uncontained ECC error", 109: "context switch timeout", 110: "security fault",
+	79: "GPU has fallen off the bus", 95: "uncontained ECC error", 110: "security fault",
 	119: "GSP RPC timeout", 120: "GSP error", 140: "unrecovered ECC error", 143: "GPU initialization error", 154: "GPU recovery action changed",
 }
 
@@ -30,15 +30,17 @@ var (
 	// 4,1234,123456789,-;NVRM: Xid (PCI:0000:06:00): 79, pid=…
 	// Priority and facility, number, microseconds, flags; the message; in further lines, properties.
 	recordForm = regexp.MustCompile(`^(\d+),\d+,(\d+),[^;]*;(.*)`)
+	// 154 tells of each change of what the driver would have done with the GPU, also to nothing.
+	recovered = regexp.MustCompile(`\bto 0x[0-9a-fA-F]+ \(None\)\s*$`)
 	// Both are whole beginnings of messages: others may quote what any user has said. Nor may the name of a process
 	// that AMD's driver tells of say the rest.
 	xidForm  = regexp.MustCompile(`^NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),`)
 	amdFault = regexp.MustCompile(`^amdgpu ([0-9a-fA-F:.]+): amdgpu: (GPU reset.*failed|.*uncorrectable hardware errors? detected.*|.*device lost from bus.*)`)
 )
 
-// findFaults returns the fatal errors that devices of a host have reported since it booted: in the kernel's log, as
+// FindFaults returns the fatal errors that devices of a host have reported since it booted: in the kernel's log, as
 // far as this process may read it, and in FaultFile.
-func findFaults(h *Host, devices []Device) []Fault {
+func FindFaults(h *Host, devices []Device) []Fault {
 	faults := fileFaults(h, devices)
 	if h.Root() == "/" && len(devices) > 0 {
 		faults = append(faults, logFaults(kernelLog(), bootTime(), devices)...)
@@ -57,26 +59,30 @@ func fileFaults(h *Host, devices []Device) (faults []Fault) {
 	}
 	for line := range strings.Lines(string(data)) {
 		id, reason, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if uuid := deviceOf(id, devices); uuid != "" {
+		for _, uuid := range devicesOf(id, devices) {
 			faults = append(faults, Fault{UUID: uuid, Reason: strings.TrimSpace(reason), Time: st.ModTime()})
 		}
 	}
 	return faults
 }
 
-// deviceOf finds the device or slice with a UUID or, without its function, at a PCI address.
-func deviceOf(id string, devices []Device) string {
+// devicesOf finds the device or slice with a UUID or, without its function, the devices at a PCI address: all partitions of
+// a GPU are there.
+func devicesOf(id string, devices []Device) (found []string) {
+	address, _, _ := strings.Cut(id, ".")
 	for _, d := range devices {
 		at, _, _ := strings.Cut(d.PCI, ".")
-		address, _, _ := strings.Cut(id, ".")
 		if d.UUID == id || at != "" && strings.EqualFold(at, address) {
-			return d.UUID
+			found = append(found, d.UUID)
+			continue
 		}
-		if slices.ContainsFunc(d.Slices, func(s Slice) bool { return s.UUID == id }) {
-			return id
+		for i := range d.Slices {
+			if u := (Unit{Device: d, Slice: &d.Slices[i]}); u.Is(id) {
+				found = append(found, u.Key())
+			}
 		}
 	}
-	return ""
+	return found
 }
 
 // logFaults reads records of the kernel's log. Only what the kernel itself has said counts, not what was written into
@@ -94,11 +100,11 @@ func logFaults(records iter.Seq[[]byte], boot time.Time, devices []Device) (faul
 			continue // of another facility than the kernel
 		}
 		id, reason := messageFault(string(r[3]))
-		uuid := ""
-		if reason != "" {
-			uuid = deviceOf(id, devices)
+		micros, err := strconv.ParseInt(string(r[2]), 10, 64)
+		if reason == "" || err != nil {
+			continue
 		}
-		if micros, err := strconv.ParseInt(string(r[2]), 10, 64); err == nil && uuid != "" {
+		for _, uuid := range devicesOf(id, devices) {
 			faults = append(faults, Fault{UUID: uuid, Reason: reason, Time: boot.Add(time.Duration(micros) * time.Microsecond)})
 		}
 	}
@@ -109,7 +115,8 @@ func logFaults(records iter.Seq[[]byte], boot time.Time, devices []Device) (faul
 func messageFault(message string) (id, reason string) {
 	if m := xidForm.FindStringSubmatch(message); m != nil {
 		xid, _ := strconv.Atoi(m[2])
-		if fatalXids[xid] == "" {
+		const recoveryAction = 154
+		if fatalXids[xid] == "" || xid == recoveryAction && recovered.MatchString(message) {
 			return "", ""
 		}
 		return m[1], "Xid " + m[2] + ": " + fatalXids[xid]

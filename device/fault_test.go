@@ -16,9 +16,12 @@ func TestLogFaults(t *testing.T) {
 	devices := []Device{
 		{Vendor: "nvidia", UUID: "GPU-a", PCI: "0000:06:00.0"},
 		{Vendor: "amd", UUID: "GPU-b", PCI: "0000:05:00.0"},
+		{Vendor: "amd", UUID: "GPU-c/0", PCI: "0000:26:00.0"},
+		{Vendor: "amd", UUID: "GPU-c/1", PCI: "0000:26:00.0"},
 	}
 	boot := time.Unix(1000, 0)
 	xid := []Fault{{UUID: "GPU-a", Reason: "Xid 79: GPU has fallen off the bus", Time: boot.Add(12500 * time.Millisecond)}}
+	recovery := []Fault{{UUID: "GPU-a", Reason: "Xid 154: GPU recovery action changed", Time: boot.Add(12500 * time.Millisecond)}}
 	amd := func(reason string) []Fault {
 		return []Fault{{UUID: "GPU-b", Reason: reason, Time: boot.Add(14 * time.Second)}}
 	}
@@ -26,10 +29,17 @@ func TestLogFaults(t *testing.T) {
 		record string
 		want   []Fault
 	}{
-		"fatal":                      {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n", xid},
-		"as NVIDIA's driver has it":  {"2,812,12500000,c;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
-		"of a kernel with callers":   {"4,812,12500000,-,caller=T77;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
-		"of a program":               {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 13, pid=77, name=python, Graphics SM Warp Exception\n", nil},
+		"fatal":                     {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n", xid},
+		"as NVIDIA's driver has it": {"2,812,12500000,c;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
+		"of a kernel with callers":  {"4,812,12500000,-,caller=T77;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
+		"of a program":              {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 13, pid=77, name=python, Graphics SM Warp Exception\n", nil},
+		"of a context that hung":    {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 109, pid=77, name=python, Ch 00000008, errorString CTX SWITCH TIMEOUT\n", nil},
+		"there is something to do":  {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)\n", recovery},
+		"nothing is to be done":     {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)\n", nil},
+		"a name that says so":       {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, name=to 0x0 (None), GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)\n", recovery},
+		"AMD, partitions": {"3,9,14000000,-;amdgpu 0000:26:00.0: amdgpu: GPU reset(2) failed\n", []Fault{
+			{UUID: "GPU-c/0", Reason: "GPU reset(2) failed", Time: boot.Add(14 * time.Second)}, {UUID: "GPU-c/1", Reason: "GPU reset(2) failed", Time: boot.Add(14 * time.Second)},
+		}},
 		"of a GPU that is another":   {"4,812,12500000,-;NVRM: Xid (PCI:0000:07:00): 79, pid=1\n", nil},
 		"AMD":                        {"3,9,14000000,-;amdgpu 0000:05:00.0: amdgpu: GPU reset(2) failed\n SUBSYSTEM=pci\n DEVICE=+pci:0000:05:00.0\n", amd("GPU reset(2) failed")},
 		"AMD, memory":                {"6,9,14000000,-;amdgpu 0000:05:00.0: amdgpu: 2 uncorrectable hardware errors detected in gfx block\n", amd("2 uncorrectable hardware errors detected in gfx block")},

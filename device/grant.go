@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,11 +45,18 @@ func (p *Pool) Grants(ctx context.Context, task *berth.Task, lent []ledger.Devic
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.require(units, envs); err != nil {
+	if err := p.require(requests, units, envs); err != nil {
 		return nil, nil, err
 	}
-	var capabilities []string
+	notes = append(othersImage(requests, units, envs), p.unseen(requests, units)...)
 	for _, r := range requests {
+		if len(r.Options) > 0 {
+			notes = append(notes, fmt.Sprintf("options of GPUs (%s) have no effect, as with Docker's drivers", strings.Join(slices.Sorted(maps.Keys(r.Options)), ", ")))
+		}
+	}
+	var capabilities, asked []string
+	for _, r := range requests {
+		asked = append(asked, r.IDs...)
 		for _, word := range r.Capabilities {
 			if !slices.Contains(capabilities, word) {
 				capabilities = append(capabilities, word)
@@ -61,7 +69,15 @@ func (p *Pool) Grants(ctx context.Context, task *berth.Task, lent []ledger.Devic
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", u, err)
 		}
-		g := berth.Grant{CDI: in.name, Vendor: u.Device.Vendor, UUID: u.UUID(), Index: u.Device.Index, Memory: shares[u.UUID()], Capabilities: capabilities}
+		if err := p.ifUnread(asked, u, in); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", u, err)
+		}
+		for _, note := range in.notes {
+			if !slices.Contains(notes, note) {
+				notes = append(notes, note)
+			}
+		}
+		g := berth.Grant{CDI: in.name, Vendor: u.Device.Vendor, UUID: u.UUID(), Index: u.Device.Index, Memory: shares[u.Key()], Capabilities: capabilities}
 		edits := &cdi.Edits{}
 		if in.common != nil && !once[in.common] {
 			once[in.common] = true
@@ -85,7 +101,7 @@ func (p *Pool) Grants(ctx context.Context, task *berth.Task, lent []ledger.Devic
 	return grants, notes, nil
 }
 
-// lent finds the units that were lent, in the order of the host's, and the shares of them, in bytes.
+// lent finds the units that were lent, in the order of the host's, and by their keys the shares of them, in bytes.
 func (inv *inventory) lent(lent []ledger.Device) (units []Unit, shares map[string]int64, err error) {
 	shares = map[string]int64{}
 	for _, d := range lent {
@@ -94,23 +110,32 @@ func (inv *inventory) lent(lent []ledger.Device) (units []Unit, shares map[strin
 			return nil, nil, fmt.Errorf("GPU %s, which was lent to the task: %w: it is not there any more%s", d.ID, berth.ErrUnavailable, inv.bounds())
 		}
 		units = append(units, u)
-		shares[d.ID] = d.Bytes
+		shares[u.Key()] = d.Bytes
 	}
 	place := map[string]int{}
 	for i, u := range Units(inv.all) {
-		place[u.UUID()] = i
+		place[u.Key()] = i
 	}
-	slices.SortFunc(units, func(a, b Unit) int { return cmp.Compare(place[a.UUID()], place[b.UUID()]) })
+	slices.SortFunc(units, func(a, b Unit) int { return cmp.Compare(place[a.Key()], place[b.Key()]) })
 	return units, shares, nil
 }
 
-// require checks what images ask of the drivers of all units.
-func (p *Pool) require(units []Unit, envs [][]string) error {
+// require checks what images ask of the drivers of all units. Which parts of NVIDIA's driver they use does not count where the
+// task says it.
+func (p *Pool) require(requests []Request, units []Unit, envs [][]string) error {
+	says := slices.ContainsFunc(requests, func(r Request) bool {
+		return slices.ContainsFunc(r.Capabilities, func(word string) bool {
+			return word == "all" || word == "ngx" || slices.Contains(nvidiaWords, word)
+		})
+	})
 	for _, env := range envs {
 		values := map[string]string{}
 		for _, e := range env {
 			name, value, _ := strings.Cut(e, "=")
 			values[name] = value
+		}
+		if says {
+			delete(values, "NVIDIA_DRIVER_CAPABILITIES")
 		}
 		for _, u := range units {
 			if r, ok := p.injector(u.Device.Vendor).(Requirer); ok {
@@ -123,12 +148,29 @@ func (p *Pool) require(units []Unit, envs [][]string) error {
 	return nil
 }
 
+// othersImage notes that an image is made for NVIDIA's GPUs where the task, which named no vendor, was lent others.
+func othersImage(requests []Request, units []Unit, envs [][]string) []string {
+	const nvidia = "nvidia"
+	if slices.ContainsFunc(units, func(u Unit) bool { return u.Device.Vendor == nvidia }) ||
+		slices.ContainsFunc(requests, func(r Request) bool { return len(r.IDs) > 0 || r.vendor() != "" }) {
+		return nil
+	}
+	for _, env := range envs {
+		for _, e := range env {
+			if name, value, _ := strings.Cut(e, "="); value != "" && (name == "NVIDIA_REQUIRE_CUDA" || name == "CUDA_VERSION") {
+				return []string{fmt.Sprintf("the image is made for NVIDIA's GPUs (%s), and the task was lent %s, since it names no vendor; ask for vendor=nvidia if it needs those", name, units[0])}
+			}
+		}
+	}
+	return nil
+}
+
 // environment is what a container with these units finds in its environment.
 func (p *Pool) environment(units []Unit, shares map[string]int64) []string {
 	var uuids, bytes []string
 	for _, u := range units {
 		uuids = append(uuids, u.UUID())
-		if n := shares[u.UUID()]; n > 0 {
+		if n := shares[u.Key()]; n > 0 {
 			bytes = append(bytes, strconv.FormatInt(n, 10))
 		}
 	}

@@ -31,6 +31,9 @@ type Process struct {
 	PID     int    `json:"pid"`
 	UID     uint32 `json:"uid"`
 	Command string `json:"command"` // as the kernel has it: 15 bytes at most, any that the process has chosen
+
+	// asks is that it is a user's berth which asks a driver's library, for longer than one question takes.
+	asks bool
 }
 
 func (p Process) String() string { return fmt.Sprintf("%q (process %d)", p.Command, p.PID) }
@@ -38,13 +41,14 @@ func (p Process) String() string { return fmt.Sprintf("%q (process %d)", p.Comma
 // Openers are the processes that have device nodes open.
 type Openers struct {
 	Of map[Number][]Process // in the order of process ids
-	// Hidden counts the processes that this one may not look at: another user's, unless this is root.
+	// Hidden counts the processes that this one may not look at: another user's, unless this is root. Where the kernel does
+	// not even list those, they are one.
 	Hidden int
 }
 
 // FindOpeners looks through the open files of all processes that this one sees for character devices with these
-// numbers. Services of the administrator that hold devices open and do not use them are left out. It takes some ten milliseconds on a
-// busy machine, and waits for no file system.
+// numbers. Services of the administrator that hold devices open and do not use them are left out, and berth as it asks
+// drivers' libraries. It takes some ten milliseconds on a busy machine, and waits for no file system.
 func FindOpeners(ctx context.Context, numbers []Number) (Openers, error) {
 	return findOpeners(ctx, numbers, func(st *unix.Statx_t) (Number, bool) {
 		n := Number{st.Rdev_major, st.Rdev_minor}
@@ -90,6 +94,7 @@ func findOpeners(ctx context.Context, numbers []Number, match func(*unix.Statx_t
 	if err != nil {
 		return found, fmt.Errorf("look for processes that use devices: %w: %w", berth.ErrUnavailable, err)
 	}
+	programs := berthPrograms()
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
@@ -101,7 +106,9 @@ func findOpeners(ctx context.Context, numbers []Number, match func(*unix.Statx_t
 		has, err := opened(pid, match)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
-			found.Hidden++
+			if !kernelThread(pid) {
+				found.Hidden++
+			}
 			continue
 		case err != nil, len(has) == 0:
 			continue // it has ended
@@ -114,14 +121,37 @@ func findOpeners(ctx context.Context, numbers []Number, match func(*unix.Statx_t
 		if p.idles(user.LookupId) {
 			continue
 		}
+		asks, always := p.asking(programs)
+		if always {
+			continue
+		}
+		p.asks = asks
 		for _, n := range has {
 			found.Of[n] = append(found.Of[n], p)
 		}
+	}
+	if _, err := os.Stat("/proc/1"); err != nil && found.Hidden == 0 {
+		found.Hidden = 1 // /proc is mounted with hidepid
 	}
 	for _, processes := range found.Of {
 		slices.SortFunc(processes, func(a, b Process) int { return cmp.Compare(a.PID, b.PID) })
 	}
 	return found, nil
+}
+
+// kernelThread reports whether a process is the kernel's own, which opens no device.
+func kernelThread(pid int) bool {
+	const flagsField, isKernels = 6, 0x00200000 // after the name; PF_KTHREAD
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) <= flagsField {
+		return false
+	}
+	flags, _ := strconv.ParseUint(fields[flagsField], 10, 64)
+	return flags&isKernels != 0
 }
 
 // opened returns the numbers of the nodes that a process has open and that match.

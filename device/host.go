@@ -141,6 +141,13 @@ func (h *Host) at(name string) (string, error) {
 	if h.root == "/" {
 		return path.Clean("/" + name), nil // the kernel resolves it as well, and faster
 	}
+	// Most paths have no links, and the kernel knows that at once.
+	file := filepath.Join(h.root, path.Clean("/"+name))
+	fd, err := unix.Openat2(unix.AT_FDCWD, file, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err == nil {
+		_ = unix.Close(fd)
+		return file, nil
+	}
 	resolved, err := h.Resolve(name)
 	return filepath.Join(h.root, resolved), err
 }
@@ -152,6 +159,15 @@ func (h *Host) ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	return os.ReadFile(file)
+}
+
+// Text reads a file of one line, as the kernel tells of devices; "" if it is not there, or cannot be read.
+func (h *Host) Text(name string) string {
+	data, err := h.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
 }
 
 // Open opens a file for reading.
@@ -190,9 +206,14 @@ func (h *Host) Glob(pattern string) []string {
 		}
 	}
 	dirs := []string{"/"}
-	for part := range strings.SplitSeq(strings.Trim(path.Clean(pattern), "/"), "/") {
+	parts := strings.Split(strings.Trim(path.Clean(pattern), "/"), "/")
+	for i, part := range parts {
 		var next []string
 		for _, dir := range dirs {
+			if i < len(parts)-1 && !isPattern(part) {
+				next = append(next, path.Join(dir, part)) // what is beneath it tells whether it is there
+				continue
+			}
 			next = append(next, h.matches(dir, part)...)
 		}
 		dirs = next
@@ -203,13 +224,15 @@ func (h *Host) Glob(pattern string) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
+func isPattern(part string) bool { return strings.ContainsAny(part, `*?[\`) }
+
 // matches returns the entries of one directory whose names match.
 func (h *Host) matches(dir, part string) []string {
 	at, err := h.at(dir)
 	if err != nil {
 		return nil
 	}
-	if !strings.ContainsAny(part, `*?[\`) {
+	if !isPattern(part) {
 		if _, err := os.Lstat(filepath.Join(at, part)); err != nil {
 			return nil
 		}

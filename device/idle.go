@@ -6,8 +6,9 @@ import (
 	"strconv"
 )
 
-// idlers keep GPUs open as long as the machine runs, and use nothing of them.
-var idlers = []string{"nvidia-persiste", "nv-fabricmanage", "nv-hostengine", "nvidia-smi", "dcgm-exporter", "rocm-smi", "amd-smi"}
+// idlers keep GPUs open as long as the machine runs, and use nothing of them. Those of MPS, -server and -control, hand on what
+// programs do that have the GPU open themselves.
+var idlers = []string{"nvidia-persiste", "nv-fabricmanage", "nv-hostengine", "nvidia-cuda-mps", "nvidia-smi", "dcgm-exporter", "rocm-smi", "amd-smi"}
 
 // idlerAccounts are those as which packages of NVIDIA's persistence daemon run it, where not as root.
 var idlerAccounts = []string{"nvidia-persistenced", "nvpd"}

@@ -20,6 +20,7 @@ func TestIdles(t *testing.T) {
 	}{
 		"root's":                          {0, "nvidia-smi", true},
 		"root's, that is none":            {0, "python", false},
+		"root's, of MPS":                  {0, "nvidia-cuda-mps", true},
 		"of the daemon's account":         {117, "nvidia-persiste", true},
 		"of the account on Debian":        {118, "nvidia-persiste", true},
 		"of the account, that is none":    {117, "python", false},

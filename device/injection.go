@@ -1,14 +1,17 @@
 package device
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
 	specs "tags.cncf.io/container-device-interface/specs-go"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi"
 )
 
@@ -16,10 +19,12 @@ import (
 type injection struct {
 	name        string     // in the spec on disk that says so; "" if the vendor's package does
 	common, own *cdi.Edits // common is the same pointer for units that share it
+	notes       []string   // for people: of specs that do not count
+	unread      []unread
 }
 
 // inject finds what brings a unit into a container: what a spec on disk says that fits the host, else what the
-// vendor's package does. A spec that berth wrote and that does not fit counts for nothing. commons are what vendors'
+// vendor's package does. A spec that berth wrote and that does not fit counts for nothing, unless it is written anew. commons are what vendors'
 // devices have in common, as far as it is known.
 func (p *Pool) inject(ctx context.Context, u Unit, commons map[string]*cdi.Edits) (injection, error) {
 	v := p.injector(u.Device.Vendor)
@@ -27,8 +32,9 @@ func (p *Pool) inject(ctx context.Context, u Unit, commons map[string]*cdi.Edits
 	if err != nil {
 		return injection{}, err
 	}
+	var in injection
 	if p.cfg.Specs != nil {
-		in, err := p.onDisk(v.Names(u), own)
+		in, err = p.onDisk(ctx, v.Names(u), own)
 		if err != nil || in.name != "" {
 			return in, err
 		}
@@ -40,33 +46,97 @@ func (p *Pool) inject(ctx context.Context, u Unit, commons map[string]*cdi.Edits
 		}
 		commons[v.Name()] = common
 	}
-	return injection{common: common, own: own}, nil
+	in.common, in.own = common, own
+	return in, nil
 }
 
-// onDisk finds a unit in the specs on disk, by the first of its names that has its nodes.
-func (p *Pool) onDisk(names []string, own *cdi.Edits) (injection, error) {
+// onDisk finds a unit in the specs on disk, by the first of its names that has its nodes. A spec that berth wrote and that does not
+// fit is written anew, where that is to be done.
+func (p *Pool) onDisk(ctx context.Context, names []string, own *cdi.Edits) (injection, error) {
+	k, in, err := p.lookUp(names, own)
+	stale, ok := errors.AsType[*cdi.StaleError](err)
+	if ok && stale.Own && p.cfg.Renew != nil {
+		was := *stale
+		was.Fix = "berth has written it anew"
+		if bad := p.renew(ctx, stale.File, k.Stamp); bad != nil {
+			in.notes = append(in.notes, fmt.Sprintf("a CDI spec is not written anew: %v", bad))
+		} else if k, in, err = p.lookUp(names, own); err == nil {
+			in.notes = append(in.notes, was.Error())
+		} else {
+			p.renewedIn(was.File, k.Stamp)
+		}
+	}
+	if stale, ok := errors.AsType[*cdi.StaleError](err); ok && stale.Own {
+		in.notes = append(in.notes, stale.Error()+"; until then it does not count")
+		return in, nil
+	}
+	if err != nil || k.Name == "" {
+		return in, err
+	}
+	in.name, in.common, in.own = k.Name, p.commonOf(k.Stamp+k.Path, k.Common), p.onThisMachine(k.Own)
+	return in, nil
+}
+
+// renew writes a spec anew, once while the files are as stamp says: it asks all drivers.
+func (p *Pool) renew(ctx context.Context, file, stamp string) error {
+	p.renewing.Lock()
+	defer p.renewing.Unlock()
+	key := stamp + file
+	if err, was := p.renewed[key]; was {
+		return err
+	}
+	err := p.cfg.Renew(ctx, file)
+	if ctx.Err() == nil {
+		p.renewed[key] = err
+	}
+	return err
+}
+
+// renewedIn notes that a spec, which still does not fit, was written anew just now.
+func (p *Pool) renewedIn(file, stamp string) {
+	p.renewing.Lock()
+	defer p.renewing.Unlock()
+	p.renewed[stamp+file] = nil
+}
+
+// lookUp finds a unit in the specs on disk, or in what is known of them.
+func (p *Pool) lookUp(names []string, own *cdi.Edits) (k keptSpec, in injection, err error) {
 	stamp := p.specStamp()
 	if stamp == "" {
-		return injection{}, nil // there are none
+		return k, in, nil // there are none
 	}
 	key := strings.Join(names, ",")
 	k, ok := p.recallSpec(key, stamp)
 	if !ok {
-		var err error
-		if k, err = p.readSpecs(names, own); err != nil {
-			return injection{}, err
+		k, err = p.readSpecs(names, own)
+		k.Key, k.Stamp, k.Unread = key, stamp, p.unread()
+		if err == nil || k.Stale != nil {
+			p.keepSpec(k)
 		}
-		k.Key, k.Stamp = key, stamp
-		p.keepSpec(k)
+	} else if k.Stale != nil {
+		err = k.Stale
 	}
-	if k.Name == "" {
-		return injection{}, nil
+	for _, u := range k.Unread {
+		in.notes = append(in.notes, u.Text+"; it does not count; see: berth cdi check")
 	}
-	return injection{name: k.Name, common: p.commonOf(stamp+k.Path, k.Common), own: p.onThisMachine(k.Own)}, nil
+	in.unread = k.Unread
+	return k, in, err
 }
 
-// readSpecs reads the specs, and finds a unit in them; without a name where none of them has it.
+// unread are the spec files that cannot be read, or make no sense. Those of which only a device clashes with another's do.
+func (p *Pool) unread() (all []unread) {
+	for _, f := range p.cfg.Specs.Problems() {
+		if !errors.Is(f.Err, berth.ErrConflict) {
+			all = append(all, unread{f.Path, f.Err.Error()})
+		}
+	}
+	return all
+}
+
+// readSpecs reads the specs, and finds a unit in them; without a name where none of them has it. *cdi.StaleError for one that does
+// not fit the host; that of one which berth wrote comes last.
 func (p *Pool) readSpecs(names []string, own *cdi.Edits) (keptSpec, error) {
+	var old keptSpec
 	for _, name := range names {
 		d, ok := p.cfg.Specs.Device(name)
 		if err := p.cfg.Specs.Clash(name); err != nil {
@@ -79,16 +149,47 @@ func (p *Pool) readSpecs(names []string, own *cdi.Edits) (keptSpec, error) {
 		if !hasNodes(edits, own) {
 			continue // an index that means another device there
 		}
-		err := p.cfg.Specs.Check(name)
-		if stale := (*cdi.StaleError)(nil); errors.As(err, &stale) && stale.Own {
-			p.cfg.Logger.Warn("a spec that berth wrote is not used", "err", err)
+		bad := p.cfg.Specs.Check(name)
+		if stale, ok := errors.AsType[*cdi.StaleError](bad); ok && stale.Own {
+			if old.Stale == nil {
+				old = keptSpec{Stale: stale, Common: &d.Spec.Document().ContainerEdits, Own: edits}
+			}
 			continue
-		} else if err != nil {
-			return keptSpec{}, err
+		} else if bad != nil {
+			return keptSpec{}, bad
 		}
 		return keptSpec{Name: name, Path: d.Spec.Path, Common: &d.Spec.Document().ContainerEdits, Own: edits}, nil
 	}
-	return keptSpec{}, nil
+	if old.Stale != nil {
+		return old, old.Stale
+	}
+	return old, nil
+}
+
+// mayBeIn reports whether a file that could not be read may be the spec of a device with this CDI name.
+func (p *Pool) mayBeIn(file, name string) bool {
+	kind, _, _ := strings.Cut(name, "=")
+	data, err := p.cfg.Host.ReadFile(file)
+	return err != nil || bytes.Contains(data, []byte(kind))
+}
+
+// ifUnread refuses a unit that was asked for by a CDI name which no spec has that could be read, while another may have it.
+func (p *Pool) ifUnread(asked []string, u Unit, in injection) error {
+	if in.name != "" {
+		return nil
+	}
+	for _, name := range p.injector(u.Device.Vendor).Names(u) {
+		kind, _, _ := strings.Cut(name, "=")
+		if !slices.Contains(asked, name) && !slices.Contains(asked, kind+"=all") {
+			continue
+		}
+		for _, f := range in.unread {
+			if p.mayBeIn(f.Path, name) {
+				return fmt.Errorf("CDI device %s: %w: it may be in a spec that does not count: %s; mend or remove that, or ask for the GPU by its UUID", name, berth.ErrConflict, f.Text)
+			}
+		}
+	}
+	return nil
 }
 
 func hasNodes(edits, own *cdi.Edits) bool {

@@ -168,15 +168,67 @@ func (m Mask) Allow(devices []Device, canOpen func(Device) bool) ([]Device, erro
 			others = append(others, d)
 		}
 	}
+	bound = m.ofOneVendor(bound, canOpen)
 	var allowed []Device
 	for _, id := range m.IDs {
 		d, err := m.find(id, bound, canOpen)
 		if err != nil {
+			if all := m.exactly(bound, canOpen); all != nil {
+				return append(all, others...), nil
+			}
 			return nil, fmt.Errorf("%s=%s: %w", m.Source, strings.Join(m.IDs, ","), err)
 		}
 		allowed = merge(allowed, d)
 	}
 	return append(allowed, others...), nil
+}
+
+// ofOneVendor leaves of the devices of several vendors those of the one whose indices a resource manager can only mean,
+// where there is such: of a GPU that is part of the processor it lends nothing, and it keeps from a job what it has not lent
+// to it, which it can only do to devices that it knows.
+func (m Mask) ofOneVendor(devices []Device, canOpen func(Device) bool) []Device {
+	if !m.Global || vendors(devices) < 2 {
+		return devices
+	}
+	rest := slices.DeleteFunc(slices.Clone(devices), integrated)
+	if vendors(rest) < 2 || canOpen == nil {
+		return rest
+	}
+	var kept []Device // from this process
+	for _, d := range rest {
+		if !canOpen(d) {
+			kept = append(kept, d)
+		}
+	}
+	if vendors(kept) != 1 {
+		return rest
+	}
+	return slices.DeleteFunc(rest, func(d Device) bool { return d.Vendor != kept[0].Vendor })
+}
+
+// integrated reports whether a device is a GPU within a processor of Intel's: on the bus that begins at it.
+func integrated(d Device) bool { return d.Vendor == "intel" && strings.HasPrefix(d.PCI, "0000:00:") }
+
+// exactly returns the devices that this process may use where a resource manager has lent it as many: AMD's compute driver
+// says nothing of the others, so that indices which count them too may not be told apart. Else nil.
+func (m Mask) exactly(devices []Device, canOpen func(Device) bool) []Device {
+	if !m.Global || canOpen == nil || len(devices) == 0 || vendors(devices) > 1 || devices[0].Vendor != "amd" {
+		return nil
+	}
+	var ids []string
+	for _, id := range m.IDs {
+		if !isIndex(id) {
+			return nil
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	open := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !canOpen(d) })
+	if len(open) != len(ids) {
+		return nil
+	}
+	return open
 }
 
 // merge adds a device; of one that is there already it adds the slices.
@@ -200,7 +252,7 @@ func (m Mask) find(id string, devices []Device, canOpen func(Device) bool) (Devi
 	}
 	index, _ := strconv.Atoi(id)
 	if vendors(devices) > 1 {
-		return Device{}, fmt.Errorf("%w: the host has devices of several vendors, so that %d may be several devices", berth.ErrDenied, index)
+		return Device{}, fmt.Errorf("%w: the host has devices of several vendors, so that %d may be several devices; name UUIDs, as in CUDA_VISIBLE_DEVICES=GPU-…", berth.ErrDenied, index)
 	}
 	if m.Global {
 		for _, d := range devices {
@@ -242,7 +294,7 @@ func byUUID(id string, devices []Device) (Device, error) {
 			found = append(found, d)
 		}
 		for _, s := range d.Slices {
-			if begins(s.UUID) {
+			if begins(s.UUID) || begins(d.key(s)) {
 				one := d
 				one.Slices = []Slice{s}
 				found = append(found, one)

@@ -15,7 +15,7 @@ func fourGPUs() []Device {
 		{Vendor: "nvidia", Index: 1, UUID: "GPU-ab000000", Model: "A100"},
 		{Vendor: "nvidia", Index: 2, UUID: "GPU-b0000000", Model: "A100"},
 		{Vendor: "nvidia", Index: 3, UUID: "GPU-c0000000", Model: "A100", Slices: []Slice{
-			{Index: 0, UUID: "MIG-10000000"}, {Index: 1, UUID: "MIG-20000000"},
+			{Index: 0, UUID: "MIG-10000000", GI: 1}, {Index: 1, UUID: "MIG-20000000", GI: 2},
 		}},
 	}
 }
@@ -44,6 +44,7 @@ func TestMaskAllows(t *testing.T) {
 		{"the beginning of two UUIDs", map[string]string{"CUDA_VISIBLE_DEVICES": "GPU-a"}, all, nil, berth.ErrDenied},
 		{"the beginning of one", map[string]string{"CUDA_VISIBLE_DEVICES": "GPU-aa,GPU-b"}, all, []string{"GPU-aa000000", "GPU-b0000000"}, nil},
 		{"two slices of one GPU", map[string]string{"CUDA_VISIBLE_DEVICES": "MIG-2,MIG-1"}, all, []string{"MIG-20000000", "MIG-10000000"}, nil},
+		{"a slice by the numbers of its instances", map[string]string{"CUDA_VISIBLE_DEVICES": "MIG-GPU-c0000000/2/0"}, all, []string{"MIG-20000000"}, nil},
 		{"another vendor's mask", map[string]string{"ROCR_VISIBLE_DEVICES": ""}, all, []string{"GPU-aa000000", "GPU-ab000000", "GPU-b0000000", "MIG-10000000", "MIG-20000000"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -112,5 +113,41 @@ func TestVendorMasksBesideSlurm(t *testing.T) {
 	m := HostMask(map[string]string{"ZE_AFFINITY_MASK": "1.0,1.1,0"})
 	if m.Source != "ZE_AFFINITY_MASK" || m.Vendor != "intel" || !slices.Equal(m.IDs, []string{"1", "0"}) {
 		t.Errorf("%+v", m)
+	}
+}
+
+// Slurm's numbers count the GPUs of those vendors that it lends.
+func TestMaskOfTwoVendors(t *testing.T) {
+	nvidia := []Device{{Vendor: "nvidia", Index: 0, UUID: "n0", PCI: "0000:01:00.0"}, {Vendor: "nvidia", Index: 1, UUID: "n1", PCI: "0000:02:00.0"}}
+	integrated := Device{Vendor: "intel", Index: 0, UUID: "i0", PCI: "0000:00:02.0"}
+	amd := []Device{{Vendor: "amd", Index: 0, UUID: "a0", PCI: "0000:03:00.0"}, {Vendor: "amd", Index: 1, UUID: "a1", PCI: "0000:04:00.0"}}
+	all := func(Device) bool { return true }
+	for name, tt := range map[string]struct {
+		devices []Device
+		ids     string
+		canOpen func(Device) bool
+		want    []string
+		kind    error
+	}{
+		"one is the processor's":            {append([]Device{integrated}, nvidia...), "1", all, []string{"n1"}, nil},
+		"that alone":                        {[]Device{integrated}, "0", all, []string{"i0"}, nil},
+		"the other's are kept from nobody":  {slices.Concat(nvidia, amd), "1", func(d Device) bool { return d.UUID != "n0" }, []string{"n1"}, nil},
+		"nothing is kept from the job":      {slices.Concat(nvidia, amd), "1", all, nil, berth.ErrDenied},
+		"both vendors' are kept":            {slices.Concat(nvidia, amd), "1", func(d Device) bool { return d.Index == 1 }, nil, berth.ErrDenied},
+		"it cannot be looked at":            {slices.Concat(nvidia, amd), "1", nil, nil, berth.ErrDenied},
+		"AMD's hidden ones may not count":   {amd, "3,5", all, []string{"a0", "a1"}, nil},
+		"not as many as were lent":          {amd, "1,3,5", all, nil, berth.ErrNotFound},
+		"of NVIDIA's every one is numbered": {nvidia, "1,5", all, nil, berth.ErrNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := HostMask(map[string]string{"SLURM_JOB_GPUS": tt.ids}).Allow(tt.devices, tt.canOpen)
+			var uuids []string
+			for _, d := range got {
+				uuids = append(uuids, d.UUID)
+			}
+			if !errors.Is(err, tt.kind) || !slices.Equal(uuids, tt.want) {
+				t.Errorf("%q, %v", uuids, err)
+			}
+		})
 	}
 }

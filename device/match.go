@@ -18,13 +18,28 @@ type Unit struct {
 	Slice  *Slice // nil for the whole device
 }
 
-// UUID names a unit.
+// UUID names a unit for people and for programs in containers. That of a slice only the driver's library tells: where it is
+// not asked, or does not answer, it is the key.
 func (u Unit) UUID() string {
 	if u.Slice != nil {
 		return u.Slice.UUID
 	}
 	return u.Device.UUID
 }
+
+// Key names a unit wherever processes must agree that know more or less of it, as in the ledger: of a slice by its GPU and
+// the numbers of its instances, which every process sees.
+func (u Unit) Key() string {
+	if u.Slice != nil {
+		return u.Device.key(*u.Slice)
+	}
+	return u.Device.UUID
+}
+
+func (d Device) key(s Slice) string { return fmt.Sprintf("MIG-%s/%d/%d", d.UUID, s.GI, s.CI) }
+
+// Is reports whether an id is the unit's key, or the name that it has or once had in its place.
+func (u Unit) Is(id string) bool { return id == u.Key() || id == u.UUID() }
 
 // Memory is a unit's memory in bytes; 0 if it is unknown.
 func (u Unit) Memory() int64 {
@@ -41,11 +56,20 @@ func (u Unit) String() string {
 	return u.Device.String()
 }
 
-// Units are the units of a host, in the order of its devices.
+// short names a unit among those of its host: "nvidia 0", "nvidia 0:1".
+func (u Unit) short() string {
+	name := u.Device.Vendor + " " + strconv.Itoa(u.Device.Index)
+	if u.Slice != nil {
+		name += ":" + strconv.Itoa(u.Slice.Index)
+	}
+	return name
+}
+
+// Units are the units of a host, in the order of its devices. One that works in slices alone and has none is none.
 func Units(inventory []Device) []Unit {
 	var units []Unit
 	for _, d := range inventory {
-		if len(d.Slices) == 0 {
+		if len(d.Slices) == 0 && !d.MIG {
 			units = append(units, Unit{Device: d})
 		}
 		for i := range d.Slices {
@@ -101,10 +125,13 @@ func (r Request) named(inventory []Device) ([]Unit, error) {
 			if r.Vendor != "" && u.Device.Vendor != r.Vendor {
 				return nil, fmt.Errorf("%w: %s is no device of %s", berth.ErrInvalid, id, r.Vendor)
 			}
+			if r.Shared && u.Memory() == 0 {
+				return nil, fmt.Errorf("%w: the memory of %s is not known, so that no shares of it can be counted; ask for the whole of it", berth.ErrExhausted, id)
+			}
 			if r.Shared && u.Memory() < r.Memory {
 				return nil, fmt.Errorf("%w: %s has %s of memory", berth.ErrExhausted, id, berth.SizeInWords(u.Memory()))
 			}
-			if !slices.ContainsFunc(units, func(o Unit) bool { return o.UUID() == u.UUID() }) {
+			if !slices.ContainsFunc(units, func(o Unit) bool { return o.Key() == u.Key() }) {
 				units = append(units, u)
 			}
 		}
@@ -156,7 +183,10 @@ func named(id string, d Device) ([]Unit, error) {
 	}
 	for i, s := range d.Slices {
 		m := sliceForm.FindStringSubmatch(id)
-		if strings.EqualFold(s.UUID, id) || strings.EqualFold(strings.ReplaceAll(s.UUID, "/", "-"), id) ||
+		called := func(name string) bool {
+			return strings.EqualFold(name, id) || strings.EqualFold(strings.ReplaceAll(name, "/", "-"), id) // the latter in CDI names
+		}
+		if called(s.UUID) || called(d.key(s)) ||
 			m != nil && m[1] == strconv.Itoa(d.Index) && m[2] == strconv.Itoa(s.Index) {
 			return []Unit{{Device: d, Slice: &d.Slices[i]}}, nil
 		}
@@ -167,6 +197,9 @@ func named(id string, d Device) ([]Unit, error) {
 		return nil, nil
 	case len(d.Slices) > 0:
 		return nil, fmt.Errorf("%w: %s is divided into slices; ask for one of them, as in device=%d:0 or mig=PROFILE", berth.ErrInvalid, d, d.Index)
+	}
+	if err := d.Undivided(); err != nil {
+		return nil, err
 	}
 	return []Unit{{Device: d}}, nil
 }
@@ -227,7 +260,7 @@ func (r Request) fitting(inventory []Device) ([]Unit, error) {
 	return fit, nil
 }
 
-// unknown says of how many units it is not known whether they fit; "" of none.
+// unknown says of how many units it is not known whether they fit, and of a device that has none what to do; "" of none.
 func (r Request) unknown(inventory []Device) string {
 	var text strings.Builder
 	for _, what := range []struct {
@@ -246,8 +279,19 @@ func (r Request) unknown(inventory []Device) string {
 				n++
 			}
 		}
-		if n > 0 {
+		switch {
+		case n == 0:
+		case r.Shared:
+			fmt.Fprintf(&text, ", but the %s of %d is not known: no shares of such can be counted, and the whole is lent to who names it, as in %s", what.name, n, what.like)
+		default:
 			fmt.Fprintf(&text, ", but the %s of %d is not known: such are lent to who names them, as in %s", what.name, n, what.like)
+		}
+	}
+	for _, d := range inventory {
+		if err := d.Undivided(); err != nil && r.of(d) {
+			_, why, _ := strings.Cut(err.Error(), ": ")
+			text.WriteString(", and " + why)
+			break
 		}
 	}
 	return text.String()
@@ -255,7 +299,25 @@ func (r Request) unknown(inventory []Device) string {
 
 // of reports whether a device is of the vendor and model that are asked for.
 func (r Request) of(d Device) bool {
-	return (r.Vendor == "" || d.Vendor == r.Vendor) && (r.Model == "" || strings.Contains(squeeze(d.Model), squeeze(r.Model)))
+	vendor := r.vendor()
+	return (vendor == "" || d.Vendor == vendor) && (r.Model == "" || strings.Contains(squeeze(d.Model), squeeze(r.Model)))
+}
+
+// vendor is that of which devices are asked for: the one that is named, or whose driver's capabilities are; "" is any.
+func (r Request) vendor() string {
+	if r.Vendor != "" || len(r.IDs) > 0 {
+		return r.Vendor
+	}
+	for _, word := range r.Capabilities {
+		switch word {
+		case "gpu", "all":
+		case "amd", "intel":
+			return word
+		default:
+			return "nvidia"
+		}
+	}
+	return ""
 }
 
 // modelsHere tells what models there are, and how many of each.

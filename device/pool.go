@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/ledger"
 )
@@ -21,8 +20,11 @@ import (
 type PoolConfig struct {
 	Host    *Host
 	Vendors []Injector
-	Specs   *cdi.Cache        // specs of others on this host; nil looks at none
-	Env     map[string]string // of this process: the masks that bound what it may lend
+	Specs   *cdi.Cache // specs of others on this host; nil looks at none
+	// Renew writes the file of a spec anew that berth wrote and that no longer fits the host; nil leaves such files as they are.
+	Renew func(ctx context.Context, file string) error
+	// Env is that of this process: the masks that bound what it may lend.
+	Env map[string]string
 	// Dir is where what is costly to find out is kept between processes; "" keeps nothing.
 	Dir string
 	// Ledger says whose processes are those of tasks; nil knows none.
@@ -32,7 +34,7 @@ type PoolConfig struct {
 	Quarantine Quarantine
 	// Preflight finds the program that looks in containers whether devices open; a static one, for it runs in any image.
 	Preflight func() (string, error)
-	// Timeout bounds how long a vendor's driver may take to answer. Default 30 s.
+	// Timeout bounds how long a vendor's driver may take to answer. Default AnswerTimeout.
 	Timeout time.Duration
 	Logger  *slog.Logger // nil discards
 }
@@ -50,17 +52,20 @@ type Pool struct {
 	foreign foreign
 	commons map[string]kept
 	specs   map[string]*cdi.Edits // what they do for all their devices
+
+	renewing sync.Mutex // held while a spec is written anew
+	renewed  map[string]error
 }
 
 // NewPool returns the pool of a host. It looks at nothing yet.
 func NewPool(cfg PoolConfig) *Pool {
-	if cfg.Timeout == 0 {
-		cfg.Timeout = 30 * time.Second
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[string]*cdi.Edits{}}
+	if cfg.Specs != nil {
+		cfg.Specs = cfg.Specs.Without(cdi.IsLent)
+	}
+	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[string]*cdi.Edits{}, renewed: map[string]error{}}
 }
 
 // inventory is what a host has, at one moment.
@@ -96,7 +101,7 @@ func (p *Pool) inventory(ctx context.Context) (*inventory, error) {
 	inv := &inventory{at: time.Now(), masks: HostMasks(p.cfg.Env)}
 	var errs []error
 	for _, v := range p.cfg.Vendors {
-		devices, err := p.ask(ctx, v)
+		devices, err := Ask(ctx, v, p.cfg.Timeout)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -120,11 +125,11 @@ func (p *Pool) inventory(ctx context.Context) (*inventory, error) {
 
 // held returns the devices that have reported fatal errors, having noted new ones.
 func (p *Pool) held(devices []Device) map[string]Fault {
-	faults := findFaults(p.cfg.Host, devices)
-	if err := p.cfg.Quarantine.Put(faults...); err != nil {
+	held, err := p.cfg.Quarantine.Hold(FindFaults(p.cfg.Host, devices)...)
+	if err != nil {
 		p.cfg.Logger.Warn("faults of devices are not noted", "err", err)
 	}
-	return p.cfg.Quarantine.Held()
+	return held
 }
 
 // Faults says in words which of the devices that were lent to a task have reported fatal errors; they are in
@@ -138,10 +143,9 @@ func (p *Pool) Faults(ctx context.Context, lent []ledger.Device) (texts []string
 		return nil, err
 	}
 	for _, d := range lent {
-		u, ok := inv.unit(d.ID)
 		f, held := inv.held[d.ID]
-		if !held && ok {
-			f, held = inv.held[u.Device.UUID]
+		if u, ok := inv.unit(d.ID); ok && !held {
+			f, held = FaultOf(inv.held, u)
 		}
 		if held {
 			texts = append(texts, fmt.Sprintf("GPU %s reported %s, and is in quarantine; release it with: berth gpu release %s", d.ID, f.Reason, f.UUID))
@@ -150,36 +154,17 @@ func (p *Pool) Faults(ctx context.Context, lent []ledger.Device) (texts []string
 	return texts, nil
 }
 
-// ask asks a vendor for its devices. A driver that hangs takes along the thread that asks it, which is left behind.
-func (p *Pool) ask(ctx context.Context, v Vendor) ([]Device, error) {
-	type answer struct {
-		devices []Device
-		err     error
-	}
-	got := make(chan answer, 1)
-	go func() { // ends when the driver answers
-		devices, err := v.Devices(ctx)
-		got <- answer{devices, err}
-	}()
-	limit := time.NewTimer(p.cfg.Timeout)
-	defer limit.Stop()
-	select {
-	case a := <-got:
-		return a.devices, a.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-limit.C:
-		return nil, fmt.Errorf("the driver of %s: %w: it has not answered for %s; look for its messages with: dmesg", v.Name(), berth.ErrUnavailable, berth.FormatDuration(p.cfg.Timeout))
-	}
-}
-
 // canOpen says whether this process may open a device, for masks; nil where that cannot be found out.
 func (p *Pool) canOpen() func(Device) bool {
 	if p.cfg.Host.Recorded() {
 		return nil
 	}
 	return func(d Device) bool {
-		for _, u := range Units([]Device{d}) {
+		units := Units([]Device{d})
+		if len(units) == 0 { // it works in slices alone, and has none
+			units = []Unit{{Device: d}}
+		}
+		for _, u := range units {
 			nodes, err := p.injector(d.Vendor).Nodes(u)
 			if err != nil {
 				return false
@@ -234,7 +219,7 @@ func (inv *inventory) bounds() string {
 	}
 	for _, d := range inv.all {
 		for _, u := range append(Units([]Device{d}), Unit{Device: d}) {
-			if f, ok := inv.held[u.UUID()]; ok {
+			if f, ok := FaultOf(inv.held, u); ok {
 				text = append(text, fmt.Sprintf("%s is in quarantine: %s; release it with: berth gpu release %s", u, f, f.UUID))
 				break
 			}
@@ -253,10 +238,10 @@ func (inv *inventory) bounds() string {
 	return " (" + strings.Join(text, "; ") + ")"
 }
 
-// unit finds a unit by its UUID.
-func (inv *inventory) unit(uuid string) (Unit, bool) {
+// unit finds a unit by its key or UUID.
+func (inv *inventory) unit(id string) (Unit, bool) {
 	units := Units(inv.all)
-	i := slices.IndexFunc(units, func(u Unit) bool { return u.UUID() == uuid })
+	i := slices.IndexFunc(units, func(u Unit) bool { return u.Is(id) })
 	if i < 0 {
 		return Unit{}, false
 	}

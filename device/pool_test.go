@@ -255,16 +255,44 @@ func TestGrantsRequire(t *testing.T) {
 		{"an old image", nv, []string{"CUDA_VERSION=13.0.1"}, berth.ErrExhausted},
 		{"disabled", nv, []string{"NVIDIA_REQUIRE_CUDA=cuda>=13.0", "NVIDIA_DISABLE_REQUIRE=true"}, nil},
 		{"of another vendor", am, []string{"NVIDIA_REQUIRE_CUDA=cuda>=13.0"}, nil},
+		{"parts of the driver", nv, []string{"NVIDIA_DRIVER_CAPABILITIES=compute,video"}, nil},
+		{"parts that it has not", nv, []string{"NVIDIA_DRIVER_CAPABILITIES=compute,bogus"}, berth.ErrInvalid},
+		{"those of another vendor's", am, []string{"NVIDIA_DRIVER_CAPABILITIES=bogus"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, _, err := p.Grants(t.Context(), asks("1"), c.lent, [][]string{nil, c.env})
 			if !errors.Is(err, c.kind) {
 				t.Errorf("%v", err)
 			}
-			if err != nil && (!strings.Contains(err.Error(), "cuda>=13.0") || !strings.Contains(err.Error(), "cuda 12.4, driver 550.54.15")) {
+			if errors.Is(err, berth.ErrExhausted) && (!strings.Contains(err.Error(), "cuda>=13.0") || !strings.Contains(err.Error(), "cuda 12.4, driver 550.54.15")) {
 				t.Errorf("%v does not show both sides", err)
 			}
 		})
+	}
+}
+
+// What is asked for and has no effect is told.
+func TestGrantsOptions(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	lent := []ledger.Device{{ID: h.AMD[0].UUID}}
+	for request, want := range map[string][]string{`1`: nil, `1,"options=b=1,a=2"`: {"options of GPUs (a, b) have no effect, as with Docker's drivers"}} {
+		if _, notes, err := pool(t, h.Root, nil).Grants(t.Context(), asks(request), lent, nil); err != nil || !slices.Equal(notes, want) {
+			t.Errorf("%s: %q, %v", request, notes, err)
+		}
+	}
+}
+
+// What a task says of the parts of the driver that it uses counts before what its image says.
+func TestGrantsCapabilities(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 1, Recorded: true})
+	env := [][]string{{"NVIDIA_DRIVER_CAPABILITIES=bogus"}}
+	for request, kind := range map[string]error{
+		`1,"capabilities=utility"`: nil, `1,"capabilities=gpu"`: berth.ErrInvalid, `1`: berth.ErrInvalid,
+	} {
+		_, _, err := pool(t, h.Root, nil).Grants(t.Context(), asks(request), []ledger.Device{{ID: h.NVIDIA[0].UUID}}, env)
+		if !errors.Is(err, kind) {
+			t.Errorf("%s: %v", request, err)
+		}
 	}
 }
 
@@ -322,7 +350,7 @@ func TestBusyDeviceIsNotLent(t *testing.T) {
 	check("1", 1)
 	check("2,allow_busy", 0, 1)
 	_, err = choose(t, open(), asks("2"), nil)
-	if want := fmt.Sprintf("waiting for 2 GPUs: amd 0 is used by \"sh\" (process %d)", pid); err == nil || err.Error() != want || !errors.Is(err, berth.ErrUnavailable) {
+	if want := fmt.Sprintf("waiting for 2 GPUs: amd 0 is used by \"sh\" (process %d); --allow-busy lends what others use", pid); err == nil || err.Error() != want || !errors.Is(err, berth.ErrUnavailable) {
 		t.Errorf("%v, want %s", err, want)
 	}
 	// The processes of whom it is lent to are not another's.
@@ -368,7 +396,7 @@ func TestChooseSlices(t *testing.T) {
 	}
 	for i := range divided {
 		for k := range divided[i].Slices {
-			divided[i].Slices[k].Index = k
+			divided[i].Slices[k].Index, divided[i].Slices[k].GI = k, k
 		}
 	}
 	h := devicetest.New(t, devicetest.Options{Recorded: true, NVIDIA: 1})
@@ -385,8 +413,9 @@ func TestChooseSlices(t *testing.T) {
 		taken   []string
 		want    string // or what it waits for
 	}{
-		{"mig=1g.10gb", nil, "b0"}, // of fewer slices
-		{"mig=1g.10gb", []string{"a0", "a2"}, "a1"},
+		{"mig=1g.10gb", nil, "b0"},                  // of fewer slices
+		{"mig=1g.10gb", []string{"a0", "a2"}, "a1"}, // lent by a berth that had other names for slices
+		{"mig=1g.10gb", []string{"MIG-a/0/0", "a2"}, "a1"},
 		{"mig=3g.40gb", nil, "a2"},
 		{"memory=8GiB", nil, "b0"},
 		{"memory=20GiB", nil, "a2"},
@@ -401,7 +430,11 @@ func TestChooseSlices(t *testing.T) {
 		lent, err := choose(t, p, asks(c.request), taken(c.taken...))
 		var got []string
 		for _, d := range lent {
-			got = append(got, d.ID)
+			for _, u := range device.Units(divided) {
+				if u.Key() == d.ID {
+					got = append(got, u.UUID())
+				}
+			}
 		}
 		slices.Sort(got)
 		if err != nil {
@@ -409,6 +442,77 @@ func TestChooseSlices(t *testing.T) {
 		}
 		if text := strings.Join(got, " "); text != c.want && (err == nil || !strings.Contains(text, c.want)) {
 			t.Errorf("%s with %v lent: %s, want %s", c.request, c.taken, text, c.want)
+		}
+	}
+}
+
+// TestChooseVendor: who asks for memory gets the least that will do, of whatever vendor, unless one is named; who asks for
+// a number alone gets the first vendor's, as with Docker.
+func TestChooseVendor(t *testing.T) {
+	of := func(vendor string, gib ...int64) (all []device.Device) {
+		for i, n := range gib {
+			all = append(all, device.Device{Vendor: vendor, Index: i, UUID: fmt.Sprint(vendor, i), Memory: n << 30, Model: vendor + " card"})
+		}
+		return all
+	}
+	h := devicetest.New(t, devicetest.Options{Recorded: true, NVIDIA: 1})
+	p := pool(t, h.Root, func(cfg *device.PoolConfig) {
+		cfg.Vendors = []device.Injector{fixed{cfg.Vendors[0], of("nvidia", 80, 24, 24)}, fixed{cfg.Vendors[1], of("amd", 16, 64, 16)}}
+	})
+	for _, c := range []struct {
+		request string
+		taken   map[string]ledger.Taken
+		want    string
+	}{
+		{"1", nil, "nvidia1"},
+		{"memory=8GiB", nil, "amd0"},
+		{"memory=8GiB,vendor=nvidia", nil, "nvidia1"},
+		{"memory=20GiB", nil, "nvidia1"},
+		{"memory=40GiB", nil, "amd1"},
+		{"memory=65GiB", nil, "nvidia0"},
+		{"2,memory=8GiB", nil, "amd0 amd2"},
+		{"2,memory=20GiB", nil, "nvidia1 nvidia2"},
+		{"2,memory=30GiB", nil, "1 fit"},
+		{"memory=8GiB,capabilities=compute", nil, "nvidia1"},
+		{"capabilities=amd", nil, "amd0"},
+		{"memory=8GiB", map[string]ledger.Taken{"amd0": {Exclusive: true, Tasks: []string{"other"}}, "amd2": {Exclusive: true, Tasks: []string{"other"}}}, "nvidia1"},
+		{"shared,memory=4GiB", nil, "amd0"},
+		{"shared,memory=4GiB", map[string]ledger.Taken{"nvidia2": {Bytes: 1 << 30, Tasks: []string{"sharer"}}}, "nvidia2"},
+	} {
+		lent, err := choose(t, p, asks(c.request), c.taken)
+		var got []string
+		for _, d := range lent {
+			got = append(got, d.ID)
+		}
+		if err != nil {
+			got = []string{err.Error()}
+		}
+		if text := strings.Join(got, " "); text != c.want && (err == nil || !strings.Contains(text, c.want)) {
+			t.Errorf("%s: lent %s, want %s", c.request, text, c.want)
+		}
+	}
+}
+
+// TestOtherVendorsImage: that an image is made for NVIDIA's GPUs, and the task has others, is told.
+func TestOtherVendorsImage(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{Recorded: true, AMD: 2})
+	p := pool(t, h.Root, nil)
+	lent := []ledger.Device{{ID: h.AMD[0].UUID}}
+	cuda := [][]string{{"PATH=/bin"}, {"NVIDIA_REQUIRE_CUDA=cuda>=12.4"}}
+	for _, c := range []struct {
+		request string
+		envs    [][]string
+		says    bool
+	}{
+		{"1", cuda, true},
+		{"1", [][]string{{"CUDA_VERSION=10.2"}}, true},
+		{"1", [][]string{{"CUDA_VERSION="}, nil}, false},
+		{"vendor=amd", cuda, false},
+		{"device=" + h.AMD[0].UUID, cuda, false},
+	} {
+		_, notes, err := p.Grants(t.Context(), asks(c.request), lent, c.envs)
+		if says := slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "ask for vendor=nvidia") }); err != nil || says != c.says {
+			t.Errorf("%s, %v: %q, %v", c.request, c.envs, notes, err)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 // Fault is why a device is not lent: it has reported an error that it does not recover from by itself.
 type Fault struct {
-	UUID   string    `json:"uuid"` // of the device, or of the slice
+	UUID   string    `json:"uuid"` // of the device, or the key of the slice
 	Reason string    `json:"reason"`
 	Time   time.Time `json:"time"`
 	// Released is when somebody said that the device can be lent again; older faults of it count no more.
@@ -41,6 +41,32 @@ func (q Quarantine) Held() map[string]Fault {
 		}
 	}
 	return held
+}
+
+// Hold notes faults that were found just now, and returns all that keep devices from being lent: these too where they could
+// not be noted, of which the error tells.
+func (q Quarantine) Hold(found ...Fault) (map[string]Fault, error) {
+	err := q.Put(found...)
+	held := q.Held()
+	if err != nil {
+		noted := q.read()
+		for _, f := range found {
+			if was := noted[f.UUID]; f.Time.After(was.Time) && f.Time.After(was.Released) {
+				held[f.UUID] = f
+			}
+		}
+	}
+	return held, err
+}
+
+// FaultOf returns the fault that keeps a unit from being lent: its own, or its device's.
+func FaultOf(held map[string]Fault, u Unit) (f Fault, is bool) {
+	for _, id := range []string{u.Key(), u.UUID(), u.Device.UUID} {
+		if f, is = held[id]; is {
+			return f, true
+		}
+	}
+	return f, false
 }
 
 // read returns what is noted of each device, the newest from all directories.
@@ -154,7 +180,11 @@ func without(devices []Device, held map[string]Fault) []Device {
 			continue
 		}
 		n := len(d.Slices)
-		d.Slices = slices.DeleteFunc(slices.Clone(d.Slices), func(s Slice) bool { _, is := held[s.UUID]; return is })
+		whole := d
+		d.Slices = slices.DeleteFunc(slices.Clone(d.Slices), func(s Slice) bool {
+			_, is := FaultOf(held, Unit{Device: whole, Slice: &s})
+			return is
+		})
 		if n == 0 || len(d.Slices) > 0 {
 			rest = append(rest, d)
 		}

@@ -27,7 +27,7 @@ type Request struct {
 	AllowBusy    bool              `json:"allow_busy,omitempty"`   // devices, too, that processes of others have open
 	Preflight    bool              `json:"preflight,omitempty"`    // look in the container whether all open, before a step's command
 	Capabilities []string          `json:"capabilities,omitempty"` // of the driver, for NVIDIA's devices
-	Options      map[string]string `json:"options,omitempty"`      // of the driver
+	Options      map[string]string `json:"options,omitempty"`      // of Docker's drivers; nothing of it is handed on
 }
 
 // keys are the keys of requests, in the order in which help shows them.
@@ -216,6 +216,8 @@ func (p *parser) finish() (Request, error) {
 		return r, fmt.Errorf("all devices, and some")
 	case p.counted != "" && len(r.IDs) > 0:
 		return r, fmt.Errorf("the count %s and devices (%s); give one of them", strings.TrimPrefix(p.counted, "count="), strings.Join(r.IDs, ", "))
+	case p.driver == "cdi" && len(r.Options) > 0:
+		return r, fmt.Errorf("driver=cdi and options, of which it has none")
 	case p.driver == "cdi" && len(r.IDs) == 0:
 		return r, fmt.Errorf("driver=cdi has no counts; name devices as in device=nvidia.com/gpu=0")
 	case p.counted == "" && len(r.IDs) == 0:

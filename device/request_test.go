@@ -64,15 +64,16 @@ func TestParseRequestErrors(t *testing.T) {
 		"vendor=nvidia,driver=amd":     "two vendors",
 		"driver=cdi,device=0":          "nvidia.com/gpu=0",
 		"driver=cdi":                   "no counts",
-		"capabilities=fly":             `no capability "fly"`,
-		"memory=much":                  "memory",
-		"mig=big":                      "1g.18gb",
-		"mig=1g.5gb,vendor=amd":        "NVIDIA's",
-		"shared":                       "memory=8GiB",
-		"shared,memory=1GiB,2":         "share is of one GPU",
-		"device=0,model=A100":          "give one of them",
-		`"all`:                         "parse error",
-		"vendor=nvidia,vendor=nvidia":  "twice",
+		"driver=cdi,device=nvidia.com/gpu=0,options=a=1": "options, of which it has none",
+		"capabilities=fly":            `no capability "fly"`,
+		"memory=much":                 "memory",
+		"mig=big":                     "1g.18gb",
+		"mig=1g.5gb,vendor=amd":       "NVIDIA's",
+		"shared":                      "memory=8GiB",
+		"shared,memory=1GiB,2":        "share is of one GPU",
+		"device=0,model=A100":         "give one of them",
+		`"all`:                        "parse error",
+		"vendor=nvidia,vendor=nvidia": "twice",
 	} {
 		r, err := ParseRequest(value)
 		if !errors.Is(err, berth.ErrInvalid) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
@@ -198,6 +199,37 @@ func TestMatchUnknown(t *testing.T) {
 		}
 		if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %q", c.request, err, c.says)
+		}
+	}
+}
+
+// A GPU in MIG mode that has no slices is lent to nobody, and who names it, or finds no other, is told what to do.
+func TestMatchMIGModeWithoutSlices(t *testing.T) {
+	undivided := Device{Vendor: "nvidia", UUID: "GPU-1", Model: "A100", MIG: true}
+	whole := Device{Vendor: "nvidia", Index: 1, UUID: "GPU-2", Model: "A100"}
+	const remedy = "nvidia 0 (A100, GPU-1) is in MIG mode and has no slices; make some, as root: nvidia-smi mig -i 0 -cgi PROFILE -C"
+	for _, c := range []struct {
+		request string
+		devices []Device
+		want    string
+		kind    error
+	}{
+		{"1", []Device{undivided, whole}, "GPU-2", nil},
+		{"all", []Device{undivided, whole}, "GPU-2", nil},
+		{"device=0", []Device{undivided, whole}, remedy, berth.ErrInvalid},
+		{"GPU-1", []Device{undivided, whole}, remedy, berth.ErrInvalid},
+		{"1", []Device{undivided}, "nothing here fits, and " + remedy, berth.ErrExhausted},
+		{"vendor=amd", []Device{undivided}, "nothing here fits; ", berth.ErrExhausted},
+	} {
+		r, err := ParseRequest(c.request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		units, err := r.Match(c.devices)
+		if !errors.Is(err, c.kind) || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.request, err, c.want)
+		} else if err == nil && (len(units) != 1 || units[0].UUID() != c.want) {
+			t.Errorf("%s: %v", c.request, units)
 		}
 	}
 }

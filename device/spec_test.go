@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -104,6 +105,136 @@ containerEdits:
 	}
 }
 
+// TestRenew: a spec of berth's that does not fit the host is told, and written anew where that is to be done, once for all devices.
+func TestRenew(t *testing.T) {
+	const text = "# Written by berth, which may write it again.\ncdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD128, type: c, major: 10, minor: %d}]}}, {name: \"1\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD129, type: c, major: 10, minor: %d}]}}]\n"
+	writes := func(minor int) func(*devicetest.Host, string) error {
+		return func(h *devicetest.Host, file string) error {
+			h.Write(file, fmt.Sprintf(text, minor, minor+3))
+			return nil
+		}
+	}
+	for name, c := range map[string]struct {
+		renew func(*devicetest.Host, string) error
+		cdi   string
+		says  string
+	}{
+		"told alone":      {nil, "", "/etc/cdi/amd.yaml is stale: /dev/dri/renderD128 is 10:99 there and 10:229 on this host; write it anew: berth cdi generate --vendor amd --output /etc/cdi/amd.yaml; until then it does not count"},
+		"written anew":    {writes(229), "amd.com/gpu=0", "on this host; berth has written it anew"},
+		"not to be":       {func(*devicetest.Host, string) error { return errors.New("no hooks") }, "", "a CDI spec is not written anew: no hooks"},
+		"and stale again": {writes(98), "", "is 10:98 there"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := devicetest.New(t, devicetest.Options{AMD: 2, Recorded: true})
+			h.Write("/etc/cdi/amd.yaml", fmt.Sprintf(text, 99, 102))
+			calls := 0
+			p := pool(t, h.Root, func(cfg *device.PoolConfig) {
+				if c.renew != nil {
+					cfg.Renew = func(_ context.Context, file string) error {
+						calls++
+						return c.renew(h, file)
+					}
+				}
+			})
+			grants, notes, err := p.Grants(t.Context(), asks("2"), []ledger.Device{{ID: h.AMD[0].UUID}, {ID: h.AMD[1].UUID}}, nil)
+			if err != nil || len(grants) != 2 || grants[0].CDI != c.cdi || (grants[1].CDI != "") != (c.cdi != "") || !strings.Contains(strings.Join(notes, "\n"), c.says) {
+				t.Errorf("%+v, %q, %v; want %q and %q", grants, notes, err, c.cdi, c.says)
+			}
+			if c.renew != nil && calls != 1 {
+				t.Errorf("written anew %d times, want once", calls)
+			}
+		})
+	}
+}
+
+// TestStaleIsKept: that a spec of berth's does not fit is known to the next process, as long as it differs in the same.
+func TestStaleIsKept(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	const text = "# Written by berth, which may write it again.\ncdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD128, type: c, major: 10, minor: 99}]}}]\n"
+	h.Write("/etc/cdi/amd.yaml", text)
+	dir := t.TempDir()
+	grant := func(cdi, says string) {
+		t.Helper()
+		p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir })
+		grants, notes, err := p.Grants(t.Context(), asks("1"), []ledger.Device{{ID: h.AMD[0].UUID}}, nil)
+		if err != nil || len(grants) != 1 || grants[0].CDI != cdi || (says == "") != (len(notes) == 0) || !strings.Contains(strings.Join(notes, "\n"), says) {
+			t.Errorf("%+v, %q, %v; want %q and %q", grants, notes, err, cdi, says)
+		}
+	}
+	grant("", "is 10:99 there and 10:229 on this host")
+	files, _ := filepath.Glob(filepath.Join(dir, "spec-*.json"))
+	if len(files) != 1 {
+		t.Fatalf("kept %v", files)
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What is kept is what is said, and not what a look at the file would say.
+	if err := os.WriteFile(files[0], []byte(strings.Replace(string(data), "write it anew", "as was kept", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	grant("", "as was kept")
+	h.Write(device.NodeList, "c 10:234 0666 0:0 /dev/kfd\nc 10:98 0666 0:0 /dev/dri/renderD128\n")
+	grant("", "is 10:99 there and 10:98 on this host; write it anew")
+	h.Write(device.NodeList, "c 10:234 0666 0:0 /dev/kfd\nc 10:99 0666 0:0 /dev/dri/renderD128\n")
+	grant("amd.com/gpu=0", "")
+}
+
+// TestUnreadSpecs: a spec that makes no sense is told, by each process, and what was asked for by a name that it may have is refused.
+func TestUnreadSpecs(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	h.Write("/etc/cdi/amd.yaml", "cdiVersion: 0.6.0\nkind: amd.com/gpu\ndevises: []\n")
+	dir := t.TempDir()
+	grant := func(request string) ([]string, error) {
+		p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir })
+		_, notes, err := p.Grants(t.Context(), asks(request), []ledger.Device{{ID: h.AMD[0].UUID}}, nil)
+		return notes, err
+	}
+	for range 2 {
+		if notes, err := grant("vendor=amd,count=1"); err != nil || len(notes) != 1 || !strings.Contains(notes[0], "/etc/cdi/amd.yaml") || !strings.Contains(notes[0], "berth cdi check") {
+			t.Errorf("%q, %v", notes, err)
+		}
+	}
+	for _, name := range []string{"amd.com/gpu=0", "amd.com/gpu=all"} {
+		if _, err := grant(name); !errors.Is(err, berth.ErrConflict) || !strings.Contains(err.Error(), "/etc/cdi/amd.yaml") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// One of others may not have it.
+	h.Write("/etc/cdi/amd.yaml", "kind: nvidia.com/gpu\ndevises: []\n")
+	if notes, err := grant("amd.com/gpu=0"); err != nil || len(notes) != 1 {
+		t.Errorf("of another vendor: %q, %v", notes, err)
+	}
+}
+
+// TestSpecsOfSandboxes: specs of tasks' sandboxes, which come and go, are not looked at, and what is known of others stays known.
+func TestSpecsOfSandboxes(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	h.Write("/etc/cdi/amd.yaml", "cdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD128}]}}]\n")
+	dir := t.TempDir()
+	kept := ""
+	for i := range 2 {
+		if i > 0 {
+			h.Write("/var/run/cdi/"+cdi.LentName("me", "task", "nvidia")+".yaml", "half of a sp")
+		}
+		p := pool(t, h.Root, func(cfg *device.PoolConfig) { cfg.Dir = dir })
+		grants, notes, err := p.Grants(t.Context(), asks("1"), []ledger.Device{{ID: h.AMD[0].UUID}}, nil)
+		if err != nil || len(notes) != 0 || len(grants) != 1 || grants[0].CDI != "amd.com/gpu=0" {
+			t.Errorf("%d: %+v, %q, %v", i, grants, notes, err)
+		}
+		files, _ := filepath.Glob(filepath.Join(dir, "spec-*.json"))
+		if len(files) != 1 {
+			t.Fatalf("%d: kept %v", i, files)
+		}
+		data, err := os.ReadFile(files[0])
+		if err != nil || i > 0 && string(data) != kept {
+			t.Errorf("%d: kept %s, %v; was %s", i, data, err, kept)
+		}
+		kept = string(data)
+	}
+}
+
 // stuck is a vendor whose driver does not answer.
 type stuck struct {
 	device.Injector
@@ -153,6 +284,33 @@ func TestMoreIsKept(t *testing.T) {
 		all, err := more(t.Context(), c.devices)
 		if err != nil || len(all) != len(c.devices) || all[0].Memory != 1<<30 || asked != c.asked {
 			t.Errorf("%d: %v, %v; asked %d times", i, all, err, asked)
+		}
+	}
+	// What can be switched to work in slices is asked about again after a minute: no file tells that it was.
+	for _, divisible := range []bool{true, false} {
+		on, asked, file := false, 0, filepath.Join(t.TempDir(), "mig.json")
+		mig := device.More(func(_ context.Context, devices []device.Device) ([]device.Device, error) {
+			asked++
+			return []device.Device{{UUID: devices[0].UUID, Memory: 1, MIG: on, Divisible: divisible}}, nil
+		}).Kept(file)
+		for i, c := range []struct {
+			age   time.Duration
+			on    bool
+			asked int
+		}{{0, false, 1}, {0, false, 1}, {50 * time.Second, true, 1}, {time.Minute, true, 2}, {time.Minute, true, 3}, {time.Minute, false, 4}, {0, false, 4}, {-time.Hour, false, 5}} {
+			if on = c.on; c.age != 0 {
+				then := time.Now().Add(-c.age)
+				if err := os.Chtimes(file, then, then); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := c.asked
+			if !divisible {
+				want = 1
+			}
+			if all, err := mig(t.Context(), one); err != nil || len(all) != 1 || asked != want || all[0].MIG != (divisible && c.on && want > 1) {
+				t.Errorf("divisible %t, %d: %+v, %v; asked %d times", divisible, i, all, err, asked)
+			}
 		}
 	}
 	failing := device.More(func(context.Context, []device.Device) ([]device.Device, error) { return nil, berth.ErrUnavailable }).Kept(filepath.Join(t.TempDir(), "f"))

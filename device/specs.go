@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/berth-project/berth/device/cdi"
@@ -22,14 +23,23 @@ type keptSpec struct {
 	Path   string     `json:"path,omitempty"` // of the spec that has
 	Common *cdi.Edits `json:"common,omitempty"`
 	Own    *cdi.Edits `json:"own,omitempty"`
+	Unread []unread   `json:"unread,omitempty"`
+	// Stale is why the spec that has it, which berth wrote, does not count, while that differs so.
+	Stale *cdi.StaleError `json:"stale,omitempty"`
 }
 
-// specStamp names the spec files as they are; "" if there are none.
+// unread is a spec file that could not be read, and why.
+type unread struct {
+	Path string `json:"path"`
+	Text string `json:"text"`
+}
+
+// specStamp names the spec files as they are, but for those of sandboxes; "" if there are none.
 func (p *Pool) specStamp() string {
 	sum, n := sha256.New(), 0
 	for _, dir := range p.cfg.Specs.Dirs() {
 		for _, file := range p.cfg.Host.Glob(dir + "/*") {
-			if ext := path.Ext(file); ext != ".json" && ext != ".yaml" {
+			if ext := path.Ext(file); ext != ".json" && ext != ".yaml" || cdi.IsLent(file) {
 				continue
 			}
 			n++
@@ -64,11 +74,15 @@ func (p *Pool) recallSpec(key, stamp string) (k keptSpec, ok bool) {
 	if err != nil || json.Unmarshal(data, &k) != nil || k.Stamp != stamp || k.Key != key {
 		return keptSpec{}, false
 	}
-	if k.Name == "" {
+	if k.Name == "" && k.Stale == nil {
 		return k, true
 	}
+	var known []string
+	if k.Stale != nil {
+		known = k.Stale.Causes
+	}
 	differs, err := cdi.Differences(p.cfg.Host.CDI(), cdi.Append(nil, k.Common, k.Own))
-	return k, err == nil && len(differs) == 0
+	return k, err == nil && slices.Equal(differs, known)
 }
 
 func (p *Pool) keepSpec(k keptSpec) {

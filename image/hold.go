@@ -40,8 +40,7 @@ func (s *Store) Hold(imageID, holder string) error {
 		}
 		return wrap("hold image "+imageID, err)
 	}
-	err = os.Symlink(filepath.Clean(holder), s.holdPath(imageID, holder))
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := s.makeHold(imageID, filepath.Clean(holder)); err != nil {
 		return wrap("hold image "+imageID, err)
 	}
 	s.touch(imageID)
@@ -53,13 +52,81 @@ func (s *Store) Release(imageID, holder string) error {
 	if !digestForm.MatchString(imageID) {
 		return fmt.Errorf("release image %q: %w: it is no image ID", imageID, berth.ErrInvalid)
 	}
-	return wrap("release image "+imageID, ignoreMissing(os.Remove(s.holdPath(imageID, holder))))
+	shared, own := s.holdPath(imageID, holder)
+	err := fs.ErrNotExist
+	if shared != "" {
+		err = os.Remove(shared)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = os.Remove(own)
+	}
+	return wrap("release image "+imageID, ignoreMissing(err))
 }
 
-// holdPath names a hold: a symbolic link to the holder, so that making one is one system call.
-func (s *Store) holdPath(id, holder string) string {
-	sum := sha256.Sum256([]byte(filepath.Clean(holder)))
-	return filepath.Join(s.dir, "holds", hexOf(id)+"."+hex.EncodeToString(sum[:8]))
+// longestBase is the length of a holder's name that a hold's name has room for, in bytes.
+const longestBase = 128
+
+// holdPath names a hold: a hard link to the one symbolic link that leads to the holder's parent directory, with the
+// holder's own name at its end. So a hold is no inode of its own: many short-lived ones would cost more than all else
+// of it on some file systems. own is the other kind, a symbolic link to the holder, for where that cannot be.
+func (s *Store) holdPath(id, holder string) (shared, own string) {
+	holder = filepath.Clean(holder)
+	own = filepath.Join(s.dir, "holds", hexOf(id)+"."+shortSum(holder))
+	if base := filepath.Base(holder); len(base) <= longestBase {
+		shared = own + "." + base
+	}
+	return shared, own
+}
+
+func shortSum(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:8])
+}
+
+// makeHold makes a hold, or finds it. The store's lock is held.
+func (s *Store) makeHold(id, holder string) error {
+	shared, own := s.holdPath(id, holder)
+	err := error(unix.EPERM)
+	if shared != "" {
+		err = s.linkHold(filepath.Dir(holder), shared)
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) { // a file system without hard links
+		err = os.Symlink(holder, own)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+func (s *Store) linkHold(parent, path string) error {
+	link := filepath.Join(s.dir, "holders", shortSum(parent))
+	err := os.Link(link, path)
+	if errors.Is(err, unix.EMLINK) { // ext4 has 65000 at most
+		if err := os.Remove(link); err != nil {
+			return err
+		}
+		err = fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Symlink(parent, link); err != nil {
+			return err
+		}
+		err = os.Link(link, path)
+	}
+	return err
+}
+
+// holderOf is whom the hold of that name in dir is for.
+func holderOf(dir, name string) (string, error) {
+	target, err := os.Readlink(filepath.Join(dir, name))
+	if err != nil {
+		return "", err
+	}
+	if parts := strings.SplitN(name, ".", 3); len(parts) == 3 {
+		return filepath.Join(target, parts[2]), nil
+	}
+	return target, nil
 }
 
 // holders returns, by image ID, who holds it, and removes the holds of holders that are gone. The store's
@@ -73,7 +140,7 @@ func (s *Store) holders() (map[string][]string, error) {
 	held := map[string][]string{}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		holder, err := os.Readlink(path)
+		holder, err := holderOf(dir, e.Name())
 		if err != nil {
 			continue // released meanwhile
 		}
@@ -103,7 +170,7 @@ func (s *Store) sweepHolds() error {
 		return err
 	}
 	for _, e := range entries {
-		holder, err := os.Readlink(filepath.Join(dir, e.Name()))
+		holder, err := holderOf(dir, e.Name())
 		if err != nil || !gone(holder) {
 			continue
 		}

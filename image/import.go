@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -18,6 +19,23 @@ type ImportOptions struct {
 	Platform string            // "" is this machine's
 	Config   berth.ImageConfig // how it wants to be run; its Architecture, OS and Variant are Platform's
 	Created  time.Time         // zero is none, so that the same archive is the same image
+	// Progress, if not nil, hears how much of the archive was read. Of one that is no file, nobody knows how much there is.
+	Progress func(berth.Progress)
+}
+
+// Watch is the archive, of which Progress is told as it is read.
+func (o ImportOptions) Watch(archive io.Reader) io.ReadCloser {
+	rest := io.NopCloser(archive)
+	if o.Progress == nil {
+		return rest
+	}
+	var size int64
+	if f, ok := archive.(*os.File); ok {
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			size = st.Size()
+		}
+	}
+	return &countingReader{ReadCloser: rest, size: size, progress: newMeter(o.Progress, "archive", size).update}
 }
 
 // Import makes an image of one layer from an archive of a root file system: tar, plain or compressed with
@@ -39,7 +57,7 @@ func (s *Store) Import(ctx context.Context, archive io.Reader, name string, opts
 		}
 		refs = append(refs, refRecord{Ref: ref.String(), Platform: want.String()})
 	}
-	img, err := s.importLayer(ctx, archive, refs, configFor(want, opts))
+	img, err := s.importLayer(ctx, opts.Watch(archive), refs, configFor(want, opts))
 	if name == "" {
 		name = "archive"
 	}
@@ -66,7 +84,7 @@ func configFor(p platform, opts ImportOptions) *v1.ConfigFile {
 	return f
 }
 
-func (s *Store) importLayer(ctx context.Context, archive io.Reader, refs []refRecord, config *v1.ConfigFile) (berth.Image, error) {
+func (s *Store) importLayer(ctx context.Context, archive io.ReadCloser, refs []refRecord, config *v1.ConfigFile) (berth.Image, error) {
 	work, err := s.newWorkDir()
 	if err != nil {
 		return berth.Image{}, err
@@ -74,7 +92,7 @@ func (s *Store) importLayer(ctx context.Context, archive io.Reader, refs []refRe
 	defer work.remove() //nolint:errcheck // the next process removes what stays
 	dir := filepath.Join(work.path, "0")
 	rec, err := s.unpackLayer(ctx, func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(archive), nil
+		return archive, nil
 	}, dir, layerWant{})
 	if err != nil {
 		return berth.Image{}, err

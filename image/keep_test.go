@@ -210,6 +210,81 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// A hold is a link beside others to the directory of the holders, or one of its own where that cannot be: the holder's
+// name is too long, the hold is of an older berth, there are as many links to one as the file system has.
+func TestHoldKinds(t *testing.T) {
+	s := newStore(t)
+	img := imported(t, s, "img")
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b.c", strings.Repeat("n", longestBase), strings.Repeat("n", longestBase+1)} {
+		holder := filepath.Join(dir, name)
+		if err := os.Mkdir(holder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Hold(img.ID, holder); err != nil {
+			t.Fatal(err)
+		}
+		equal(t, held(t, s), map[string][]string{img.ID: {holder}})
+		if err := s.Release(img.ID, holder); err != nil {
+			t.Fatal(err)
+		}
+		equal(t, count(t, s, "holds"), 0)
+	}
+	holder := filepath.Join(dir, "a")
+	_, own := s.holdPath(img.ID, holder)
+	if err := os.Symlink(holder, own); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, held(t, s), map[string][]string{img.ID: {holder}})
+	if err := s.Release(img.ID, holder); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, count(t, s, "holds"), 0)
+}
+
+// More holds than a file has links on ext4.
+func TestManyHolds(t *testing.T) {
+	s := newStore(t)
+	img := imported(t, s, "img")
+	holder := filepath.Join(t.TempDir(), "a")
+	if err := errors.Join(os.Mkdir(holder, 0o700), s.Hold(img.ID, holder), s.Release(img.ID, holder)); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(s.dir, "holders", shortSum(filepath.Dir(holder)))
+	others := filepath.Join(s.dir, "others")
+	if err := os.Mkdir(others, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		if i > 70_000 {
+			break // this file system has no such bound
+		}
+		if err := os.Link(link, filepath.Join(others, fmt.Sprint(i))); errors.Is(err, unix.EMLINK) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Hold(img.ID, holder); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, held(t, s), map[string][]string{img.ID: {holder}})
+}
+
+func held(t *testing.T, s *Store) map[string][]string {
+	t.Helper()
+	lock, err := s.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	got, err := s.holders()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
 func TestPrune(t *testing.T) {
 	now := time.Now()
 	s := newStore(t, func(o *Options) { o.Now = func() time.Time { return now } })
@@ -264,6 +339,64 @@ func TestPruneKeepsWhatIsLocal(t *testing.T) {
 	}
 	equal(t, got.Refs, []string{"docker.io/library/local:latest"})
 	equal(t, got.Kept, []string(nil))
+}
+
+// A registry that has a loaded image under another name has it not under the name it was loaded by, whichever came first.
+func TestPruneKeepsLocalNames(t *testing.T) {
+	for _, test := range []struct {
+		name                 string
+		loadFirst, oldRecord bool
+		remove, kept         bool
+	}{
+		{name: "loaded, then pulled", loadFirst: true, kept: true},
+		{name: "loaded by an older berth, then pulled", loadFirst: true, oldRecord: true, kept: true},
+		{name: "pulled, then loaded", kept: true},
+		{name: "the local name is gone", loadFirst: true, remove: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newStore(t)
+			img := newImage(t, layer(t, file("a", "x")))
+			host := serve(t, nil)
+			push(t, host+"/lab/img:1", img)
+			load := func() {
+				if _, err := s.Load(t.Context(), dockerArchive(t, map[string]v1.Image{"local:latest": img}), LoadOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.loadFirst {
+				load()
+			}
+			if test.oldRecord {
+				path := s.refPath(refKey("docker.io/library/local:latest", "linux/amd64"))
+				var ref refRecord
+				if err := readRecord(path, &ref); err != nil {
+					t.Fatal(err)
+				}
+				ref.Local = false
+				if err := s.writeRecord(path, ref); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := s.Image(t.Context(), amd64(host+"/lab/img:1")); err != nil {
+				t.Fatal(err)
+			}
+			if !test.loadFirst {
+				load()
+			}
+			if test.remove {
+				if _, err := s.Remove(t.Context(), "local"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := s.Prune(t.Context(), PruneOptions{})
+			if err != nil || (len(got.Images) == 0) != test.kept {
+				t.Errorf("%+v, %v", got, err)
+			}
+			if _, err := s.Inspect(t.Context(), "local"); (err == nil) != test.kept {
+				t.Errorf("the image that was loaded: %v", err)
+			}
+		})
+	}
 }
 
 // TestPruneSparesPulls prunes while a pull has its first layer and waits for its second.
@@ -529,7 +662,7 @@ func TestDiskFull(t *testing.T) {
 	full := 0
 	for _, room := range []string{
 		"size=60k", "size=100k", "size=300k", "size=380k", "size=440k", "size=460k", "size=470k", "size=480k", "size=500k", "size=520k", "size=1m",
-		"nr_inodes=12", "nr_inodes=16", "nr_inodes=30", "nr_inodes=38", "nr_inodes=42", "nr_inodes=44", "nr_inodes=46", "nr_inodes=48", "nr_inodes=50", "nr_inodes=60",
+		"nr_inodes=14", "nr_inodes=16", "nr_inodes=30", "nr_inodes=38", "nr_inodes=42", "nr_inodes=44", "nr_inodes=46", "nr_inodes=48", "nr_inodes=50", "nr_inodes=60",
 	} {
 		t.Run(room, func(t *testing.T) {
 			dir := t.TempDir()

@@ -24,6 +24,7 @@ type Info struct {
 	Added   time.Time `json:"added"`             // to this store
 	Used    time.Time `json:"used"`              // last
 	Pulled  bool      `json:"pulled"`            // from a registry, which may have it still
+	Local   []string  `json:"local,omitempty"`   // those of Refs under which it was loaded or imported, sorted
 	Holders []string  `json:"holders,omitempty"` // see Hold
 	Layers  []Layer   `json:"layers"`            // lowest first
 }
@@ -91,8 +92,13 @@ func (s *Store) info(rec imageRecord, refs []refRecord) (Info, error) {
 	for _, r := range refs {
 		if r.ID == rec.ID {
 			i.Refs = append(i.Refs, r.Ref)
+			if r.Local || !rec.Pulled {
+				i.Local = append(i.Local, r.Ref)
+			}
 		}
 	}
+	slices.Sort(i.Local)
+	i.Local = slices.Compact(i.Local)
 	slices.Sort(i.Refs)
 	if i.Refs = slices.Compact(i.Refs); len(i.Refs) > 0 {
 		i.Ref = i.Refs[0]

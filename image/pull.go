@@ -239,6 +239,11 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 	err = readRecord(s.imagePath(r.id), &before)
 	fresh := errors.Is(err, fs.ErrNotExist)
 	rec.Pulled = rec.Pulled || before.Pulled
+	if rec.Pulled && !fresh && !before.Pulled {
+		if err := s.markLocal(r.id); err != nil {
+			return berth.Image{}, err
+		}
+	}
 	if err := s.writeRecord(s.imagePath(r.id), rec); err != nil {
 		return berth.Image{}, err
 	}
@@ -246,6 +251,7 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 	img := berth.Image{Ref: r.id, ID: r.id, Digest: r.digest, Config: rec.Config}
 	for i, ref := range refs {
 		ref.ID, ref.Digest, ref.Index, ref.Pulled = r.id, r.digest, r.index, s.now().UTC()
+		ref.Local = !r.pulled
 		if err := s.writeRecord(s.refPath(refKey(ref.Ref, ref.Platform)), ref); err != nil {
 			if fresh && i == 0 { // nothing names it, and nobody was told of it
 				err = errors.Join(err, os.Remove(s.imagePath(r.id)))
@@ -257,6 +263,18 @@ func (s *Store) record(ctx context.Context, work *workDir, r resolved, keys []st
 		}
 	}
 	return img, nil
+}
+
+// markLocal notes that every name an image has until now is local, before a registry is known to have the image.
+func (s *Store) markLocal(id string) error {
+	refs, err := s.allRefs()
+	for _, ref := range refs {
+		if ref.ID == id && !ref.Local && err == nil {
+			ref.Local = true
+			err = s.writeRecord(s.refPath(refKey(ref.Ref, ref.Platform)), ref)
+		}
+	}
+	return err
 }
 
 // digestString is the digest of a blob; "" where it is not known.
@@ -303,7 +321,7 @@ func newMeter(report func(berth.Progress), layer string, total int64) *meter {
 // update is called by one goroutine only.
 func (m *meter) update(done, total int64) {
 	now := time.Now()
-	if done < total && now.Sub(m.last) < meterPause {
+	if (done < total || total == 0) && now.Sub(m.last) < meterPause {
 		return
 	}
 	m.last = now

@@ -44,6 +44,9 @@ type refRecord struct {
 	Digest   string    `json:"digest,omitempty"` // of the manifest
 	Index    string    `json:"index,omitempty"`  // of the index that led to the manifest
 	Pulled   time.Time `json:"pulled"`
+	// Local: the image came under this name from an archive, by Load or Import. Of an image that no registry had, every
+	// name is local.
+	Local bool `json:"local,omitempty"`
 }
 
 // layerRecord says what an unpacked layer holds. It lies in the layer's directory and is published with it.

@@ -39,10 +39,11 @@ func (e *InUseError) Unwrap() error { return berth.ErrConflict }
 // that is not the image's last, only the reference goes. ErrNotFound if there is no such image, ErrConflict
 // if it is held.
 func (s *Store) Remove(ctx context.Context, name string) (Removed, error) {
+	var unknown error // names the image by itself
 	r, err := s.change(ctx, func(infos []Info) ([]Info, []string, error) {
-		found, err := match(infos, name)
-		if err != nil {
-			return nil, nil, err
+		var found []Info
+		if found, unknown = match(infos, name); unknown != nil {
+			return nil, nil, unknown
 		}
 		ref, err := ParseRef(name)
 		if err != nil || !slices.Contains(found[0].Refs, ref.String()) {
@@ -51,6 +52,9 @@ func (s *Store) Remove(ctx context.Context, name string) (Removed, error) {
 		last := slices.DeleteFunc(slices.Clone(found), func(i Info) bool { return len(i.Refs) > 1 })
 		return last, []string{ref.String()}, notHeld(last)
 	})
+	if unknown != nil {
+		return r, unknown
+	}
 	return r, wrap("remove image "+name, err)
 }
 
@@ -67,15 +71,16 @@ func notHeld(infos []Info) error {
 // PruneOptions say what to collect.
 type PruneOptions struct {
 	Unused time.Duration // images that were not used for so long; 0 is every image that is not held
-	All    bool          // also those with a name that were imported or loaded: no registry has them
+	All    bool          // also those with a name under which they were imported or loaded: no registry has them by it
 	DryRun bool          // say only what would go
 }
 
-// Spares reports whether an image stays that is not used: it has a name, and nobody could fetch it again.
-func (o PruneOptions) Spares(i Info) bool { return !o.All && !i.Pulled && len(i.Refs) > 0 }
+// Spares reports whether an image stays that is not used: by one of its names nobody could fetch it again.
+func (o PruneOptions) Spares(i Info) bool { return !o.All && len(i.Local) > 0 }
 
 // Prune removes images that were not used for some time and are not held, layers that no image has, and what
-// crashed processes left behind. What was imported or loaded and has a name stays, unless All: it is told as kept.
+// crashed processes left behind. What was imported or loaded stays as long as it has a name from then, unless All: it is
+// told as kept.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Removed, error) {
 	if err := s.sweep(); err != nil {
 		return Removed{}, wrap("prune images", err)

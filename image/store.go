@@ -137,7 +137,7 @@ func (s *Store) makeDirs() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	for _, d := range []string{"tmp", "refs", "images", "layers", "l", "locks", "holds"} {
+	for _, d := range []string{"tmp", "refs", "images", "layers", "l", "locks", "holds", "holders"} {
 		if err := os.Mkdir(filepath.Join(s.dir, d), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}

@@ -18,7 +18,10 @@ import (
 	"github.com/berth-project/berth"
 )
 
-const xattrRecord = "SCHILY.xattr."
+const (
+	xattrRecord = "SCHILY.xattr."
+	aclDefault  = "system.posix_acl_default"
+)
 
 // file makes a regular file with its content.
 func (u *unpacker) file(ctx context.Context, at node, base string, hdr *tar.Header, data io.Reader) error {
@@ -137,30 +140,36 @@ func (u *unpacker) copySparse(ctx context.Context, fd int, data io.Reader, size 
 // with them an image could graft other parts of its layers, and hide what they hold.
 func keepXattr(name string) bool {
 	switch name {
-	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+	case "security.capability", "system.posix_acl_access":
 		return true
 	}
 	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
 
-// setXattrs sets the extended attributes of an entry. What the file system or the user namespace does not
-// take is left out.
+// setXattrs sets the extended attributes of an entry, but what a directory hands on: that is set when all is in it.
 func setXattrs(fd int, hdr *tar.Header) error {
 	for k, v := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(k, xattrRecord)
 		if !ok || !keepXattr(name) {
 			continue
 		}
-		err := unix.Fsetxattr(fd, name, []byte(v), 0)
-		switch {
-		case err == nil, errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.EPERM):
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.E2BIG):
-			return errArchive("its attribute %.64q is not valid: %w", name, err)
-		default:
-			return sysErr("set the attribute "+name, err)
+		if err := setXattr(fd, name, v); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// setXattr sets an extended attribute. What the file system or the user namespace does not take is left out.
+func setXattr(fd int, name, value string) error {
+	err := unix.Fsetxattr(fd, name, []byte(value), 0)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.EPERM):
+		return nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.E2BIG):
+		return errArchive("its attribute %.64q is not valid: %w", name, err)
+	}
+	return sysErr("set the attribute "+name, err)
 }
 
 // link makes a hard link. Where the file lies in a lower layer, the link is noted for later.
@@ -322,6 +331,11 @@ func (u *unpacker) finishDir(ctx context.Context, real string, m *dirMeta) error
 	times := [2]unix.Timespec{m.mtime, m.mtime}
 	if err := unix.UtimesNanoAt(fd, ".", times[:], 0); err != nil {
 		return sysErr("set the time", err)
+	}
+	if m.inherit != "" {
+		if err := setXattr(fd, aclDefault, m.inherit); err != nil {
+			return err
+		}
 	}
 	return sysErr("chmod", unix.Fchmod(fd, m.mode))
 }

@@ -96,7 +96,8 @@ func newUnpacker(root *os.File, rootless bool) *unpacker {
 type dirMeta struct {
 	mode    uint32
 	mtime   unix.Timespec
-	implied bool // not named by the archive
+	implied bool   // not named by the archive
+	inherit string // the access list that what is made in it would begin with
 }
 
 // errArchive makes an error of what is wrong with an archive.
@@ -190,7 +191,9 @@ func (u *unpacker) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
 		return errArchive("it is the root and no directory")
 	}
-	u.dirs[""] = &dirMeta{mode: modeOf(hdr), mtime: mtimeOf(hdr)}
+	if err := u.keep("", metaOf(hdr)); err != nil {
+		return err
+	}
 	if err := u.chown(u.tree.root, "", hdr); err != nil {
 		return err
 	}
@@ -218,10 +221,18 @@ func (u *unpacker) parent(ctx context.Context, dir string) (node, error) {
 func (u *unpacker) keep(real string, m dirMeta) error {
 	if was := u.dirs[real]; was != nil {
 		*was = m
-		return nil
+		if m.inherit == "" {
+			return nil
+		}
+		return u.take(len(m.inherit))
 	}
 	u.dirs[real] = &m
-	return u.take(len(real))
+	return u.take(len(real) + len(m.inherit))
+}
+
+// metaOf is what an entry says of a directory.
+func metaOf(hdr *tar.Header) dirMeta {
+	return dirMeta{mode: modeOf(hdr), mtime: mtimeOf(hdr), inherit: hdr.PAXRecords[xattrRecord+aclDefault]}
 }
 
 // take counts what is kept in memory. ErrInvalid if it is too much.
@@ -244,7 +255,7 @@ func (u *unpacker) dir(at node, base string, hdr *tar.Header) error {
 		return sysErr("open", err)
 	}
 	defer unix.Close(fd)
-	if err := u.keep(real, dirMeta{mode: modeOf(hdr), mtime: mtimeOf(hdr)}); err != nil {
+	if err := u.keep(real, metaOf(hdr)); err != nil {
 		return err
 	}
 	if err := u.chown(fd, "", hdr); err != nil {

@@ -321,6 +321,29 @@ func TestUntarAttributes(t *testing.T) {
 	}
 }
 
+// A directory's access list for what is made in it is not that of what an archive has there.
+func TestUntarInherits(t *testing.T) {
+	needRoot(t)
+	acl := "\x02\x00\x00\x00" +
+		"\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x05\x00\xd2\x04\x00\x00" + "\x04\x00\x05\x00\xff\xff\xff\xff" +
+		"\x10\x00\x05\x00\xff\xff\xff\xff" + "\x20\x00\x05\x00\xff\xff\xff\xff"
+	d := with(dir("d"), func(h *tar.Header) {
+		h.Format, h.PAXRecords = tar.FormatPAX, map[string]string{xattrRecord + aclDefault: acl}
+	})
+	root, _, err := unpackInto(t, t.TempDir(), archive(t, d, dir("d/e"), file("d/f", "x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at, want := range map[string]string{"d " + aclDefault: acl, "d/e " + aclDefault: "", "d/f system.posix_acl_access": ""} {
+		p, name, _ := strings.Cut(at, " ")
+		var v [64]byte
+		n, _ := unix.Lgetxattr(filepath.Join(root, p), name, v[:])
+		if got := string(v[:max(n, 0)]); got != want {
+			t.Errorf("%s: %q, want %q", at, got, want)
+		}
+	}
+}
+
 // TestUntarSparse unpacks a file of 1 GiB with 512 bytes of data at its end.
 func TestUntarSparse(t *testing.T) {
 	const size = 1 << 30

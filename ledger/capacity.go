@@ -22,20 +22,33 @@ type Capacity struct {
 // slack forgives the rounding of sums of fractions of a core.
 const slack = 1e-6
 
+// CapacityError is that more was asked for than there is to lend at all. It wraps ErrExhausted.
+type CapacityError struct {
+	Asked string // "task requires at least 4 CPU(s)"
+	Most  string // "2", which not everybody may be to know
+}
+
+func (e *CapacityError) Error() string {
+	return fmt.Sprintf("%v: %s, but this machine has a maximum of %s", berth.ErrExhausted, e.Asked, e.Most)
+}
+
+// Unwrap returns ErrExhausted.
+func (e *CapacityError) Unwrap() error { return berth.ErrExhausted }
+
 // couldFit reports whether c could ever hold the request.
 func (c *Capacity) couldFit(r *Request) error {
-	var why string
+	var err CapacityError
 	switch {
 	case c.CPU > 0 && r.CPU > c.CPU+slack:
-		why = fmt.Sprintf("task requires at least %s CPU(s), but this machine has a maximum of %s", number(r.CPU), number(c.CPU))
+		err = CapacityError{fmt.Sprintf("task requires at least %s CPU(s)", number(r.CPU)), number(c.CPU)}
 	case c.Memory > 0 && r.Memory > c.Memory:
-		why = fmt.Sprintf("task requires at least %s of memory, but this machine has a maximum of %s", size(r.Memory), size(c.Memory))
+		err = CapacityError{fmt.Sprintf("task requires at least %s of memory", size(r.Memory)), size(c.Memory)}
 	case c.Disk > 0 && r.Disk > c.Disk:
-		why = fmt.Sprintf("task requires at least %s of disk, but this machine has a maximum of %s", size(r.Disk), size(c.Disk))
+		err = CapacityError{fmt.Sprintf("task requires at least %s of disk", size(r.Disk)), size(c.Disk)}
 	default:
 		return nil
 	}
-	return fmt.Errorf("lend to %s: %w: %s", r.Task, berth.ErrExhausted, why)
+	return fmt.Errorf("lend to %s: %w", r.Task, &err)
 }
 
 // counts reports whether what e has, or waits for, is of the CPU and memory that c is of.

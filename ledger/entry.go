@@ -85,7 +85,7 @@ func (l *Ledger) create(dir string, e *Entry) (*os.File, error) {
 		return nil, fmt.Errorf("write %s: %w: %w", e.path, writeKind(err), err)
 	}
 	f := os.NewFile(uintptr(fd), e.path)
-	err = errors.Join(unix.Fchmod(fd, 0o644), holdFile(f)) // whatever the umask: all must read it
+	err = errors.Join(readable(fd), holdFile(f))
 	if err == nil {
 		err = appendEntry(f, e)
 	}
@@ -95,6 +95,15 @@ func (l *Ledger) create(dir string, e *Entry) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// readable has all read a file, whatever the umask. Most need no change, which a disk would have to be told.
+func readable(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 == 0o644 {
+		return err
+	}
+	return unix.Fchmod(fd, 0o644)
 }
 
 // removed reports whether an entry's file has been deleted, which berth does only on release: logind deletes

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -270,5 +272,50 @@ func TestOutside(t *testing.T) {
 		if got, userns := outside([]byte(c.uidMap), c.uid); got != c.want || userns != c.userns {
 			t.Errorf("%s: %d %v, want %d %v", c.name, got, userns, c.want, c.userns)
 		}
+	}
+}
+
+// TestReleaseOfRemovedFile: whoever releases a lease whose file something has removed leaves alone the file that another
+// holder has put in its place.
+func TestReleaseOfRemovedFile(t *testing.T) {
+	l := open(t, config(t))
+	a, err := l.Acquire(bg, Request{Task: "a", CPU: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Adopt(bg, a.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(a.entry.path); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Refresh(bg); err != nil {
+		t.Fatal(err)
+	}
+	a.Release()
+	if s, err := l.Snapshot(bg); err != nil || len(s.Leases) != 1 {
+		t.Errorf("b holds it still: %+v, %v", s.Leases, err)
+	}
+	b.Release()
+	if s, err := l.Snapshot(bg); err != nil || len(s.Leases) != 0 {
+		t.Errorf("released: %+v, %v", s.Leases, err)
+	}
+}
+
+// TestUmask: all can read an entry, whatever the umask of who made it.
+func TestUmask(t *testing.T) {
+	l := open(t, config(t))
+	for _, umask := range []int{0o022, 0o077, 0} {
+		before := unix.Umask(umask)
+		a, err := l.Acquire(bg, Request{Task: "a", CPU: 2})
+		unix.Umask(before)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi, err := os.Stat(a.entry.path); err != nil || fi.Mode() != 0o644 {
+			t.Errorf("umask %#o: %v, %v", umask, fi.Mode(), err)
+		}
+		a.Release()
 	}
 }

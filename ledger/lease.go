@@ -129,7 +129,8 @@ func (ls *Lease) Release() {
 	if unlock, err := ls.ledger.lock(context.Background()); err == nil {
 		defer unlock()
 		e, err := ls.current()
-		if err == nil && !heldFile(int(ls.file.Fd())) && !ls.ledger.holdersAlive(&e) {
+		// Where something has removed the file, another of that name is its restorer's.
+		if err == nil && !removed(ls.file) && !heldFile(int(ls.file.Fd())) && !ls.ledger.holdersAlive(&e) {
 			_ = os.Remove(ls.entry.path)
 		}
 	}

@@ -22,6 +22,8 @@ type Options struct {
 	// Reserve, where not "", is a file of one MiB on the log's disk, which any log may remove for its last bytes
 	// once the disk is full. It is made with a log while there is room, and may be shared by many.
 	Reserve string
+	// Held: a follower that holds the log will come. Until it has, the log is as if held by one that has read nothing.
+	Held bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -49,6 +51,7 @@ type Writer struct {
 	from    *os.File // what Pump reads
 	err     error
 	subs    map[*Follower]struct{}
+	awaited bool // see Options.Held
 }
 
 // Create makes the log of a stream in dir. A log that is there already is an error: it is somebody's.
@@ -61,7 +64,7 @@ func Create(dir, stream string, opts Options) (*Writer, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	w := &Writer{opts: opts, file: f, idxPath: filepath.Join(dir, stream+indexExt), spliceOK: true}
+	w := &Writer{opts: opts, awaited: opts.Held, file: f, idxPath: filepath.Join(dir, stream+indexExt), spliceOK: true}
 	w.changed = sync.NewCond(&w.mu)
 	return w, nil
 }
@@ -79,7 +82,7 @@ func Resume(dir, stream string, opts Options) (*Writer, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("log %s: %w", stream, err)
 	}
-	w.opts = opts
+	w.opts, w.awaited = opts, opts.Held
 	if opts.Now == nil {
 		w.opts.Now = time.Now
 	}
@@ -496,7 +499,18 @@ func (w *Writer) Follow(hold bool, ack int64) *Follower {
 		w.subs = map[*Follower]struct{}{}
 	}
 	w.subs[f] = struct{}{}
+	if hold {
+		w.awaited = false
+	}
 	return f
+}
+
+// Unhold has the log wait no longer for the follower of Options.Held.
+func (w *Writer) Unhold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.awaited = false
+	w.changed.Broadcast()
 }
 
 // C gets a value when the log has come further or has ended since the last one.
@@ -520,6 +534,9 @@ func (f *Follower) Close() {
 
 // held is where what a holding follower has not read begins; end where there is none.
 func (w *Writer) held(end int64) int64 {
+	if w.awaited {
+		return 0
+	}
 	for f := range w.subs {
 		if f.hold {
 			end = min(end, f.ack)

@@ -150,7 +150,7 @@ func (d *drive) grants(images []Imaged) ([]berth.Grant, error) {
 	for _, s := range d.rec.Task.Steps {
 		var env []string
 		for _, im := range images {
-			if im.Ref == s.Image && im.Platform == s.Platform {
+			if im.is(&s) {
 				env = append(env, im.Image.Config.Env...)
 			}
 		}

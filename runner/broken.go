@@ -157,13 +157,12 @@ func (q Quarantine) run(ctx context.Context, b *Broken) error {
 // run, and waits until it is mended. It answers whether the task is to be begun anew.
 func (d *drive) requeue(err error) (bool, error) {
 	q := d.r.cfg.Quarantine
-	eng, ok := d.r.cfg.Engine.(Diagnoser)
-	if err == nil || q.Hook == "" || !ok || endingOf(d.stop) != goOn {
+	if endingOf(d.stop) != goOn {
 		return false, nil
 	}
 	// A step that was to be started may run, where nobody has said that it does not.
 	begun, starting := d.rec.begun()
-	broken, answered := eng.Broken(err)
+	broken, answered := d.r.hostBroken(err)
 	if !broken || begun || starting && !answered {
 		return false, nil
 	}
@@ -189,6 +188,16 @@ func (d *drive) requeue(err error) (bool, error) {
 	}
 	// What it was lent before may be another's by now.
 	return true, d.leaving(d.r.closeSandbox(d.alive, d.rec.Task.ID))
+}
+
+// hostBroken reports whether an error says that nothing can run on the engine's host now, and tasks are to wait for that.
+// answered is as of Diagnoser.
+func (r *Runner) hostBroken(err error) (broken, answered bool) {
+	eng, ok := r.cfg.Engine.(Diagnoser)
+	if err == nil || r.cfg.Quarantine.Hook == "" || !ok {
+		return false, false
+	}
+	return eng.Broken(err)
 }
 
 // begun reports whether a step was started, and whether one was to be.
@@ -230,6 +239,7 @@ func (d *drive) awaitMended() error {
 		}
 	}
 	if waits {
+		d.unasked = true
 		d.waiting("")
 	}
 	return nil

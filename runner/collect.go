@@ -43,7 +43,10 @@ func (d *drive) tidyStep(sandbox berth.Sandbox, i int) error {
 		return d.leaving(fmt.Errorf("step %d: %w", i+1, err))
 	}
 	d.saveStreams(i)
-	d.saveRooted(c)
+	d.saveRooted(c, i)
+	if err := d.ended(); left(err) { // what was not read is in the container still, for the next berth
+		return err
+	}
 	d.at("step saved")
 	if last || d.rec.Task.Keep {
 		return nil
@@ -71,7 +74,11 @@ func (d *drive) saveStreams(i int) {
 func (d *drive) saveStream(s stream) error {
 	host, rel := d.dir.rooted(), s.path[1:]
 	if s.mount.path != "" {
-		host, rel = s.mount.host, strings.TrimPrefix(s.path[len(s.mount.path):], "/")
+		var err error
+		if host, err = d.source(s.mount.host); err != nil {
+			return err
+		}
+		rel = strings.TrimPrefix(s.path[len(s.mount.path):], "/")
 	} else if err := os.MkdirAll(host, 0o700); err != nil {
 		return kind(err)
 	}
@@ -105,9 +112,9 @@ func (d *drive) saveStream(s stream) error {
 	return kind(errors.Join(err, out.Close()))
 }
 
-// saveRooted reads the outputs that lie in no mount out of a container's root. What is not there is not
+// saveRooted reads the outputs that lie in no mount out of the root of a step's container. What is not there is not
 // missing yet: another step may leave it.
-func (d *drive) saveRooted(c berth.Container) {
+func (d *drive) saveRooted(c berth.Container, step int) {
 	if len(d.lay.rooted) == 0 {
 		return
 	}
@@ -116,16 +123,70 @@ func (d *drive) saveRooted(c berth.Container) {
 		o := d.rec.Task.Outputs[k]
 		err := fmt.Errorf("%w: this engine reads nothing out of a container's root", berth.ErrUnsupported)
 		if ok {
-			err = d.extract(archiver, path.Clean(o.Path))
+			err = d.persist(d.now, func() error { return d.extract(archiver, path.Clean(o.Path)) })
 		}
-		if err != nil && !errors.Is(err, berth.ErrNotFound) {
-			d.warn(fmt.Sprintf("output %s was not read: %v", o.Path, err))
+		if err != nil && left(d.ended()) {
+			return // the next berth reads it
+		}
+		switch {
+		case err == nil: // it takes the place of what an earlier step left
+			for s := range step + 1 {
+				err = errors.Join(err, d.read(k, s))
+			}
+		case errors.Is(err, berth.ErrNotFound):
+			err = d.read(k, step)
+		default:
+			err = d.noteUnread(k, step, fmt.Errorf("output %s was not read: %w", o.Path, err))
+		}
+		if err != nil {
+			d.warn(fmt.Sprintf("output %s: whether it was read is not noted: %v", o.Path, kind(err)))
 		}
 	}
 }
 
+// readOf is an output in the root of a step's container.
+type readOf struct{ output, step int }
+
+// read notes that the root of a step's container was asked for an output, whatever an earlier try came to.
+func (d *drive) read(k, step int) error {
+	delete(d.unread, readOf{k, step})
+	return removeAll(d.dir.unread(k, step))
+}
+
+// noteUnread notes why it could not be asked, for the berth that goes on with the task should this one be killed, too.
+func (d *drive) noteUnread(k, step int, why error) error {
+	if d.unread == nil {
+		d.unread = map[readOf]error{}
+	}
+	d.unread[readOf{k, step}] = why
+	file := d.dir.unread(k, step)
+	err := os.MkdirAll(filepath.Dir(file), 0o700)
+	if err == nil {
+		err = os.WriteFile(file+".new", []byte(why.Error()), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(file+".new", file)
+	}
+	return err
+}
+
+// notRead is why outputs are missing that were not read; nil where all were.
+func (d *drive) notRead() error {
+	var all []error
+	for _, k := range d.lay.rooted {
+		for step := range d.rec.Task.Steps {
+			err := d.unread[readOf{k, step}]
+			if text, rerr := os.ReadFile(d.dir.unread(k, step)); err == nil && rerr == nil { // by a berth that was killed
+				err = &plainError{string(text), berth.ErrUnavailable}
+			}
+			all = append(all, err)
+		}
+	}
+	return errors.Join(all...)
+}
+
 func (d *drive) extract(a berth.Archiver, p string) error {
-	r, err := a.Archive(d.alive, p)
+	r, err := a.Archive(d.now, p)
 	if err != nil {
 		return err
 	}
@@ -133,7 +194,7 @@ func (d *drive) extract(a berth.Archiver, p string) error {
 	return unpackAt(r, d.dir.rooted(), p)
 }
 
-// unpackAt unpacks what was at a path of a container at that path below dir.
+// unpackAt unpacks what was at a path of a container at that path below dir: all of it, or nothing.
 func unpackAt(r io.Reader, dir, p string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return kind(err)
@@ -156,7 +217,10 @@ func unpackAt(r io.Reader, dir, p string) error {
 		return kind(err)
 	}
 	defer func() { _ = root.Close() }()
-	return kind(untar.Into(r, root))
+	if err := untar.Whole(r, root); err != nil {
+		return errors.Join(kind(err), kind(whole.RemoveAll(rel)))
+	}
+	return nil
 }
 
 // collect collects every output that is there.
@@ -186,9 +250,13 @@ func (d *drive) collect(sandbox berth.Sandbox) collected {
 	}
 	files, err := staging.Collect(d.now, view, d.rec.Task.Outputs, staging.CollectOptions{
 		UID: d.r.cfg.UID, GID: d.r.cfg.GID, Journal: d.journal, Warn: d.warn,
+		Writable: d.rec.Writable(),
 	})
 	if err != nil && d.alive.Err() != nil {
 		return collected{err: errLeft{context.Cause(d.alive)}}
+	}
+	if unread := d.notRead(); unread != nil { // which is why others say that they are not there
+		err = unread
 	}
 	if err != nil && (d.failedStep() >= 0 || len(d.rec.exits()) < len(d.rec.Task.Steps)) {
 		for _, line := range lines(err) {
@@ -270,9 +338,19 @@ func (d *drive) mounted(sandbox berth.Sandbox) (out []staging.Mount, closeAll fu
 			}
 			out = append(out, staging.Mount{Path: p.path, Root: root})
 		case placeInput:
-			out = append(out, staging.Mount{Path: p.path, HostPath: d.rec.Opening.Inputs[p.index].Source})
+			host := d.rec.Opening.Inputs[p.index].Source
+			if name, here := inputPath(d.rec.Task.Inputs[p.index]); here && d.rec.Sources[name] != "" {
+				if err := leads(host, host); err != nil && !errors.Is(err, berth.ErrNotFound) { // as in source
+					return out, closeAll, err
+				}
+			}
+			out = append(out, staging.Mount{Path: p.path, HostPath: host})
 		case placeMount:
-			out = append(out, staging.Mount{Path: p.path, HostPath: p.host})
+			host, err := d.source(p.host)
+			if err != nil {
+				return out, closeAll, err
+			}
+			out = append(out, staging.Mount{Path: p.path, HostPath: host})
 		case placeTmpfs: // it ended with its step
 		}
 	}

@@ -207,6 +207,9 @@ func crash(t *testing.T, s *scenario, point string, nth int) {
 	if want.Outputs == nil {
 		want.Outputs = []berth.OutputFile{}
 	}
+	if point == "step started" && !s.detached {
+		mustSayStart(t, got)
+	}
 	res := plain(got)
 	if diff := cmp.Diff(want, res); diff != "" {
 		t.Error(diff)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -33,14 +34,14 @@ func (d *drive) decide(err error, got collected) berth.Result {
 	switch {
 	case failed >= 0:
 		d.endedBy(&res, failed)
-		if exit := d.rec.Steps[failed].Exit; canceled && (exit.Reason == berth.Lost || exit.Reason == berth.Stopped) {
+		if exit := d.rec.Steps[failed].Exit; canceled && slices.Contains([]berth.Reason{berth.Lost, berth.Preempted, berth.Stopped}, exit.Reason) {
 			res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for"
 		}
 		d.aside(err)
 		d.aside(got.err)
 	case errors.Is(err, berth.ErrCanceled), err != nil && canceled:
 		res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for"
-		if !errors.Is(err, berth.ErrCanceled) {
+		if !errors.Is(err, berth.ErrCanceled) && d.astray == nil {
 			d.aside(err)
 		}
 	case errors.Is(err, berth.ErrDeadline):
@@ -96,13 +97,11 @@ func (d *drive) result(files []berth.OutputFile) berth.Result {
 		ID:       t.ID,
 		Name:     t.Name,
 		ExitCode: -1,
-		Image:    t.Steps[0].Image,
 		Outputs:  append([]berth.OutputFile{}, files...),
 		Steps:    d.rec.exits(),
 	}
-	if im, ok := d.rec.Image(t.Steps[0].Image, t.Steps[0].Platform); ok {
-		res.ImageDigest = cmp.Or(im.Digest, im.ID)
-	}
+	im, _ := d.rec.imaged(&t.Steps[0])
+	res.Image, res.ImageDigest = im.name(), cmp.Or(im.Image.Digest, im.Image.ID)
 	res.Engine, res.DiskEnforcement = d.rec.Engine, string(cmp.Or(d.rec.Disk, berth.DiskNone))
 	res.GPUs = d.rec.GPUs()
 	for _, s := range res.Steps {
@@ -129,7 +128,8 @@ func (d *drive) endedBy(res *berth.Result, i int) {
 	if n := len(d.rec.Task.Steps); n > 1 {
 		res.Detail = fmt.Sprintf("step %d of %d %s", i+1, n, res.Detail)
 	}
-	res.Image, res.ImageDigest = d.rec.Task.Steps[i].Image, cmp.Or(s.Spec.Image.Digest, s.Spec.Image.ID)
+	im, _ := d.rec.imaged(&d.rec.Task.Steps[i])
+	res.Image, res.ImageDigest = im.name(), cmp.Or(s.Spec.Image.Digest, s.Spec.Image.ID)
 }
 
 // total adds up what the steps used: sums, and the highest of what is a peak. What is unknown of one step
@@ -174,10 +174,15 @@ func both[T any](a, b *T, of func(a, b T) T) *T {
 func (d *drive) abandon() (berth.Result, error) {
 	for i := range d.rec.Steps {
 		if s := d.rec.Steps[i]; s.Exit == nil && s.Spec.ID != "" {
-			exit := d.lastWords(s.Spec.ID)
+			exit, err := d.lastWords(s.Spec.ID)
 			if d.alive.Err() != nil {
 				return berth.Result{}, errLeft{context.Cause(d.alive)}
 			}
+			if errors.Is(err, berth.ErrUnavailable) {
+				d.astray = err // it may run on: no end of it is recorded
+				continue
+			}
+			exit = d.recall(i, exit)
 			if err := d.record(KindEnded, "", fmt.Sprintf("step %d %s", i+1, describe(exit)), Stepped{Index: i, Exit: &exit}); err != nil {
 				return berth.Result{}, err
 			}
@@ -200,28 +205,28 @@ func (d *drive) abandon() (berth.Result, error) {
 }
 
 // lastWords is how a step ended whose driver is dead, as far as the engine still knows. One that still runs
-// is ended.
-func (d *drive) lastWords(id string) berth.Exit {
+// is ended; an error says why that could not be.
+func (d *drive) lastWords(id string) (berth.Exit, error) {
 	lost := berth.Exit{Reason: berth.Lost, Code: -1, Detail: errKilled.Error()}
 	ctx, cancel := context.WithTimeout(d.alive, cleanupTime)
 	defer cancel()
 	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
 	if err != nil {
-		return lost
+		return lost, err
 	}
 	c, err := sandbox.Container(ctx, id)
 	if err != nil {
-		return lost
+		return lost, err
 	}
 	if err := c.Stop(ctx, 0); err != nil {
-		return lost
+		return lost, err
 	}
 	exit, err := c.Wait(ctx)
 	if err != nil {
-		return lost
+		return lost, err
 	}
 	if exit.Reason == berth.Stopped {
 		exit.Reason, exit.Detail = berth.Lost, lost.Detail
 	}
-	return exit
+	return exit, nil
 }

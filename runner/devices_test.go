@@ -162,6 +162,34 @@ func TestRunAgainElsewhere(t *testing.T) {
 	}
 }
 
+// looking are devices of which one does not open.
+type looking struct{ failing }
+
+func (looking) Preflight(_ *berth.Task, grants []berth.Grant) (program string, args []string, err error) {
+	if grants[0].UUID == "g1" {
+		return "/bin/true", []string{"echo it does not open >&2; exit 1"}, nil
+	}
+	return "", nil, nil
+}
+
+// A task of which nothing has run yet gets another device where the one that it was lent has failed, whether or not it may run
+// twice; where it has not failed, none.
+func TestPreflightElsewhere(t *testing.T) {
+	b := newTestbed(t)
+	b.cfg.Devices = looking{failing{fakeDevices{"g1", "g0"}, map[string]bool{}}}
+	var warned []string
+	res, err := b.Run(timeout(t), onGPUs("1", sh("true")), Hooks{Warn: func(text string) { warned = append(warned, text) }})
+	if err != nil || res.State != berth.Complete || len(res.GPUs) != 1 || res.GPUs[0].UUID != "g0" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if len(warned) != 3 || warned[0] != "g1 has failed" || warned[1] != "GPU preflight: it does not open; the command was not started" || !strings.Contains(warned[2], "with other devices") {
+		t.Errorf("%q", warned)
+	}
+	if left := b.left(); left != nil {
+		t.Errorf("left: %q", left)
+	}
+}
+
 func TestImageRequiresMore(t *testing.T) {
 	b := newTestbed(t)
 	step := sh("true")

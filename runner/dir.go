@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/scratch"
 )
 
 // A task's directory DATA/tasks/ID holds:
@@ -34,13 +35,30 @@ func (d taskDir) lockFile() string  { return filepath.Join(string(d), "lock") }
 func (d taskDir) bell() string      { return filepath.Join(string(d), "bell") }
 func (d taskDir) work() string      { return filepath.Join(string(d), "work") }
 func (d taskDir) logs(i int) string { return filepath.Join(string(d), "steps", strconv.Itoa(i)) }
-func (d taskDir) make() error       { return os.MkdirAll(string(d), 0o700) }
 func (d taskDir) removeLogs() error { return os.RemoveAll(filepath.Join(string(d), "steps")) }
 func (d taskDir) removeWork() error { return removeAll(d.work()) }
 func (d taskDir) inputs() string    { return filepath.Join(d.work(), "inputs") }
 func (d taskDir) temporary() string { return filepath.Join(string(d), "temporary") }
 func (d taskDir) mirror() string    { return filepath.Join(d.work(), "volumes") }
 func (d taskDir) rooted() string    { return filepath.Join(d.work(), "root") }
+
+// unread says why an output was not read out of the root of a step's container.
+func (d taskDir) unread(output, step int) string {
+	return filepath.Join(d.work(), fmt.Sprintf("unread-%d-%d", output, step))
+}
+
+// make makes the directory, unless it is there.
+func (d taskDir) make() error {
+	all := filepath.Dir(string(d))
+	if err := os.MkdirAll(all, 0o700); err != nil {
+		return err
+	}
+	scratch.Spread(all)
+	if err := os.Mkdir(string(d), 0o700); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
 
 // remove removes all of it. Whoever tries to hold the task makes its lock file anew meanwhile, so that the directory is not
 // empty when it is to go.

@@ -25,6 +25,8 @@ type drive struct {
 	faulty bool // a device of the task has failed
 	park   bool // return once nothing but waiting is left
 	orphan bool // the process to which the task's containers were bound is dead
+	// unasked: what the engine would refuse it has not said; see recheck.
+	unasked bool
 
 	// stop ends when the task is to end, or this process; its cause says which. now ends when even a tidy
 	// end is to be cut short. alive ends only when this process is to leave the task as it is.
@@ -32,9 +34,11 @@ type drive struct {
 	end, endNow      context.CancelCauseFunc
 	bell             *bell
 	lease            *ledger.Lease
-	holder           ledger.Holder // of the lease: the running container; zero for none
-	full             bool          // the disk was too full to record an event
-	mirror           string        // what was brought here of volumes on another machine; "" before
+	holder           ledger.Holder    // of the lease: the running container; zero for none
+	full             bool             // the disk was too full to record an event
+	mirror           string           // what was brought here of volumes on another machine; "" before
+	astray           error            // why a container that was to be ended was not; it may still run
+	unread           map[readOf]error // why roots of containers could not be asked for outputs
 }
 
 func (r *Runner) newDrive(rec *Record, lock *os.File, hooks Hooks) (*drive, error) {
@@ -121,7 +125,7 @@ func (d *drive) work() (berth.Result, error) {
 		return berth.Result{}, err
 	}
 	var got collected
-	if sandbox != nil {
+	if sandbox != nil && d.astray == nil { // else outputs may still be written
 		if got = d.collect(sandbox); left(got.err) {
 			return berth.Result{}, got.err
 		}
@@ -136,15 +140,18 @@ func (d *drive) finish() (berth.Result, error) {
 	defer cancel()
 	closed := d.rec.Sandbox != "" && !d.rec.Task.Keep
 	if closed {
-		err := d.retry(ctx, func() error { return d.r.closeSandbox(ctx, d.rec.Task.ID) })
+		err := d.closeSandbox(ctx)
 		if closed = err == nil; !closed {
-			d.warn("the sandbox could not be removed; `berth system cleanup` tries again: " + err.Error())
+			d.unclosed(&res, err)
 		}
 	}
 	if d.rec.Sandbox != "" && d.rec.Task.Keep {
 		var err error
 		if res.Kept, err = d.keepSandbox(ctx); err != nil {
 			d.warn("what is left of the task could not be kept: " + d.plainly(err).Error())
+		}
+		if d.astray != nil && res.State == berth.Canceled && d.rec.unended() {
+			d.notEnded(&res, "`berth rm` tries again", d.astray)
 		}
 	}
 	d.at("closed")
@@ -269,11 +276,24 @@ func (d *drive) warn(text string) {
 }
 
 // retry makes a call again while it answers ErrUnavailable, a bounded number of times.
-func (d *drive) retry(ctx context.Context, call func() error) error {
+func (d *drive) retry(ctx context.Context, call func() error) error { return d.retryFor(ctx, 0, call) }
+
+// persist is retry for what a task has done, of which nothing is to be lost because a daemon is started anew.
+func (d *drive) persist(ctx context.Context, call func() error) error {
+	return d.retryFor(ctx, outputsTime, call)
+}
+
+// outputsTime is for how long outputs are asked for, at least, while nobody answers.
+const outputsTime = 2 * time.Minute
+
+// retryFor makes a call again while it answers ErrUnavailable: a number of times, and for some time.
+func (d *drive) retryFor(ctx context.Context, least time.Duration, call func() error) error {
 	pause := 100 * time.Millisecond
+	began := d.r.cfg.Clock.Now()
 	for try := 1; ; try++ {
 		err := call()
-		if err == nil || !errors.Is(err, berth.ErrUnavailable) || try >= d.r.cfg.Tries {
+		enough := try >= d.r.cfg.Tries && d.r.cfg.Clock.Now().Sub(began) >= least
+		if err == nil || !errors.Is(err, berth.ErrUnavailable) || enough {
 			return err
 		}
 		d.r.cfg.Logger.Warn("call is made again", "task", d.rec.Task.ID, "try", try, "pause", pause, "err", err)

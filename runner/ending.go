@@ -135,6 +135,9 @@ func (d *drive) heed(rec *Record) {
 		return
 	}
 	d.end(berth.ErrCanceled)
+	if d.hooks.Ending != nil {
+		d.hooks.Ending()
+	}
 	if rec.Cancel.Now {
 		d.endNow(berth.ErrCanceled)
 	}

@@ -488,11 +488,26 @@ func TestLost(t *testing.T) {
 			if c.state == berth.SystemError && (got.Reason != berth.Lost || got.ExitCode != -1) {
 				t.Errorf("%+v", got)
 			}
+			if c.state == berth.SystemError {
+				mustSayStart(t, got)
+			}
 			if diff := cmp.Diff(c.runs, b.runs()); diff != "" {
 				t.Error(diff)
 			}
 			b.mustBeDone(t, id, got)
 		})
+	}
+}
+
+// mustSayStart checks that the result of a lost task says what was seen of its start.
+func mustSayStart(t *testing.T, got berth.Result) {
+	t.Helper()
+	if got.Started == nil || got.Runtime != "sh" || len(got.Steps) == 0 {
+		t.Fatalf("of its start it says: %v, %q, %d steps", got.Started, got.Runtime, len(got.Steps))
+	}
+	last := got.Steps[len(got.Steps)-1].Exit
+	if last.Reason != berth.Lost || last.Started.IsZero() || last.Ended.Before(last.Started) || time.Since(last.Started) > time.Hour {
+		t.Errorf("the lost step: %+v", last)
 	}
 }
 

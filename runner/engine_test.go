@@ -298,6 +298,8 @@ func (c *diskContainer) makeRoot(spec berth.StepSpec) error {
 
 func (c *diskContainer) ID() string { return c.id }
 
+func (c *diskContainer) Runtime() string { return "sh" }
+
 func (c *diskContainer) Pid() int {
 	b, err := os.ReadFile(filepath.Join(c.dir, "pid"))
 	if err != nil {

@@ -7,31 +7,68 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/image"
 	"github.com/berth-project/berth/staging"
 )
 
 // foresee reports what would fail later, once images were pulled and steps have run, before anything is
-// recorded.
-func (r *Runner) foresee(ctx context.Context, t *berth.Task) error {
+// recorded. unasked: the engine's host is broken, and tasks wait until it is mended; then it is asked, by recheck.
+func (r *Runner) foresee(ctx context.Context, t *berth.Task) (unasked bool, err error) {
 	if err := r.checkSources(t); err != nil {
-		return err
+		return false, err
 	}
+	writable := Writable(t)
 	for _, o := range t.Outputs {
-		if err := checkDestination(o); err != nil {
-			return err
+		if err := checkDestination(o, writable); err != nil {
+			return false, err
 		}
 	}
-	return r.checkEngine(ctx, t)
+	err = r.checkEngine(ctx, t)
+	if broken, _ := r.hostBroken(err); broken {
+		return true, nil
+	}
+	return false, err
+}
+
+// recheck holds a task that is begun to what its engine can and has, where the engine may not have been there to say so as
+// the task was submitted.
+func (d *drive) recheck() error {
+	if d.r.cfg.Quarantine.Hook == "" || !d.unasked && !d.rec.Detached && d.rec.Attempts == 0 {
+		return nil
+	}
+	t := &d.rec.Task
+	if err := d.r.checkEngine(d.stop, t); err != nil {
+		return d.failed(err)
+	}
+	l := t.Resources.Limits
+	if l.CPU == 0 && l.Memory == 0 {
+		return nil
+	}
+	info, err := d.r.cfg.Engine.Info(d.stop)
+	if err != nil {
+		return d.failed(err)
+	}
+	what := ""
+	switch total := info.Total; {
+	case total.CPU > 0 && l.CPU > total.CPU:
+		what = fmt.Sprintf("%v CPU(s)", l.CPU)
+	case total.Memory > 0 && l.Memory > total.Memory:
+		what = berth.SizeInWords(l.Memory) + " of memory"
+	default:
+		return nil
+	}
+	return fmt.Errorf("task requires at least %s, more than the execution backend has%.0w", what, berth.ErrExhausted)
 }
 
 // checkDestination reports an output that cannot be written: what is in its place stays, or the nearest directory
 // that is there is none, or does not let this user write. What is to be made below it is made when the output is.
-func checkDestination(o berth.Output) error {
-	dest, err := staging.CheckTarget(o)
+func checkDestination(o berth.Output, writable []string) error {
+	dest, err := staging.CheckTarget(o, writable)
 	if err != nil || dest == "" {
 		return err
 	}
@@ -70,8 +107,31 @@ func (r *Runner) checkEngine(ctx context.Context, t *berth.Task) error {
 	steps := make([]berth.StepSpec, len(t.Steps))
 	for i := range steps {
 		steps[i] = stepOf(t, i)
+		if steps[i].Image.Ref, err = firstNamed(&t.Steps[i]); err != nil {
+			return fmt.Errorf("%s%w", stepPrefix(t, i), err)
+		}
 	}
 	return c.Check(ctx, sandboxOf(t, lay), steps)
+}
+
+// firstNamed is the first of a step's images that an engine may have or pull: what is of a source that none reads is told
+// of once another is there in its place.
+func firstNamed(s *berth.Step) (string, error) {
+	if len(s.Fallbacks) == 0 {
+		return s.Image, nil
+	}
+	var missed []error
+	for _, ref := range append([]string{s.Image}, s.Fallbacks...) {
+		if strings.HasPrefix(ref, "sha256:") { // an image's ID
+			return ref, nil
+		}
+		if _, err := image.ParseRef(ref); err != nil {
+			missed = append(missed, err)
+			continue
+		}
+		return ref, nil
+	}
+	return "", noneOf(missed)
 }
 
 // stepPrefix names a step, at the beginning of an error, where a task has several.

@@ -20,12 +20,12 @@ func TestCheckDestination(t *testing.T) {
 		{"/dev/null/x", "output /out/x: cannot write /dev/null/x: /dev/null is no directory", berth.ErrConflict},
 		{"/proc/nope/x", "output /out/x: cannot write /proc/nope/x: nothing can be made in /proc (no such file or directory)", berth.ErrConflict},
 	} {
-		err := checkDestination(berth.Output{Path: "/out/x", URL: tt.url, Type: berth.File})
+		err := checkDestination(berth.Output{Path: "/out/x", URL: tt.url, Type: berth.File}, nil)
 		if fmt.Sprint(err) != tt.err || !errors.Is(err, tt.kind) {
 			t.Errorf("%v\nwant %s", err, tt.err)
 		}
 	}
-	if err := checkDestination(berth.Output{Path: "/out/x", URL: b.dir + "/new/x", Type: berth.File}); err != nil {
+	if err := checkDestination(berth.Output{Path: "/out/x", URL: b.dir + "/new/x", Type: berth.File}, nil); err != nil {
 		t.Error(err)
 	}
 }

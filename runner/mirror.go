@@ -41,7 +41,7 @@ const (
 func (d *drive) mirrored(from berth.VolumeArchiver, volume string) (*os.Root, error) {
 	if d.mirror == "" {
 		dir := d.dir.mirror()
-		err := d.retry(d.now, func() error {
+		err := d.persist(d.now, func() error {
 			if err := removeAll(dir); err != nil { // half of what was brought before
 				return kind(err)
 			}

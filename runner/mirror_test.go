@@ -12,7 +12,9 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/store"
@@ -94,7 +96,7 @@ func TestMirror(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d := &drive{r: &Runner{}, rec: &Record{Task: task}, lay: lay, dir: taskDir(t.TempDir()), now: t.Context()}
+			d := &drive{r: New(Config{}), rec: &Record{Task: task}, lay: lay, dir: taskDir(t.TempDir()), now: t.Context()}
 			var got []string
 			for _, volume := range []string{"/v", "/v/in"} {
 				root, err := d.mirrored(far, volume)
@@ -233,5 +235,113 @@ func TestUnpackAt(t *testing.T) {
 	}
 	if raw, err := os.ReadFile(filepath.Join(dir, "usr", "local", "x")); string(raw) != "x" {
 		t.Errorf("unpacked: %q, %v", raw, err)
+	}
+}
+
+// cutContainer is a container whose files come by a connection that breaks.
+type cutContainer struct {
+	berth.Container
+	raw  []byte
+	cuts int // how often it breaks
+	err  error
+}
+
+func (c *cutContainer) Archive(context.Context, string) (io.ReadCloser, error) {
+	if c.err != nil {
+		return nil, c.err
+	}
+	raw := c.raw
+	if c.cuts > 0 {
+		c.cuts--
+		raw = raw[:2*512+1024] // a directory's header, and one file of it, whole
+	}
+	return io.NopCloser(bytes.NewReader(raw)), nil
+}
+
+// soonClock is a clock by which what is waited for is there at once.
+type soonClock struct{ now *time.Time }
+
+func (c soonClock) Now() time.Time { return *c.now }
+func (c soonClock) After(d time.Duration) <-chan time.Time {
+	*c.now = c.now.Add(d)
+	done := make(chan time.Time, 1)
+	done <- *c.now
+	return done
+}
+
+// TestOutputsCut: an output that comes by a connection which breaks, between two files even, is whole or not there, and the
+// error says why. It is asked for as long as a daemon may take to be started anew.
+func TestOutputsCut(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, h := range []tar.Header{
+		{Name: "o/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "o/one", Typeflag: tar.TypeReg, Mode: 0o600, Size: 1024},
+		{Name: "o/two", Typeflag: tar.TypeReg, Mode: 0o600, Size: 10},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(make([]byte, h.Size)); err != nil { // as if it were the mark of an archive's end
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name string
+		cuts int
+		want []string
+		says string
+	}{
+		{"for a minute", 20, []string{"o", "o/one", "o/two"}, ""},
+		{"for ever", 1 << 30, nil, "output /o was not read: "},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			now := time.Now()
+			task := berth.Task{Steps: make([]berth.Step, 1), Outputs: []berth.Output{{Path: "/o", Type: berth.Directory}}}
+			d := &drive{
+				r: New(Config{Clock: soonClock{&now}}), rec: &Record{Task: task}, lay: &layout{rooted: []int{0}}, dir: taskDir(t.TempDir()),
+				stop: t.Context(), now: t.Context(), alive: t.Context(),
+			}
+			d.saveRooted(&cutContainer{raw: buf.Bytes(), cuts: row.cuts}, 0)
+			var got []string
+			for _, p := range []string{"o", "o/one", "o/two"} {
+				if _, err := os.Lstat(filepath.Join(d.dir.rooted(), p)); err == nil {
+					got = append(got, p)
+				}
+			}
+			err := d.notRead()
+			next := &drive{rec: d.rec, lay: d.lay, dir: d.dir} // should this berth be killed
+			if again := next.notRead(); fmt.Sprint(again) != fmt.Sprint(err) {
+				t.Errorf("the next berth has %v", again)
+			}
+			next.r, next.stop, next.now, next.alive = d.r, d.stop, d.now, d.alive
+			next.saveRooted(&cutContainer{err: berth.ErrNotFound}, 0) // and finds that nothing is there
+			if again := next.notRead(); again != nil {
+				t.Errorf("the next berth, which has asked again, has %v", again)
+			}
+			if diff := cmp.Diff(row.want, got); diff != "" || (err == nil) != (row.says == "") || err != nil && !strings.HasPrefix(err.Error(), row.says) {
+				t.Errorf("%v %s", err, diff)
+			}
+		})
+	}
+}
+
+// TestOutputsAfterShutdown: what was not read, as this process was to end, is left to the next berth, with no word of it.
+func TestOutputsAfterShutdown(t *testing.T) {
+	now := time.Now()
+	stop, end := context.WithCancelCause(t.Context())
+	task := berth.Task{Steps: make([]berth.Step, 2), Outputs: []berth.Output{{Path: "/o"}, {Path: "/none", Optional: true}}}
+	d := &drive{
+		r: New(Config{Clock: soonClock{&now}}), rec: &Record{Task: task}, lay: &layout{rooted: []int{0, 1}}, dir: taskDir(t.TempDir()),
+		stop: stop, now: stop, alive: stop,
+	}
+	end(berth.ErrShutdown)
+	d.saveRooted(&cutContainer{err: context.Canceled}, 0)
+	next := &drive{rec: d.rec, lay: d.lay, dir: d.dir}
+	if err := errors.Join(d.notRead(), next.notRead()); err != nil {
+		t.Error(err)
 	}
 }

@@ -48,6 +48,14 @@ type Checker interface {
 	Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error
 }
 
+// Purger is a berth.Engine that tells what it has made by its marks, also where it has no record of the sandbox.
+type Purger interface {
+	// Orphans names the sandboxes of this owner of which there is anything, and no record here: there may be one elsewhere.
+	Orphans(ctx context.Context) ([]string, error)
+	// Purge removes all that there is of a sandbox without a record. It reports whether there was something.
+	Purge(ctx context.Context, id string) (bool, error)
+}
+
 // Stayer is a berth.Sandbox that can be had to stay, although it is bound to this process.
 type Stayer interface {
 	Keep(ctx context.Context) error
@@ -71,6 +79,16 @@ type (
 		Pid() int
 	}
 )
+
+// Runtimed is a berth.Container that says what started it, in the words of berth.Exit.Runtime.
+type Runtimed interface {
+	Runtime() string
+}
+
+// Feeder is a berth.Container that may get its standard input from this process. A task is not parked before Fed is closed.
+type Feeder interface {
+	Fed() <-chan struct{}
+}
 
 // Clock tells and waits for time.
 type Clock interface {

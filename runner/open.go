@@ -22,6 +22,9 @@ func (d *drive) open() (berth.Sandbox, error) {
 	if err := d.admit(false); err != nil {
 		return nil, err
 	}
+	if err := d.recheck(); err != nil {
+		return nil, err
+	}
 	o, err := d.prepare()
 	if err != nil {
 		return nil, err
@@ -48,7 +51,7 @@ func (o *Opening) text() string {
 	var out []string
 	for _, im := range o.Images {
 		if im.Image.Digest != "" {
-			out = append(out, fmt.Sprintf("image %s is %s", im.Ref, im.Image.Digest))
+			out = append(out, fmt.Sprintf("image %s is %s", im.name(), im.Image.Digest))
 		}
 	}
 	for _, g := range o.Spec.Grants {
@@ -93,7 +96,7 @@ func (d *drive) sandboxGone() (berth.Sandbox, error) {
 	const gone = "the sandbox is gone"
 	for i := range d.rec.Steps {
 		if s := &d.rec.Steps[i]; s.Exit == nil && s.Spec.ID != "" {
-			exit := berth.Exit{Reason: berth.Lost, Code: -1, Detail: gone + ", and nobody saw the step end"}
+			exit := d.recall(i, berth.Exit{Reason: berth.Lost, Code: -1, Detail: gone + ", and nobody saw the step end"})
 			if err := d.record(KindEnded, "", "", Stepped{Index: i, Exit: &exit}); err != nil {
 				return nil, err
 			}
@@ -145,14 +148,24 @@ func sandboxOf(t *berth.Task, lay *layout) berth.SandboxSpec {
 		Volumes:  lay.volumes,
 		Network:  t.Network,
 		Hostname: t.Hostname,
+		Loose:    slices.ContainsFunc(t.Steps, loose),
 	}
+}
+
+// loose reports whether a step could take its files out of a disk quota: by the ioctl of a file's owner, which the default
+// profile alone is known to keep from it, or since quotas do not hold it or are its to change.
+func loose(s berth.Step) bool {
+	return s.Seccomp != "" || hasCap(s, "SYS_ADMIN", "SYS_RESOURCE")
 }
 
 // prepare gets all images and inputs at once.
 func (d *drive) prepare() (*Opening, error) {
-	o := &Opening{Spec: d.sandboxSpec()}
+	o := &Opening{Spec: d.sandboxSpec(), Sources: d.rec.Sources}
+	if o.Sources == nil {
+		o.Sources = sources(&d.rec.Task)
+	}
 	for _, s := range d.rec.Task.Steps {
-		same := func(im Imaged) bool { return im.Ref == s.Image && im.Platform == s.Platform }
+		same := func(im Imaged) bool { return im.is(&s) }
 		if !slices.ContainsFunc(o.Images, same) {
 			o.Images = append(o.Images, Imaged{Ref: s.Image, Platform: s.Platform, Fallbacks: s.Fallbacks})
 		}
@@ -172,6 +185,11 @@ func (d *drive) prepare() (*Opening, error) {
 	if err := together(d.stop, calls...); err != nil {
 		return nil, d.failed(err)
 	}
+	for _, im := range o.Images {
+		if im.Taken != "" {
+			d.warn(fmt.Sprintf("image %s cannot be had, and %s is used in its place: %s", im.Ref, im.Taken, listed(im.missed)))
+		}
+	}
 	if text := o.text(); text != "" && d.hooks.Note != nil {
 		d.hooks.Note(text)
 	}
@@ -185,21 +203,31 @@ func (d *drive) firstImage(ctx context.Context, im *Imaged) (berth.Image, error)
 	if err == nil || len(im.Fallbacks) == 0 || ctx.Err() != nil {
 		return got, err
 	}
-	all := []error{err}
+	im.missed = []error{err}
 	for _, ref := range im.Fallbacks {
 		got, err := d.image(ctx, ref, im.Platform)
 		if err == nil {
+			im.Taken = ref
 			return got, nil
 		}
-		if all = append(all, err); ctx.Err() != nil {
+		if im.missed = append(im.missed, err); ctx.Err() != nil {
 			break
 		}
 	}
-	var text []string
-	for _, err := range all {
-		text = append(text, err.Error())
+	return got, noneOf(im.missed)
+}
+
+// noneOf is the error of an image that cannot be had, nor any of those that would do in its place.
+func noneOf(all []error) error {
+	return fmt.Errorf("none of the images can be had: %s%.0w", listed(all), all[len(all)-1])
+}
+
+func listed(all []error) string {
+	text := make([]string, len(all))
+	for i, err := range all {
+		text[i] = err.Error()
 	}
-	return got, fmt.Errorf("none of the images can be had: %s%.0w", strings.Join(text, "; "), all[len(all)-1])
+	return strings.Join(text, "; ")
 }
 
 // image finds or pulls one image. Several run at once.
@@ -227,10 +255,11 @@ func (d *drive) stepSpec(i int) berth.StepSpec {
 	t, s := &d.rec.Task, &d.rec.Task.Steps[i]
 	spec := stepOf(t, i)
 	spec.ID = stepID(t.ID, i, d.rec.Attempts)
-	spec.Image, _ = d.rec.Image(s.Image, s.Platform)
+	spec.Image, _ = d.rec.Image(s)
 	spec.Mounts = d.mounts(i)
 	spec.Timeout = d.timeLeft()
 	spec.LogDir = d.dir.logs(i)
+	spec.Hold = d.hooks.Holds && !d.rec.Detached
 	for _, rs := range d.lay.streams {
 		if rs.step != i {
 			continue

@@ -60,10 +60,23 @@ func (d *drive) preflight(sandbox berth.Sandbox, i int) error {
 		return nil
 	}
 	d.tellFaults()
-	if said := lastLines(filepath.Join(spec.LogDir, "stderr")); exit.Reason == berth.Exited && said != "" {
-		return errors.New("GPU preflight: " + said + "; the command was not started")
+	why := lastLines(filepath.Join(spec.LogDir, "stderr"))
+	if exit.Reason != berth.Exited || why == "" {
+		why = describe(exit)
 	}
-	return errors.New("GPU preflight: " + describe(exit) + "; the command was not started")
+	return fmt.Errorf("GPU preflight: %s; the command was not started%.0w", why, errPreflight)
+}
+
+// errPreflight: a device that was lent to the task does not open.
+var errPreflight = errors.New("preflight")
+
+// mayElsewhere reports whether a task whose preflight before step i failed may be tried with other devices: nothing of it has
+// run yet, or it may run again.
+func (d *drive) mayElsewhere(i int, err error) bool {
+	if !d.faulty || !errors.Is(err, errPreflight) {
+		return false
+	}
+	return d.mayAgain() || i == 0 && d.rec.Attempts < againMax && d.rec.Cancel == nil && d.ended() == nil
 }
 
 // preflightSpec is a step like another that runs a program of the host. Its ID is that of a step that the task has not.
@@ -71,11 +84,11 @@ func (d *drive) preflightSpec(i int, program string, args []string) berth.StepSp
 	t := &d.rec.Task
 	spec := stepOf(t, i)
 	spec.ID = stepID(t.ID, len(t.Steps)+i, d.rec.Attempts)
-	spec.Image, _ = d.rec.Image(t.Steps[i].Image, t.Steps[i].Platform)
+	spec.Image, _ = d.rec.Image(&t.Steps[i])
 	spec.Entrypoint, spec.Command = []string{preflightAt}, args
 	spec.Mounts = []berth.Mount{{Source: program, Target: preflightAt, ReadOnly: true}}
 	spec.WorkingDir, spec.Stdin, spec.Stdout, spec.Stderr = "/", "", "", ""
-	spec.TTY, spec.OpenStdin, spec.Ephemeral = false, false, false
+	spec.TTY, spec.OpenStdin, spec.Ephemeral, spec.Hold = false, false, false, false
 	spec.LogDir = filepath.Join(d.dir.work(), "preflight-"+spec.ID)
 	spec.Timeout, spec.Grace = preflightTime, 0
 	return spec

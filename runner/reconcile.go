@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -119,9 +121,9 @@ func (r *Runner) reconcile(ctx context.Context, id string, running map[string][]
 	return found, resume
 }
 
-// strays removes sandboxes of which no task is known.
+// strays removes sandboxes of which no task is known, and what is left of those without a record.
 func (r *Runner) strays(ctx context.Context, running map[string][]string) (found []Found, err error) {
-	for id := range running {
+	for _, id := range slices.Sorted(maps.Keys(running)) {
 		_, err := r.cfg.Store.Get(ctx, id)
 		if !errors.Is(err, berth.ErrNotFound) {
 			if err != nil {
@@ -129,9 +131,50 @@ func (r *Runner) strays(ctx context.Context, running map[string][]string) (found
 			}
 			continue
 		}
-		found = append(found, Found{Task: id, What: "a sandbox of no task", Err: r.closeSandbox(ctx, id)})
+		if f := r.stray(ctx, id); f.What != "" {
+			found = append(found, f)
+		}
+	}
+	p, ok := r.cfg.Engine.(Purger)
+	if !ok {
+		return found, nil
+	}
+	orphans, err := p.Orphans(ctx)
+	if err != nil {
+		return found, fmt.Errorf("list what is left: %w", err)
+	}
+	for _, id := range orphans {
+		// After the list: a task is recorded before anything is made for it.
+		rec, err := r.cfg.Store.Get(ctx, id)
+		switch {
+		case err != nil && !errors.Is(err, berth.ErrNotFound):
+			return found, err
+		case err == nil && (rec.Result == nil || rec.Sandbox != ""):
+			continue // it may have its sandbox, though not here
+		}
+		if f := purge(ctx, p, id); f.What != "" {
+			found = append(found, f)
+		}
 	}
 	return found, nil
+}
+
+// stray removes a sandbox of no task. Where the engine has no record of it, and still something, that goes.
+func (r *Runner) stray(ctx context.Context, id string) Found {
+	_, err := r.cfg.Engine.Attach(ctx, id)
+	if p, ok := r.cfg.Engine.(Purger); ok && errors.Is(err, berth.ErrNotFound) {
+		return purge(ctx, p, id)
+	}
+	return Found{Task: id, What: "a sandbox of no task", Err: r.closeSandbox(ctx, id)}
+}
+
+// purge is Found with no What where there is nothing.
+func purge(ctx context.Context, p Purger, id string) Found {
+	was, err := p.Purge(ctx, id)
+	if !was && err == nil {
+		return Found{}
+	}
+	return Found{Task: id, What: "what was left of a sandbox", Err: err}
 }
 
 // strayDirs removes directories of tasks of which there is no record, and what is left in those of tasks

@@ -1,8 +1,10 @@
 package runner
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -54,13 +56,18 @@ type (
 		Platform string `json:"platform,omitempty"`
 		// Fallbacks are tried in their order where Ref cannot be had.
 		Fallbacks []string    `json:"fallbacks,omitempty"`
+		Taken     string      `json:"taken,omitempty"` // the one of Fallbacks that was taken; "" for Ref itself
 		Image     berth.Image `json:"image"`
+
+		missed []error // why those before it could not be had
 	}
 	// Opening is the data of KindOpening.
 	Opening struct {
 		Spec   berth.SandboxSpec `json:"spec"`
 		Images []Imaged          `json:"images"`
 		Inputs []Staged          `json:"inputs,omitempty"` // in the order of the task's
+		// Sources are where what the task names of this host to be mounted led, before it ran at all.
+		Sources map[string]string `json:"sources,omitempty"`
 	}
 	// Starting is the data of KindStarting.
 	Starting struct {
@@ -71,9 +78,10 @@ type (
 	}
 	// Stepped is the data of KindStarted, KindEnded and KindAgain.
 	Stepped struct {
-		Index  int         `json:"index"`
-		Exit   *berth.Exit `json:"exit,omitempty"`
-		Broken bool        `json:"broken,omitempty"` // again, since a daemon has said that its host is broken
+		Index   int         `json:"index"`
+		Runtime string      `json:"runtime,omitempty"` // that started it, where the container says so
+		Exit    *berth.Exit `json:"exit,omitempty"`
+		Broken  bool        `json:"broken,omitempty"` // again, since a daemon has said that its host is broken
 	}
 	// Cancel is the data of KindCancel.
 	Cancel struct {
@@ -98,14 +106,17 @@ type Record struct {
 	Attempts int                   // how often something was run again
 	Broken   bool                  // it was, once, since a daemon has said that its host is broken
 	Cancel   *Cancel
-	Outcome  *berth.Result // decided, perhaps not final
-	Log      []Line        // what there is to tell people, oldest first
+	Outcome  *berth.Result     // decided, perhaps not final
+	Sources  map[string]string // of the first opening
+	Log      []Line            // what there is to tell people, oldest first
 }
 
 // StepRecord is what is known of one step.
 type StepRecord struct {
 	Spec    berth.StepSpec // its ID is "" after a lost step was given up to be run again
 	Started bool
+	Begun   time.Time // when it was seen to have started; zero where nobody saw it
+	Runtime string    // that started it; "" where nobody saw it
 	Exit    *berth.Exit
 }
 
@@ -150,7 +161,12 @@ func (rec *Record) add(se store.Event) error {
 	case KindAdmitted:
 		return set(e.Data, &rec.Admitted)
 	case KindOpening:
-		return set(e.Data, &rec.Opening)
+		if err := set(e.Data, &rec.Opening); err != nil {
+			return err
+		}
+		if rec.Sources == nil {
+			rec.Sources = rec.Opening.Sources
+		}
 	case KindStarting:
 		s := Starting{}
 		if err := json.Unmarshal(e.Data, &s); err != nil {
@@ -165,6 +181,9 @@ func (rec *Record) add(se store.Event) error {
 		}
 		st := rec.step(s.Index)
 		st.Started, st.Exit = true, s.Exit
+		if Kind(se.Kind) == KindStarted {
+			st.Begun, st.Runtime = se.Time, s.Runtime
+		}
 	case KindAgain:
 		s := Stepped{}
 		if err := json.Unmarshal(e.Data, &s); err != nil {
@@ -204,17 +223,29 @@ func (rec *Record) step(i int) *StepRecord {
 	return &rec.Steps[i]
 }
 
-// Image finds what an image was resolved to.
-func (rec *Record) Image(ref, platform string) (berth.Image, bool) {
-	if rec.Opening == nil {
-		return berth.Image{}, false
-	}
-	for _, im := range rec.Opening.Images {
-		if im.Ref == ref && im.Platform == platform {
-			return im.Image, true
+// is reports whether a step asks for this image, and for the same in its place.
+func (im *Imaged) is(s *berth.Step) bool {
+	return im.Ref == s.Image && im.Platform == s.Platform && slices.Equal(im.Fallbacks, s.Fallbacks)
+}
+
+// name is what the step calls the image that it has.
+func (im *Imaged) name() string { return cmp.Or(im.Taken, im.Ref) }
+
+// Image finds what the image of a step of the task was resolved to.
+func (rec *Record) Image(s *berth.Step) (berth.Image, bool) {
+	im, ok := rec.imaged(s)
+	return im.Image, ok
+}
+
+func (rec *Record) imaged(s *berth.Step) (Imaged, bool) {
+	if rec.Opening != nil {
+		for _, im := range rec.Opening.Images {
+			if im.is(s) {
+				return im, true
+			}
 		}
 	}
-	return berth.Image{}, false
+	return Imaged{Ref: s.Image}, false
 }
 
 // GPUs are the devices that the task had last.

@@ -69,6 +69,11 @@ type Hooks struct {
 	Ended    func(step int, e berth.Exit)         // its container and logs are still there
 	State    func(s berth.State)                  //
 	At       func(point string)                   // see Points
+	Ending   func()                               // somebody has asked for the end, of this process or another; beside the others, and more than once
+
+	// Holds: Started begins to read both logs with LogOptions.Hold, where the container is a LogReader. Then nothing is
+	// dropped before it is read.
+	Holds bool
 }
 
 // ErrParked is Drive's error where the task goes on with no process needed.
@@ -111,7 +116,8 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	if err := r.fits(ctx, task); err != nil {
 		return nil, err
 	}
-	if err := r.foresee(ctx, task); err != nil {
+	unasked, err := r.foresee(ctx, task)
+	if err != nil {
 		return nil, err
 	}
 	// The lock comes before the record: else another process could take the task for one whose driver died.
@@ -134,6 +140,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	rec := &Record{Task: *task, Detached: detached, State: berth.Queued, Created: sub.Time}
 	d, err := r.newDrive(rec, lock, hooks)
 	if err == nil {
+		d.unasked = unasked
 		d.at("submitted")
 	}
 	return d, err

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -65,6 +66,10 @@ func (d *drive) runSteps(sandbox berth.Sandbox) error {
 	for i := 0; i < len(d.rec.Task.Steps); {
 		exit, err := d.runStep(sandbox, i)
 		if err != nil {
+			if d.mayElsewhere(i, err) {
+				d.warn(err.Error())
+				return errElsewhere
+			}
 			return err
 		}
 		if exit.Reason == berth.Lost && d.mayAgain() {
@@ -137,6 +142,7 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 	if err := d.unkeep(); err != nil {
 		d.r.cfg.Logger.Warn("container still holds the lease", "task", d.rec.Task.ID, "err", err)
 	}
+	exit = d.recall(i, exit)
 	exit.Usage.GPUs = d.measured(i, exit)
 	d.at("step ended")
 	if d.hooks.Ended != nil {
@@ -176,6 +182,9 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		if err := d.admit(true); err != nil {
 			return nil, err
 		}
+		if err := d.checkWays(i); err != nil {
+			return nil, err
+		}
 		if err := d.preflight(sandbox, i); err != nil {
 			return nil, err
 		}
@@ -210,11 +219,35 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 	if d.rec.State == berth.Initializing {
 		state = berth.Running
 	}
-	if err := d.record(KindStarted, state, "", Stepped{Index: i}); err != nil {
+	begun := Stepped{Index: i}
+	if r, ok := c.(Runtimed); ok {
+		begun.Runtime = r.Runtime()
+	}
+	if err := d.record(KindStarted, state, "", begun); err != nil {
 		return nil, err
 	}
 	d.at("step started")
 	return c, nil
+}
+
+// recall adds to how a lost step ended what the records say of its start: whoever could have told is gone. Its end is
+// when it was found to be lost, where nobody says another.
+func (d *drive) recall(i int, exit berth.Exit) berth.Exit {
+	s := d.rec.Steps[i]
+	if exit.Reason != berth.Lost || s.Begun.IsZero() {
+		return exit
+	}
+	if exit.Ended.IsZero() {
+		exit.Ended = d.r.cfg.Clock.Now()
+	}
+	if exit.Started.IsZero() {
+		exit.Started = s.Begun
+		if exit.Ended.Before(s.Begun) { // it ended before its start was recorded
+			exit.Started = exit.Ended
+		}
+	}
+	exit.Runtime = cmp.Or(exit.Runtime, s.Runtime)
+	return exit
 }
 
 // stepName names a step where a task has several.
@@ -226,12 +259,22 @@ func (d *drive) stepName(i int) string {
 }
 
 func (d *drive) findStep(sandbox berth.Sandbox, id string) (c berth.Container, err error) {
-	err = d.retry(d.alive, func() (err error) {
-		c, err = sandbox.Container(d.alive, id)
+	ctx, done, least := d.alive, func() {}, time.Duration(0)
+	ending := d.ended() != nil
+	if ending {
+		ctx, done = d.whileReached(d.alive)
+		least = d.awayTime()
+	}
+	defer done()
+	err = d.retryFor(ctx, least, func() (err error) {
+		c, err = sandbox.Container(ctx, id)
 		return err
 	})
 	if errors.Is(err, berth.ErrNotFound) {
 		return goneContainer(id), nil
+	}
+	if ending && err != nil && d.alive.Err() == nil {
+		d.astray = err
 	}
 	return c, d.leaving(err)
 }
@@ -265,8 +308,9 @@ func (d *drive) await(sandbox berth.Sandbox, c berth.Container) (berth.Exit, err
 		got <- a
 	}()
 	var park <-chan time.Time
+	var fed <-chan struct{}
 	if d.park {
-		park = d.r.cfg.Clock.After(parkAfter)
+		fed = fedBy(c)
 	}
 	refresh := d.r.cfg.Clock.After(refreshEvery)
 	for {
@@ -276,6 +320,8 @@ func (d *drive) await(sandbox berth.Sandbox, c berth.Container) (berth.Exit, err
 		case <-refresh:
 			refresh = d.r.cfg.Clock.After(refreshEvery)
 			d.refresh(ctx)
+		case <-fed:
+			fed, park = nil, d.r.cfg.Clock.After(parkAfter)
 		case <-park:
 			park = nil
 			parked, err := d.tryPark(ctx, sandbox)
@@ -298,6 +344,16 @@ func (d *drive) await(sandbox berth.Sandbox, c berth.Container) (berth.Exit, err
 			return a.exit, d.leaving(a.err)
 		}
 	}
+}
+
+// fedBy is closed when the container needs this process no more for its standard input.
+func fedBy(c berth.Container) <-chan struct{} {
+	if f, ok := c.(Feeder); ok {
+		return f.Fed()
+	}
+	over := make(chan struct{})
+	close(over)
+	return over
 }
 
 // refreshEvery is how often a lease is looked after while a step runs.
@@ -324,16 +380,23 @@ func (d *drive) stopStep(c berth.Container) error {
 	if d.rec.Cancel != nil && d.rec.Cancel.Now {
 		soft = 0
 	}
+	ctx, done := d.whileReached(d.alive)
+	defer done()
 	stopped := make(chan error, 1)
-	go func() { stopped <- d.retry(d.alive, func() error { return c.Stop(d.alive, soft) }) }()
+	go func() { stopped <- d.retryFor(ctx, d.awayTime(), func() error { return c.Stop(ctx, soft) }) }()
 	var err error
 	select {
 	case err = <-stopped:
 	case <-d.now.Done():
 		if d.alive.Err() == nil {
-			err = d.retry(d.alive, func() error { return c.Stop(d.alive, 0) })
+			err = d.retry(ctx, func() error { return c.Stop(ctx, 0) })
 		}
-		err = errors.Join(err, <-stopped)
+		if soft := <-stopped; err == nil {
+			err = soft
+		}
+	}
+	if err != nil && d.alive.Err() == nil {
+		d.astray = err
 	}
 	if err != nil {
 		return d.leaving(fmt.Errorf("stop container: %w", err))

@@ -1,5 +1,7 @@
 package scratch
 
+import "context"
+
 var DeviceOf = deviceOf
 
 // ProjectOf is the quota project of an area's main part.
@@ -18,5 +20,15 @@ func QuotaOf(dir string, project uint32) (used, limit int64, err error) {
 		return 0, 0, err
 	}
 	defer q.close()
-	return q.get(project)
+	used, limit, _, err = q.get(project)
+	return used, limit, err
+}
+
+// Look looks at an area once, as Sample does.
+func (a *Area) Look() error {
+	uses, err := a.measure(context.Background(), false)
+	if err == nil {
+		a.note(uses)
+	}
+	return err
 }

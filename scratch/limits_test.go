@@ -85,6 +85,7 @@ func TestSample(t *testing.T) {
 func TestFullIsRemembered(t *testing.T) {
 	needRoot(t)
 	a := open(t, scratch.Config{Limit: 4 * mib, Prefer: byLoop})
+	began := time.Now()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -94,6 +95,9 @@ func TestFullIsRemembered(t *testing.T) {
 	if err := write(f, 5*mib); !full(err) {
 		t.Fatal(err)
 	}
+	if full := a.FullNow(); len(full) != 1 || full[0].What != "disk limit" || full[0].Limit != 4*mib {
+		t.Errorf("full is %+v", full)
+	}
 	time.Sleep(100 * time.Millisecond)
 	if err := os.Remove(f); err != nil {
 		t.Fatal(err)
@@ -101,8 +105,17 @@ func TestFullIsRemembered(t *testing.T) {
 	if which, limit, used, full := a.Full(); which != "disk limit" || limit != 4*mib || used > mib || !full {
 		t.Errorf("%q %d %d %v", which, limit, used, full)
 	}
+	if met := a.Met(began); len(met) != 1 || met[0].What != "disk limit" || met[0].Limit != 4*mib {
+		t.Errorf("met %+v", met)
+	}
 	cancel()
 	wg.Wait()
+	if full := a.FullNow(); len(full) != 0 {
+		t.Errorf("%v are full, and there is room", full)
+	}
+	if met := a.Met(time.Now()); len(met) != 0 {
+		t.Errorf("met by what came later: %+v", met)
+	}
 }
 
 // du counts what is there once, and comes to an end while the tree is moved about.

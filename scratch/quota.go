@@ -24,6 +24,7 @@ const (
 	quotaState      = 'X'<<8 + 5
 	stateEnforced   = 1 << 5 // FS_QUOTA_PDQ_ENFD
 	quotaHardBlocks = 1      // QIF_BLIMITS
+	quotaHardInodes = 4      // QIF_ILIMITS
 	quotaBlock      = 1024   // bytes of a block in limits
 
 	getXattr        = 0x801c581f // FS_IOC_FSGETXATTR
@@ -33,7 +34,19 @@ const (
 	// Project ids are taken at random from here, far from what people choose.
 	firstProject = 0x4000_0000
 	projectTries = 100
+
+	// A project has an inode for each so many bytes of its limit, as small file systems have, and at least so many.
+	quotaInodeBytes  = 4 << 10
+	quotaLeastInodes = 4096
 )
+
+// quotaInodes is how many files and directories a project of size bytes may hold: the inodes of the file system are all tasks'.
+func quotaInodes(size int64) uint64 {
+	if size == 0 {
+		return 0
+	}
+	return uint64(max(size/quotaInodeBytes, quotaLeastInodes))
+}
 
 // quotaBlockInfo is struct if_dqblk.
 type quotaBlockInfo struct {
@@ -143,19 +156,23 @@ func (q *quotas) set(dir string, project uint32, size int64) error {
 	return nil
 }
 
-// limit sets the hard limit of a project, rounded up to whole blocks; 0 removes it.
+// limit sets the hard limits of a project, rounded up to whole blocks, and so many inodes; 0 removes them.
 func (q *quotas) limit(project uint32, size int64) error {
-	info := quotaBlockInfo{HardBlocks: uint64(size+quotaBlock-1) / quotaBlock, Valid: quotaHardBlocks}
+	info := quotaBlockInfo{
+		HardBlocks: uint64(size+quotaBlock-1) / quotaBlock, HardInodes: quotaInodes(size),
+		Valid: quotaHardBlocks | quotaHardInodes,
+	}
 	return q.call(quotaSet, project, unsafe.Pointer(&info))
 }
 
-// get reads what a project uses and its limit, both in bytes.
-func (q *quotas) get(project uint32) (used, limit int64, err error) {
+// get reads what a project uses and its limit, both in bytes, and whether it may hold no more files.
+func (q *quotas) get(project uint32) (used, limit int64, files bool, err error) {
 	var info quotaBlockInfo
 	if err := q.call(quotaGet, project, unsafe.Pointer(&info)); err != nil {
-		return 0, 0, fmt.Errorf("read project quota: %w", err)
+		return 0, 0, false, fmt.Errorf("read project quota: %w", err)
 	}
-	return int64(info.UsedBytes), int64(info.HardBlocks) * quotaBlock, nil
+	files = info.HardInodes > 0 && info.UsedInodes >= info.HardInodes
+	return int64(info.UsedBytes), int64(info.HardBlocks) * quotaBlock, files, nil
 }
 
 // call is quotactl_fd(2), or quotactl(2) where the kernel is older than 5.14.

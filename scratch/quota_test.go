@@ -44,6 +44,8 @@ func TestQuota(t *testing.T) {
 		t.Run(fs, func(t *testing.T) {
 			dir := mountWithQuotas(t, fs, "prjquota")
 			t.Run("limits", func(t *testing.T) { quotaLimits(t, dir) })
+			t.Run("files", func(t *testing.T) { quotaFiles(t, dir) })
+			t.Run("thin", func(t *testing.T) { quotaThin(t, dir) })
 			t.Run("overlay", func(t *testing.T) { quotaOverlay(t, dir) })
 			t.Run("close", func(t *testing.T) { quotaClose(t, dir) })
 		})
@@ -166,6 +168,81 @@ func quotaLimits(t *testing.T, dir string) {
 	}
 	// Others are not held.
 	if err := asTask(t, func() error { return write(dir+"/other", mib) }); err != nil {
+		t.Error(err)
+	}
+}
+
+// Empty files take no blocks, but inodes, which the file system has for all tasks together.
+func quotaFiles(t *testing.T, dir string) {
+	start := time.Now()
+	a, err := scratch.Open(t.Context(), dir+"/area", scratch.Config{Limit: 24 * mib, Prefer: byQuota})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := 0
+	err = asTask(t, func() error {
+		for ; made < 10_000; made++ {
+			f, err := os.Create(fmt.Sprintf("%s/%d", a.Dir(), made))
+			if err != nil {
+				return err
+			}
+			f.Close()
+		}
+		return nil
+	})
+	if which, limit, _, is := a.Full(); !full(err) || made < 6000 || made >= 6144 || which != "number of files in the disk limit" || limit != 24*mib || !is {
+		t.Errorf("%d files, %v; full: %q %d %v", made, err, which, limit, is)
+	}
+	// It was full of files also where they are gone again, as programs leave it that give up.
+	if err := a.Look(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range made {
+		_ = os.Remove(fmt.Sprintf("%s/%d", a.Dir(), i))
+	}
+	met := a.Met(start)
+	if now := a.FullNow(); len(now) != 0 || len(met) != 1 || met[0].What != "number of files in the disk limit" {
+		t.Errorf("met %+v, full now %+v", met, now)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Who has no quota, but could, is not asked for more room than one takes.
+func quotaThin(t *testing.T, dir string) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	cfg := scratch.Config{Limit: int64(st.Blocks)*st.Bsize - mib, Prefer: []berth.DiskEnforcement{berth.DiskLoop, berth.DiskSampled}}
+	if _, err := scratch.Open(t.Context(), dir+"/area", cfg); !errors.Is(err, berth.ErrExhausted) {
+		t.Error(err)
+	}
+	cfg.Thin = true
+	a, err := scratch.Open(t.Context(), dir+"/area", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if way := a.Enforcement(); way != berth.DiskSampled {
+		t.Error(way)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	cfg.Limit = 16 * mib
+	if a, err = scratch.Open(t.Context(), dir+"/area", cfg); err != nil {
+		t.Fatal(err)
+	}
+	if way := a.Enforcement(); way != berth.DiskLoop {
+		t.Error(way)
+	}
+	cfg.Prefer = cfg.Prefer[:1]
+	cfg.Limit = int64(st.Blocks)*st.Bsize - mib
+	if _, err := scratch.Open(t.Context(), dir+"/alone", cfg); !errors.Is(err, berth.ErrExhausted) {
+		t.Error(err)
+	}
+	if err := a.Close(); err != nil {
 		t.Error(err)
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/berth-project/berth"
 )
@@ -26,6 +25,9 @@ type Config struct {
 	// Prefer are the ways to keep the limits that may be used, the best first: berth.DiskQuota,
 	// berth.DiskLoop, berth.DiskSampled. nil is all three, in this order. Where none works, Open fails.
 	Prefer []berth.DiskEnforcement
+	// Thin is for whom quotas would not hold: where the file system has some, a loop device whose image has no room gives
+	// way to what else is preferred, as a quota takes no room either.
+	Thin bool
 	// Mkfs is the program that makes ext4 file systems; "" is mkfs.ext4, wherever it is.
 	Mkfs string
 	// Logger is told why a way was not used; nil is silent.
@@ -46,7 +48,7 @@ type Area struct {
 
 	mu     sync.Mutex
 	closed bool
-	seen   map[string]time.Time // when a part was last seen full, by Sample
+	seen   map[string]sight // when a part was last seen full, by Sample
 }
 
 // The names in an area's directory.
@@ -68,7 +70,7 @@ func Open(ctx context.Context, dir string, cfg Config) (*Area, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open scratch space: %w", kindOf(err))
 	}
-	a := &Area{dir: dir, log: logger(cfg.Logger), seen: map[string]time.Time{}}
+	a := &Area{dir: dir, log: logger(cfg.Logger), seen: map[string]sight{}}
 	if err := a.open(ctx, cfg); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
@@ -82,7 +84,7 @@ func Reopen(_ context.Context, dir string, log *slog.Logger) (*Area, error) {
 	if _, err := os.Lstat(dir); err != nil {
 		return nil, fmt.Errorf("reopen scratch space: %w", kindOf(err))
 	}
-	a := &Area{dir: dir, log: logger(log), seen: map[string]time.Time{}}
+	a := &Area{dir: dir, log: logger(log), seen: map[string]sight{}}
 	var err error
 	if a.rec, err = readRecord(dir); err != nil {
 		return nil, err
@@ -195,13 +197,14 @@ func (a *Area) lend(ctx context.Context, cfg Config) error {
 		ways = []berth.DiskEnforcement{berth.DiskQuota, berth.DiskLoop, berth.DiskSampled}
 	}
 	var whys []error
-	for _, way := range ways {
+	for i, way := range ways {
 		err := a.lendBy(ctx, way, cfg, parts, sampleTotal)
 		if err == nil {
 			a.say(way, whys)
 			return nil
 		}
-		if errors.Is(err, berth.ErrExhausted) || errors.Is(err, berth.ErrInvalid) || ctx.Err() != nil {
+		thin := cfg.Thin && way == berth.DiskLoop && i+1 < len(ways) && a.hasQuotas()
+		if errors.Is(err, berth.ErrExhausted) && !thin || errors.Is(err, berth.ErrInvalid) || ctx.Err() != nil {
 			return err
 		}
 		whys = append(whys, fmt.Errorf("%s: %w", way, err))
@@ -210,6 +213,16 @@ func (a *Area) lend(ctx context.Context, cfg Config) error {
 		text: "scratch space at " + a.dir + ": its limits cannot be kept here: " + oneLine(whys),
 		kind: berth.ErrUnsupported,
 	}
+}
+
+// hasQuotas reports whether the area's file system has quotas.
+func (a *Area) hasQuotas() bool {
+	q, err := openQuotas(a.dir)
+	if err != nil {
+		return false
+	}
+	q.close()
+	return true
 }
 
 // say tells why better ways were not used.

@@ -25,10 +25,13 @@ const lastWrite = 1 << 20
 
 // Over says which limit was passed, and by how much.
 type Over struct {
-	What  string // "disk limit" or "volume NAME"
+	What  string // "disk limit" or "volume NAME"; FilesOf before it where it has room for bytes, but for no more files
 	Limit int64  // bytes
 	Used  int64  // bytes
 }
+
+// FilesOf is before the name of a limit that is full of files, and not of bytes.
+const FilesOf = "number of files in the "
 
 func (o Over) String() string {
 	return fmt.Sprintf("the %s of %s was passed by %s: %s are used",
@@ -66,6 +69,49 @@ func (a *Area) Full() (which string, limit, used int64, full bool) {
 	return "", 0, 0, false
 }
 
+// Met are the hard limits that are full, or were when Sample looked since then: as Full, they may have a little room
+// left. It looks at file systems and quotas, at no tree.
+func (a *Area) Met(since time.Time) []Over {
+	var met []Over
+	uses, err := a.measureParts(context.Background(), a.hard(), false)
+	if err != nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, u := range uses {
+		if seen, ok := a.seen[u.Name]; u.full || ok && !seen.at.Before(since) {
+			u.files = u.files || !u.full && seen.files
+			met = append(met, Over{u.limit(a.rec.Limit), u.Size, u.used})
+		}
+	}
+	return met
+}
+
+// hard are the parts whose limits cannot be passed.
+func (a *Area) hard() (hard []part) {
+	for _, p := range a.rec.Parts {
+		if p.Way == berth.DiskQuota || p.Way == berth.DiskLoop {
+			hard = append(hard, p)
+		}
+	}
+	return hard
+}
+
+// FullNow are the hard limits that are full at this moment, as Met looks at them.
+func (a *Area) FullNow() (full []Over) {
+	uses, err := a.measureParts(context.Background(), a.hard(), false)
+	if err != nil {
+		return nil
+	}
+	for _, u := range uses {
+		if u.full {
+			full = append(full, Over{u.limit(a.rec.Limit), u.Size, u.used})
+		}
+	}
+	return full
+}
+
 // Sample looks at the area until ctx is done, and calls over for each limit that is passed, at each look:
 // only for limits that are sampled, since the hard ones cannot be passed. What it sees of the hard ones
 // serves Full. It looks at intervals of every, or longer where looking takes long: it keeps a processor
@@ -100,8 +146,23 @@ func (a *Area) Sample(ctx context.Context, every time.Duration, over func(Over))
 // use is what one part holds.
 type use struct {
 	part
-	used int64 // bytes
-	full bool  // of a hard limit
+	used  int64 // bytes
+	full  bool  // of a hard limit
+	files bool  // it is full of files, and has room for bytes
+}
+
+// sight is of a limit that was full.
+type sight struct {
+	at    time.Time
+	files bool // as in use
+}
+
+// limit names the limit.
+func (u use) limit(of int64) string {
+	if u.files {
+		return FilesOf + u.what(of)
+	}
+	return u.what(of)
 }
 
 // note remembers which hard limits are full.
@@ -110,7 +171,7 @@ func (a *Area) note(uses []use) {
 	defer a.mu.Unlock()
 	for _, u := range uses {
 		if u.full {
-			a.seen[u.Name] = time.Now()
+			a.seen[u.Name] = sight{time.Now(), u.files}
 		}
 	}
 }
@@ -126,11 +187,12 @@ func (a *Area) overs(uses []use, hard bool) []Over {
 		case berth.DiskSampled:
 			sampled = true
 			if u.Name != mainName && (u.used > u.Size || hard && u.used >= u.Size) {
-				out = append(out, Over{u.what(a.rec.Limit), u.Size, u.used})
+				out = append(out, Over{u.limit(a.rec.Limit), u.Size, u.used})
 			}
 		case berth.DiskQuota, berth.DiskLoop:
-			if hard && (u.full || time.Since(a.seen[u.Name]) < recent) {
-				out = append(out, Over{u.what(a.rec.Limit), u.Size, u.used})
+			if seen := a.seen[u.Name]; hard && (u.full || time.Since(seen.at) < recent) {
+				u.files = u.files || !u.full && seen.files
+				out = append(out, Over{u.limit(a.rec.Limit), u.Size, u.used})
 			}
 		case berth.DiskNone:
 		}
@@ -143,11 +205,14 @@ func (a *Area) overs(uses []use, hard bool) []Over {
 
 // measure reads what each part holds; without all, only what limits are compared with.
 func (a *Area) measure(ctx context.Context, all bool) ([]use, error) {
-	parts := a.rec.Parts
-	if len(parts) == 0 {
+	if len(a.rec.Parts) == 0 {
 		used, err := du(ctx, a.dir)
 		return []use{{used: used}}, err
 	}
+	return a.measureParts(ctx, a.rec.Parts, all)
+}
+
+func (a *Area) measureParts(ctx context.Context, parts []part, all bool) ([]use, error) {
 	var q *quotas
 	var out []use
 	for _, p := range parts {
@@ -187,17 +252,21 @@ func (u *use) statfs(dir string) error {
 	}
 	// What is free for all but the kernel itself ends at Bavail.
 	u.used = min(int64(st.Blocks-st.Bfree)*st.Bsize, u.Size)
-	u.full = st.Bavail <= lastBlocks || st.Ffree == 0
+	u.full = st.Bavail <= lastBlocks
+	u.files = st.Ffree == 0 && !u.full
+	u.full = u.full || u.files
 	return nil
 }
 
 func (u *use) quota(q *quotas) error {
-	used, limit, err := q.get(u.Project)
+	used, limit, files, err := q.get(u.Project)
 	if err != nil {
 		return err
 	}
 	u.used = used
 	u.full = limit > 0 && used > limit-min(lastWrite, limit/32)
+	u.files = files && !u.full
+	u.full = u.full || u.files
 	return nil
 }
 

@@ -18,6 +18,9 @@ type CollectOptions struct {
 	// with the set-group-ID bit, files keep that directory's group. Where files cannot be given away they
 	// stay the process's own, and Warn is told.
 	UID, GID int
+	// Writable are the real paths of what of this host the task could write to, from before it ran. A place in one, by
+	// whatever way, is opened from there, and a link in it or on the way is an error (ErrConflict): the task may have put it there.
+	Writable []string
 	// Sync: what is written has reached the disk before it has its name.
 	Sync bool
 	// Journal is told of each temporary file or directory before it is made. What it was told of and is
@@ -41,7 +44,11 @@ type CollectOptions struct {
 // A pattern takes only files if the output's Type is File or it has a **, only directories if Type is Directory,
 // else both. One that matches nothing was not produced, like a file that is not there, unless the output is Optional.
 func Collect(ctx context.Context, view *View, outputs []berth.Output, opts CollectOptions) ([]berth.OutputFile, error) {
-	c := &collector{view: view, opts: opts}
+	t, err := newTrees(opts.Writable)
+	if err != nil {
+		return nil, fmt.Errorf("outputs: %w", err)
+	}
+	c := &collector{view: view, opts: opts, trees: t}
 	var errs []error
 	for _, o := range outputs {
 		if ctx.Err() != nil {
@@ -58,6 +65,7 @@ func Collect(ctx context.Context, view *View, outputs []berth.Output, opts Colle
 type collector struct {
 	view  *View
 	opts  CollectOptions
+	trees *trees
 	files []berth.OutputFile
 	kept  bool // it was said that files cannot be given away
 }
@@ -206,8 +214,8 @@ func (c *collector) one(ctx context.Context, o berth.Output, from, location stri
 		if strings.HasSuffix(location, "/") || o.URL != "" && o.Type == "" && holdsFile(dest) {
 			location, dest = join(location, path.Base(from)), path.Join(dest, path.Base(from))
 		}
-		if o.URL != "" { // the user named the file, and a task has no choice of which link is followed
-			to, err := Target(dest)
+		if o.URL != "" { // the user named the file; of links only those are followed that no task could have put there
+			to, err := c.trees.target(dest)
 			if err != nil {
 				return false, destFault(from, dest, err)
 			}
@@ -269,7 +277,7 @@ func leads(err error) string {
 
 // file collects one file.
 func (c *collector) file(ctx context.Context, n *node, from, location, dest string) error {
-	p, err := c.begin(dest)
+	p, err := c.begin(dest, false)
 	if err != nil {
 		return destFault(from, dest, err)
 	}
@@ -287,7 +295,7 @@ func (c *collector) file(ctx context.Context, n *node, from, location, dest stri
 
 // directory collects a directory with all that is in it.
 func (c *collector) directory(ctx context.Context, n *node, from, location, dest string) error {
-	p, err := c.begin(dest)
+	p, err := c.begin(dest, true)
 	if err != nil {
 		return destFault(from, dest, err)
 	}

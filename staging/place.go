@@ -22,9 +22,16 @@ type place struct {
 	c    *collector
 	dir  *os.File // that holds it
 	name string
-	tmp  string   // its temporary name in dir
-	made bool     // there is something under tmp
-	dirs []string // the parents that were made for it, the outermost first
+	tmp  string // its temporary name in dir
+	made bool   // there is something under tmp
+	tree string // that the task could write to, and in which dir lies; "" for none
+	dirs []madeDir
+}
+
+// madeDir is a directory that was made for a place.
+type madeDir struct {
+	parent *os.File
+	name   string
 }
 
 // tmpName is the form of temporary names. What does not have it is never removed as a leftover.
@@ -57,16 +64,30 @@ func there(name string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// begin makes the directory in which dest will be and chooses its temporary name.
-func (c *collector) begin(dest string) (*place, error) {
+// begin makes the directory in which dest will be and chooses its temporary name. A link that dest itself is leads to the
+// place only if follow, and then only into what the task could write to: else whoever gives it its name sees to that.
+func (c *collector) begin(dest string, follow bool) (*place, error) {
 	if dest == "/" {
 		return nil, conflict("it is the root directory of this host")
 	}
-	p := &place{c: c, name: filepath.Base(dest)}
-	var err error
-	if p.dir, err = p.makeDirs(filepath.Dir(dest)); err != nil {
-		return nil, errors.Join(err, p.abandon())
+	e, err := c.trees.enter(dest, follow)
+	if err != nil {
+		return nil, err
 	}
+	p := &place{c: c}
+	if e != nil {
+		defer e.close()
+		dest, p.tree = e.place(), e.tree
+		p.dir, err = p.enterDirs(e)
+	} else {
+		p.dir, err = p.makeDirs(filepath.Dir(dest))
+	}
+	if err != nil {
+		err = errors.Join(err, p.abandon())
+		p.close()
+		return nil, err
+	}
+	p.name = filepath.Base(dest)
 	p.tmp = "." + p.name[:min(len(p.name), tmpMaxName)] + ".berth-" + rand.Text()[:tmpRandom] + ".tmp"
 	if c.opts.Journal != nil {
 		if err := c.opts.Journal(filepath.Join(filepath.Dir(dest), p.tmp)); err != nil {
@@ -100,18 +121,44 @@ func (p *place) makeDirs(dir string) (*os.File, error) {
 		return nil, err
 	}
 	defer parent.Close()
-	name := filepath.Base(dir)
-	err = unix.Mkdirat(int(parent.Fd()), name, 0o777)
-	if err == nil {
-		p.dirs = append(p.dirs, dir)
-		err = p.c.own(int(parent.Fd()), int(parent.Fd()), name)
-	} else if errors.Is(err, unix.EEXIST) {
-		err = nil
-	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+	if err := p.mkdir(parent, filepath.Base(dir)); err != nil {
+		return nil, err
 	}
 	return os.Open(dir)
+}
+
+// enterDirs is makeDirs for what lies where the task could write.
+func (p *place) enterDirs(e *entry) (*os.File, error) {
+	dir, err := e.open(p.mkdir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := openDir(int(dir.Fd()), ".") // to sync it takes a descriptor for reading
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), dir.Name()), nil
+}
+
+// mkdir makes a directory, unless it is there, with the outputs' owner.
+func (p *place) mkdir(parent *os.File, name string) error {
+	fd := int(parent.Fd())
+	err := unix.Mkdirat(fd, name, 0o777)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err == nil {
+		var kept int
+		if kept, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			p.dirs = append(p.dirs, madeDir{os.NewFile(uintptr(kept), parent.Name()), name})
+			err = p.c.own(fd, fd, name)
+		}
+	}
+	if err != nil {
+		return &fs.PathError{Op: "mkdir", Path: filepath.Join(parent.Name(), name), Err: err}
+	}
+	return nil
 }
 
 // own gives what was made under name in a directory, or with no name what fd is, to the outputs' owner.
@@ -158,7 +205,14 @@ func (c *collector) owner() (uid, gid int) {
 	return uid, gid
 }
 
-func (p *place) close() { p.dir.Close() }
+func (p *place) close() {
+	if p.dir != nil {
+		p.dir.Close()
+	}
+	for _, d := range p.dirs {
+		d.parent.Close()
+	}
+}
 
 // file writes a regular file under the temporary name.
 func (p *place) file(ctx context.Context, n *node) (int64, error) {
@@ -264,10 +318,14 @@ func (p *place) merge() error {
 		return err
 	}
 	defer unix.Close(src)
-	// The directory that the user named may be a link of his; what is in it is not followed.
-	dst, err := unix.Openat(int(p.dir.Fd()), p.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	// The directory that the user named may be a link of his; what is in it is not followed, nor one that a task may have put there.
+	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	if p.tree != "" {
+		flags |= unix.O_NOFOLLOW
+	}
+	dst, err := unix.Openat(int(p.dir.Fd()), p.name, flags, 0)
 	if err != nil {
-		return err
+		return p.why(err)
 	}
 	defer unix.Close(dst)
 	if err := mergeDirs(src, dst, "", true); err != nil {
@@ -277,6 +335,19 @@ func (p *place) merge() error {
 		return err
 	}
 	return unix.Unlinkat(int(p.dir.Fd()), p.tmp, unix.AT_REMOVEDIR)
+}
+
+// why is the error for which a directory at the place could not be opened.
+func (p *place) why(err error) error {
+	n, bad := openNode(int(p.dir.Fd()), p.name, filepath.Join(p.dir.Name(), p.name))
+	if bad != nil {
+		return err
+	}
+	defer n.close()
+	if n.isLink() && p.tree != "" {
+		return notFollowed(n.path, p.tree)
+	}
+	return err
 }
 
 // mergeDirs moves what src holds into dst, and, with dry, only looks whether that can be done.
@@ -348,8 +419,8 @@ func (p *place) abandon() error {
 		err = removeAll(filepath.Join(procPath(int(p.dir.Fd())), p.tmp))
 	}
 	p.made = false
-	for _, dir := range slices.Backward(p.dirs) {
-		_ = unix.Rmdir(dir) // unless others use it by now
+	for _, d := range slices.Backward(p.dirs) {
+		_ = unix.Unlinkat(int(d.parent.Fd()), d.name, unix.AT_REMOVEDIR) // unless others use it by now
 	}
 	return err
 }

@@ -17,13 +17,62 @@ import (
 // what it leads to, which need not be there, but its directory. So the link stays. The error, of kind ErrConflict,
 // says what is there that is no file. It is one too where a link is another user's, or might be
 // put there by one, who could have any file of this user written, or one of /proc: what a process has open is not to be replaced.
-func Target(name string) (string, error) {
+//
+// writable are the real paths of what of this host a task could write to: what lies there is the file itself, and no link
+// there, also on the way to it, is followed. Whoever writes to such a file opens its directory with OpenParent.
+func Target(name string, writable []string) (string, error) {
+	t, err := newTrees(writable)
+	if err != nil {
+		return "", err
+	}
+	return t.target(name)
+}
+
+// Within is the one of the trees that a task could write to in which a file lies, by whatever way; "" for none.
+func Within(name string, writable []string) (string, error) {
+	t, err := newTrees(writable)
+	if err != nil {
+		return "", err
+	}
+	e, err := t.enter(name, true)
+	if e == nil {
+		return "", err
+	}
+	e.close()
+	return e.tree, nil
+}
+
+// OpenParent opens the directory that holds a file as Target named it, for what is done by name there: it need not be readable.
+func OpenParent(name string, writable []string) (*os.File, error) {
+	t, err := newTrees(writable)
+	if err != nil {
+		return nil, err
+	}
+	e, err := t.enter(name, false)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return os.OpenFile(filepath.Dir(name), unix.O_PATH|unix.O_DIRECTORY, 0)
+	}
+	defer e.close()
+	return e.open(nil)
+}
+
+func (t *trees) target(name string) (string, error) {
 	for links := 0; ; links++ {
+		e, err := t.enter(name, false)
+		if err != nil {
+			return "", err
+		}
+		if e != nil {
+			return e.place(), e.check(false)
+		}
 		n, err := openNode(unix.AT_FDCWD, name, name)
 		if err != nil {
 			return name, nil //nolint:nilerr // whoever writes it says what is wrong with its directory
 		}
-		next, err := n.follow(name)
+		next, err := n.follow(name, t)
 		n.close()
 		switch {
 		case err != nil:
@@ -37,8 +86,9 @@ func Target(name string) (string, error) {
 	}
 }
 
-// follow is where the link at a host path leads to, or the path itself if it is a file.
-func (n *node) follow(name string) (string, error) {
+// follow is where the link at a host path leads to, or the path itself if it is a file. Where the way goes on through what a
+// task could write to, nothing there is followed yet.
+func (n *node) follow(name string, t *trees) (string, error) {
 	if n.isFile() {
 		return name, nil
 	}
@@ -73,6 +123,12 @@ func (n *node) follow(name string) (string, error) {
 	if at < 0 {
 		return "", conflict("it is the root directory of this host")
 	}
+	if e, err := t.enter(next, false); err != nil {
+		return "", err
+	} else if e != nil {
+		e.close()
+		return next, nil
+	}
 	if dir, err = filepath.EvalSymlinks(next[:at] + "/"); err != nil {
 		return "", conflict(fmt.Sprintf("it is a symbolic link to %s, whose directory cannot be opened (%s)", text, reason(err)))
 	}
@@ -96,23 +152,27 @@ func ours(dir string) error {
 }
 
 // CheckTarget reports what is at an output's place on this host and cannot be written over or into, as far as
-// that can be said before it is known what is written. It returns the place, links of files followed.
-func CheckTarget(o berth.Output) (string, error) {
+// that can be said before it is known what is written. It returns the place, links of files followed; writable is as for Target.
+func CheckTarget(o berth.Output, writable []string) (string, error) {
 	dest, local, err := HostPath(o.URL)
 	if err != nil || !local {
 		return "", err
 	}
+	t, err := newTrees(writable)
+	if err != nil {
+		return "", destFault(o.Path, dest, err)
+	}
 	st, err := os.Stat(dest)
 	switch there := err == nil; {
 	case IsPattern(o.Path), o.Type == berth.Directory, strings.HasSuffix(o.URL, "/"):
-		err = intoDir(dest, st, there)
+		err = t.intoDir(dest, st, there)
 	case o.Type == berth.File || !there || !st.IsDir():
 		var to string
-		if to, err = Target(dest); err == nil {
+		if to, err = t.target(dest); err == nil {
 			return to, nil
 		}
 	default: // a directory is merged into it, and a file put there
-		err = intoDir(dest, st, there)
+		err = t.intoDir(dest, st, there)
 	}
 	if err != nil {
 		return "", destFault(o.Path, dest, err)
@@ -138,7 +198,14 @@ func holdsFile(dest string) bool {
 }
 
 // intoDir reports why nothing can be written into a directory. One that is not there can be made.
-func intoDir(dest string, st fs.FileInfo, there bool) error {
+func (t *trees) intoDir(dest string, st fs.FileInfo, there bool) error {
+	e, err := t.enter(dest, true)
+	if err == nil && e != nil {
+		err = e.check(true)
+	}
+	if err != nil {
+		return err
+	}
 	if !there {
 		if _, err := os.Lstat(dest); err == nil {
 			return conflict("it is a symbolic link that leads nowhere")

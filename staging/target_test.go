@@ -34,7 +34,7 @@ func TestCollectThroughLinks(t *testing.T) {
 			v := view(t, staging.Mount{Path: "/v", Root: volume(t, plant(t, t.TempDir(), "f=new"))})
 			o := berth.Output{Path: tt.path, URL: dest + "/" + tt.url}
 			_, err := staging.Collect(t.Context(), v, []berth.Output{o}, staging.CollectOptions{})
-			_, foreseen := staging.CheckTarget(o)
+			_, foreseen := staging.CheckTarget(o, nil)
 			for _, err := range []error{err, foreseen} {
 				if tt.err == "" && err == nil {
 					continue
@@ -57,7 +57,7 @@ func TestTargetOfAnotherUser(t *testing.T) {
 	if err := os.Lchown(dest+"/out", 1234, 1234); err != nil {
 		t.Fatal(err)
 	}
-	to, err := staging.Target(dest + "/out")
+	to, err := staging.Target(dest+"/out", nil)
 	if want := dest + "/out is a symbolic link of another user (1234), which is not followed; name the file itself"; to != "" || fmt.Sprint(err) != want {
 		t.Errorf("%s, %v", to, err)
 	}
@@ -74,7 +74,7 @@ func TestTargetWhereOthersWrite(t *testing.T) {
 		if err := os.Chmod(dest, mode); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := staging.Target(dest + "/out"); fmt.Sprint(err) != want {
+		if _, err := staging.Target(dest+"/out", nil); fmt.Sprint(err) != want {
 			t.Errorf("%v: %v", mode, err)
 		}
 	}
@@ -89,7 +89,7 @@ func TestCheckTargetNotWritable(t *testing.T) {
 	}
 	defer func() { _ = unix.Unmount(dir, 0) }()
 	for _, url := range []string{"", "/"} {
-		_, err := staging.CheckTarget(berth.Output{Path: "/o", URL: dir + url})
+		_, err := staging.CheckTarget(berth.Output{Path: "/o", URL: dir + url}, nil)
 		if want := "output /o: cannot write " + dir + ": the directory is not writable (read-only file system)"; fmt.Sprint(err) != want {
 			t.Errorf("%q: %v", url, err)
 		}
@@ -119,7 +119,7 @@ func TestCheckTarget(t *testing.T) {
 		if tt.err != "" {
 			want = "output " + tt.o.Path + ": cannot write " + filepath.Join(tt.o.URL) + ": " + tt.err
 		}
-		if _, err := staging.CheckTarget(tt.o); fmt.Sprint(err) != want {
+		if _, err := staging.CheckTarget(tt.o, nil); fmt.Sprint(err) != want {
 			t.Errorf("%s: %v, want %s", tt.name, err, want)
 		}
 	}

@@ -8,10 +8,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
@@ -188,6 +185,17 @@ func (c *check) containerPath(at, p string, root bool) {
 	}
 }
 
+// mountPath checks an absolute path at which something is put into the container.
+func (c *check) mountPath(at, p string) {
+	c.containerPath(at, p, false)
+	switch clean := path.Clean(p); {
+	case clean == "/proc" || strings.HasPrefix(clean, "/proc/"):
+		c.fault(at, "nothing can be put at %s: /proc is the container's own; choose a path outside it", p)
+	case clean == "/sys" || clean == "/dev":
+		c.fault(at, "nothing can be put at %s: it is the container's own; choose another path, or one below it", p)
+	}
+}
+
 func (c *check) inputs(inputs []berth.Input) {
 	seen := map[string]string{}
 	for i, in := range inputs {
@@ -196,7 +204,7 @@ func (c *check) inputs(inputs []berth.Input) {
 			c.fault(at+".url", "an input has a url or content")
 		}
 		c.text(at+".url", in.URL)
-		c.containerPath(at+".path", in.Path, false)
+		c.mountPath(at+".path", in.Path)
 		c.oneOf(at+".type", string(in.Type), "FILE", "DIRECTORY")
 		if in.Content != nil && in.Type == berth.Directory {
 			c.fault(at+".type", "content makes a file, not a directory")
@@ -252,7 +260,7 @@ func (c *check) volumes(volumes []berth.Volume) {
 	seen := map[string]string{}
 	for i, v := range volumes {
 		at := fmt.Sprintf("volumes[%d]", i)
-		c.containerPath(at+".path", v.Path, false)
+		c.mountPath(at+".path", v.Path)
 		if v.Size < 0 {
 			c.fault(at+".size", "it is negative")
 		}
@@ -265,7 +273,7 @@ func (c *check) mounts(at string, mounts []berth.Mount) {
 	for i, m := range mounts {
 		at := fmt.Sprintf("%s[%d]", at, i)
 		c.oneOf(at+".type", string(m.Type), "bind", "tmpfs")
-		c.containerPath(at+".target", m.Target, false)
+		c.mountPath(at+".target", m.Target)
 		c.text(at+".source", m.Source)
 		switch tmpfs := m.Type == berth.MountTmpfs; {
 		case tmpfs && m.Source != "":
@@ -346,21 +354,12 @@ func (c *check) platform(at, p string) {
 }
 
 func (c *check) signal(at, s string) {
-	if s != "" && !knownSignal(s) {
-		c.fault(at, "%q is no signal: write its name or number, as in TERM, SIGINT or 15", s)
+	if s == "" {
+		return
 	}
-}
-
-func knownSignal(s string) bool {
-	if n, err := strconv.Atoi(s); err == nil {
-		return n > 0 && n <= 64
+	if _, err := berth.ParseSignal(s); err != nil {
+		c.fault(at, "%q is no signal: write its name or number, as in TERM, SIGRTMIN+3 or 15", s)
 	}
-	s = strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if real, ok := strings.CutPrefix(s, "RTMIN+"); ok {
-		n, err := strconv.Atoi(real)
-		return err == nil && n >= 0 && n <= 30
-	}
-	return unix.SignalNum("SIG"+s) != 0
 }
 
 func sorted(m map[string]string) []string {

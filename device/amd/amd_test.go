@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -56,6 +57,100 @@ func TestPartitions(t *testing.T) {
 
 	if diff := cmp.Diff(want, devices); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// hide makes nodes of the compute driver's topology unreadable, as the device cgroup of a job does.
+func hide(t *testing.T, root string, nodes ...int) {
+	t.Helper()
+	for _, n := range nodes {
+		file := filepath.Join(root, topology, strconv.Itoa(n), "properties")
+		err := os.Remove(file)
+		if err == nil {
+			err = os.Mkdir(file, 0o755) // root would read any file
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A partition has the same name for a process that does not see the others of its GPU: it would be lent twice.
+func TestPartitionsInJob(t *testing.T) {
+	for name, tt := range map[string]struct {
+		hidden []int
+		want   []string
+	}{
+		"some": {[]int{1, 3, 4, 5, 7, 8, 9}, []string{"GPU-ef294c2f1e9ae6ed/1", "GPU-ef294c2f1e9ae6ed/5"}},
+		"one":  {[]int{2, 3, 4, 5, 6, 7, 8, 9}, []string{"GPU-ef294c2f1e9ae6ed/0"}},
+		"last": {[]int{1, 2, 3, 4, 5, 6, 7, 9}, []string{"GPU-ef294c2f1e9ae6ed/7"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := copyHost(t, "mi300x-cpx")
+			hide(t, root, tt.hidden...)
+			devices, err := NewDriver(host(t, root)).Devices(t.Context())
+			var got []string
+			for _, d := range devices {
+				got = append(got, d.UUID)
+			}
+			if err != nil || !slices.Equal(got, tt.want) {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
+// A job's GPU has the index that it has on the host, which resource managers say, though others are kept from the job.
+func TestIndexInJob(t *testing.T) {
+	root := copyHost(t, "mi300x-cpx")
+	// Two whole GPUs: of the divided one there is the first partition alone.
+	for _, n := range []string{"2", "3", "4", "5", "6", "7", "8"} {
+		if err := os.RemoveAll(filepath.Join(root, topology, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dirs, err := filepath.Glob(filepath.Join(root, partitions))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hide(t, root, 1)
+	// A card that does not compute may be the one that is hidden, for all that is seen: it is not counted, nor is that.
+	devices, err := NewDriver(host(t, root)).Devices(t.Context())
+	if err != nil || len(devices) != 1 || devices[0].Index != 0 {
+		t.Errorf("%+v, %v", devices, err)
+	}
+	if err := os.RemoveAll(filepath.Join(root, drivers, "pci:amdgpu/0000:c3:00.0")); err != nil {
+		t.Fatal(err)
+	}
+	devices, err = NewDriver(host(t, root)).Devices(t.Context())
+	if err != nil || len(devices) != 1 || devices[0].Index != 1 || devices[0].Minor != 135 {
+		t.Errorf("%+v, %v", devices, err)
+	}
+}
+
+// Drivers have the number of a partition in the highest bits of its location since 2024.
+func TestPartitionNumbers(t *testing.T) {
+	root := copyHost(t, "mi300x-cpx")
+	for n := range 8 {
+		file := filepath.Join(root, topology, strconv.Itoa(n+1), "properties")
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Replace(string(data), fmt.Sprintf("location_id %d\n", 1280+n), fmt.Sprintf("location_id %d\n", 1280+n<<28), 1)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hide(t, root, 1, 2)
+	devices, err := NewDriver(host(t, root)).Devices(t.Context())
+	if err != nil || len(devices) != 7 || devices[0].UUID != "GPU-ef294c2f1e9ae6ed/2" || devices[0].PCI != "0000:05:00.0" {
+		t.Errorf("%v, %v", devices, err)
 	}
 }
 

@@ -15,15 +15,16 @@ import (
 	"github.com/berth-project/berth/device"
 )
 
-// GPU is a GPU, or a partition of one, as the driver presents it. Its index is its place in the list of all.
+// GPU is a GPU, or a partition of one, as the driver presents it.
 type GPU struct {
 	DRM       []string // its nodes: /dev/dri/cardN, /dev/dri/renderDM
 	Render    int      // M
 	UniqueID  string   // hexadecimal, without 0x; partitions of one GPU share it; "" if unknown
 	Partition string   // compute and memory mode, "cpx_nps4"; "" if the GPU cannot be divided
 
-	dir  string // in /sys
-	node node
+	index int    // its place among all of the host's, those too that this process may not use
+	dir   string // in /sys
+	node  node
 }
 
 // sysfs is where the driver lists its devices: whole GPUs by PCI address, further partitions as platform devices.
@@ -36,11 +37,15 @@ const (
 
 // Find returns the GPUs of a host that can compute: those whose render node the compute driver has too, the
 // partitions of one GPU together. ErrNotFound if the driver is not loaded.
+//
+// Of GPUs that this process may not use, for a device cgroup keeps them from it, the compute driver says nothing. They are
+// counted by what the graphics driver says, where that can only be they.
 func Find(h *device.Host) ([]GPU, error) {
 	if _, err := h.Stat(drivers); err != nil {
 		return nil, fmt.Errorf("AMD's driver: %w: %w", berth.ErrNotFound, err)
 	}
-	nodes := readTopology(h)
+	nodes, unread := readTopology(h)
+	var hidden []GPU
 	groups := map[string][]GPU{} // by the GPU that partitions are of
 	var order []string
 	for _, dir := range append(h.Glob(pciGPUs), h.Glob(partitions)...) {
@@ -56,9 +61,14 @@ func Find(h *device.Host) ([]GPU, error) {
 			}
 		}
 		n, ok := nodes[g.Render]
-		if g.Render <= 0 || !ok {
+		if g.Render <= 0 {
 			continue
 		}
+		if !ok {
+			hidden = append(hidden, g)
+			continue
+		}
+		n.divided = n.part > 0 || divided(cmp.Or(g.Partition, partition(h, drivers+"/pci:amdgpu/"+n.pci)))
 		g.node = n
 		if n.hasUniqueID {
 			g.UniqueID = strconv.FormatUint(n.uniqueID, 16)
@@ -68,22 +78,50 @@ func Find(h *device.Host) ([]GPU, error) {
 		}
 		groups[n.parent] = append(groups[n.parent], g)
 	}
+	if len(hidden) != unread {
+		hidden = nil // some are none that compute, and nothing tells which
+	}
+	slices.Sort(order) // the first partition of a GPU, by which it would be found first, may be hidden
 	var gpus []GPU
 	for _, parent := range order {
 		slices.SortStableFunc(groups[parent], func(a, b GPU) int { return cmp.Compare(a.Render, b.Render) })
-		gpus = append(gpus, groups[parent]...)
+		for _, g := range groups[parent] {
+			g.index = len(gpus) + before(hidden, g)
+			gpus = append(gpus, g)
+		}
 	}
 	return gpus, nil
 }
 
+// before counts those of hidden GPUs that come before one. Of the partitions of a divided GPU only the first says which GPU
+// it is of; where such are hidden, none is counted.
+func before(hidden []GPU, g GPU) (n int) {
+	for _, o := range hidden {
+		at := path.Base(o.dir)
+		if strings.HasPrefix(at, "amdgpu_xcp_") {
+			return 0
+		}
+		if at < g.node.pci {
+			n++
+		}
+	}
+	return n
+}
+
 // partition reads how a GPU is divided.
 func partition(h *device.Host, dir string) string {
-	read := func(name string) string { return strings.ToLower(text(h, dir+"/"+name)) }
+	read := func(name string) string { return strings.ToLower(h.Text(dir + "/" + name)) }
 	compute, memory := read("current_compute_partition"), read("current_memory_partition")
 	if compute == "" && memory == "" {
 		return ""
 	}
 	return compute + "_" + memory
+}
+
+// divided reports whether a compute mode, "cpx" or "cpx_nps4", makes several partitions of a GPU.
+func divided(partition string) bool {
+	compute, _, _ := strings.Cut(partition, "_")
+	return compute != "" && compute != "spx"
 }
 
 // UniqueIDs returns the indices of GPUs by their unique ids, each in the forms 0xHEX and HEX.
@@ -103,19 +141,23 @@ type node struct {
 	number      string // its directory
 	parent      string // domain, bus and device of the GPU
 	pci         string // its address
+	part        int    // which of the partitions it is; 0 of a GPU that is not divided
+	divided     bool   // it is one of several partitions, of which this process may see no other
 	uniqueID    uint64
 	hasUniqueID bool
 	gfx         int    // 90402 is gfx942
 	hive        string // of GPUs with xGMI links to each other; "" for none
 }
 
-// readTopology returns the nodes that are GPUs, by render minor.
-func readTopology(h *device.Host) map[int]node {
-	nodes := map[int]node{}
+// readTopology returns the nodes that are GPUs, by render minor. unread counts those that this process may not read: GPUs
+// that it may not use.
+func readTopology(h *device.Host) (nodes map[int]node, unread int) {
+	nodes = map[int]node{}
 	for _, file := range h.Glob(topology + "/*/properties") {
 		data, err := h.ReadFile(file)
 		if err != nil {
-			continue // a GPU that this process may not use: the device cgroup hides its node
+			unread++ // the device cgroup hides it
+			continue
 		}
 		values := map[string]string{}
 		for line := range strings.Lines(string(data)) {
@@ -131,7 +173,11 @@ func readTopology(h *device.Host) map[int]node {
 		}
 		bus, dev := location>>8&0xff, location>>3&0x1f
 		n := node{number: path.Base(path.Dir(file)), parent: fmt.Sprintf("%04x:%02x:%02x", domain, bus, dev)}
-		n.pci = n.parent + ".0" // the lowest bits of a partition's location are its number
+		n.pci = n.parent + ".0"
+		// A partition's number is in the highest bits of its location, or, with drivers of before 2024, in the lowest.
+		if n.part = int(location >> 28 & 0xf); n.part == 0 {
+			n.part = int(location & 0x7)
+		}
 		n.uniqueID, err = strconv.ParseUint(values["unique_id"], 10, 64)
 		n.hasUniqueID = err == nil
 		if hive := values["hive_id"]; hive != "0" {
@@ -140,7 +186,7 @@ func readTopology(h *device.Host) map[int]node {
 		n.gfx, _ = strconv.Atoi(values["gfx_target_version"])
 		nodes[int(render)] = n
 	}
-	return nodes
+	return nodes, unread
 }
 
 // Driver is AMD's kernel driver on a host.
@@ -177,7 +223,7 @@ func (d *Driver) devices(ctx context.Context, gpus []GPU) ([]device.Device, erro
 		if err := ctx.Err(); err != nil {
 			return devices, err
 		}
-		dev := d.device(i, g, uuids[i])
+		dev := d.device(g.index, g, uuids[i])
 		if err := d.check(g); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", dev, err))
 			continue
@@ -188,17 +234,32 @@ func (d *Driver) devices(ctx context.Context, gpus []GPU) ([]device.Device, erro
 }
 
 // UUIDs returns a name for each GPU that it keeps when indices change, in the form of ROCm: GPU- and the unique
-// id. The partitions of a GPU have a number behind it; a GPU without an id has its PCI address instead.
+// id. The partitions of a GPU have their number behind it, whichever of them this process sees; where the driver does not
+// number them, their place. A GPU without an id has its PCI address instead.
 func UUIDs(gpus []GPU) []string {
-	uuids, seen, many := make([]string, len(gpus)), map[string]int{}, map[string]int{}
-	for _, g := range gpus {
-		many[g.name()]++
+	type partition struct {
+		name string
+		part int
 	}
+	many, same := map[string]int{}, map[string]bool{} // by name; same are those of which two have one number
+	seen := map[partition]bool{}
+	for _, g := range gpus {
+		p := partition{g.name(), g.node.part}
+		same[p.name] = same[p.name] || seen[p]
+		seen[p] = true
+		many[p.name]++
+	}
+	uuids, place := make([]string, len(gpus)), map[string]int{}
 	for i, g := range gpus {
-		uuids[i] = g.name()
-		if many[g.name()] > 1 {
-			uuids[i] = fmt.Sprintf("%s/%d", g.name(), seen[g.name()])
-			seen[g.name()]++
+		name := g.name()
+		number := g.node.part
+		if same[name] {
+			number = place[name]
+		}
+		place[name]++
+		uuids[i] = name
+		if many[name] > 1 || g.node.divided {
+			uuids[i] = fmt.Sprintf("%s/%d", name, number)
 		}
 	}
 	return uuids
@@ -224,14 +285,14 @@ func (d *Driver) check(g GPU) error {
 func (d *Driver) device(index int, g GPU, uuid string) device.Device {
 	dev := device.Device{
 		Vendor: Vendor, Index: index, UUID: uuid, PCI: g.node.pci, Minor: g.Render, Arch: arch(g.node.gfx),
-		Driver: text(d.host, "/sys/module/amdgpu/version"), NUMA: -1, Island: g.node.hive,
+		Driver: d.host.Text("/sys/module/amdgpu/version"), NUMA: -1, Island: g.node.hive,
 	}
 	dir := d.pciDir(g)
-	dev.Model = text(d.host, dir+"/product_name")
+	dev.Model = d.host.Text(dir + "/product_name")
 	if dev.Model == "" {
 		dev.Model = strings.TrimSpace("AMD GPU " + dev.Arch)
 	}
-	if n, err := strconv.Atoi(text(d.host, dir+"/numa_node")); err == nil {
+	if n, err := strconv.Atoi(d.host.Text(dir + "/numa_node")); err == nil {
 		dev.NUMA = n
 	}
 	dev.Memory = d.memory(g, dir)
@@ -267,7 +328,7 @@ func (d *Driver) memory(g GPU, dir string) int64 {
 		return sum
 	}
 	if strings.Contains(g.Partition, "spx") || g.Partition == "" {
-		sum, _ = strconv.ParseInt(text(d.host, dir+"/mem_info_vram_total"), 10, 64)
+		sum, _ = strconv.ParseInt(d.host.Text(dir+"/mem_info_vram_total"), 10, 64)
 	}
 	return sum
 }
@@ -278,13 +339,4 @@ func arch(gfx int) string {
 		return ""
 	}
 	return fmt.Sprintf("gfx%d%d%x", gfx/10000, gfx/100%100, gfx%100)
-}
-
-// text reads a file of one line; "" if it is not there.
-func text(h *device.Host, name string) string {
-	data, err := h.ReadFile(name)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(data))
 }

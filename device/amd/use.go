@@ -15,10 +15,10 @@ func (d *Driver) Use(dev device.Device) device.Use {
 		return device.Use{Unknown: wholeOnly}
 	}
 	var u device.Use
-	if n, err := strconv.Atoi(text(d.host, dir+"/gpu_busy_percent")); err == nil {
+	if n, err := strconv.Atoi(d.host.Text(dir + "/gpu_busy_percent")); err == nil {
 		u.Busy = &n
 	}
-	if n, err := strconv.ParseInt(text(d.host, dir+"/mem_info_vram_used"), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(d.host.Text(dir+"/mem_info_vram_used"), 10, 64); err == nil {
 		u.Memory = &n
 	}
 	if u.Busy == nil || u.Memory == nil {
@@ -54,7 +54,7 @@ func (d *Driver) Gauge(of device.Gauged) device.Gauge {
 	gpu, divided := d.again(of.Device)
 	g.part = of.Shared || divided
 	if gpu.node.number != "" {
-		g.id = text(d.host, topology+"/"+gpu.node.number+"/gpu_id")
+		g.id = d.host.Text(topology + "/" + gpu.node.number + "/gpu_id")
 	}
 	return g
 }
@@ -73,10 +73,10 @@ func (g *gauge) Read() (r device.Reading) {
 		r.Memory = g.ofProcesses()
 		return r
 	}
-	if n, err := strconv.ParseFloat(text(g.host, g.dir+"/gpu_busy_percent"), 64); err == nil {
+	if n, err := strconv.ParseFloat(g.host.Text(g.dir+"/gpu_busy_percent"), 64); err == nil {
 		r.Busy = &n
 	}
-	if n, err := strconv.ParseInt(text(g.host, g.dir+"/mem_info_vram_used"), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(g.host.Text(g.dir+"/mem_info_vram_used"), 10, 64); err == nil {
 		r.Memory = &n
 	}
 	r.Energy, r.Power = g.host.Power(g.dir)
@@ -91,7 +91,7 @@ func (g *gauge) ofProcesses() *int64 {
 	}
 	var sum int64
 	for _, pid := range device.Tree("/proc", g.of.PID) {
-		n, _ := strconv.ParseInt(text(g.host, fmt.Sprintf("%s/%d/vram_%s", processes, pid, g.id)), 10, 64)
+		n, _ := strconv.ParseInt(g.host.Text(fmt.Sprintf("%s/%d/vram_%s", processes, pid, g.id)), 10, 64)
 		sum += n
 	}
 	return &sum

@@ -145,7 +145,7 @@ func (ed *editor) devices(nodes []*specs.DeviceNode, host Host) error {
 			continue
 		}
 		access := cmp.Or(d.Permissions, "rwm")
-		if access == noPermissions {
+		if access == NoPermissions {
 			access = ""
 		}
 		r := ed.resources()
@@ -210,17 +210,27 @@ func (ed *editor) mounts(mounts []*specs.Mount) {
 	if ed.spec.Linux != nil {
 		userNS = slices.ContainsFunc(ed.spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.UserNamespace })
 	}
-	all := slices.Clone(ed.spec.Mounts)
+	all := slices.Grow(slices.Clone(ed.spec.Mounts), len(mounts))
+	taken := map[string]bool{}
+	for _, m := range all {
+		taken[m.Destination] = true
+	}
 	for _, m := range mounts {
-		all = slices.DeleteFunc(all, func(o oci.Mount) bool { return o.Destination == m.ContainerPath })
+		if taken[m.ContainerPath] {
+			all = slices.DeleteFunc(all, func(o oci.Mount) bool { return o.Destination == m.ContainerPath })
+		}
+		taken[m.ContainerPath] = true
 		om := oci.Mount{Source: m.HostPath, Destination: m.ContainerPath, Type: m.Type, Options: m.Options}
 		if userNS {
 			om.Options = idMapped(om)
 		}
 		all = append(all, om)
 	}
-	depth := func(m oci.Mount) int { return strings.Count(filepath.Clean(m.Destination), "/") }
-	slices.SortStableFunc(all, func(a, b oci.Mount) int { return cmp.Compare(depth(a), depth(b)) })
+	depths := map[string]int{}
+	for _, m := range all {
+		depths[m.Destination] = strings.Count(filepath.Clean(m.Destination), "/")
+	}
+	slices.SortStableFunc(all, func(a, b oci.Mount) int { return cmp.Compare(depths[a.Destination], depths[b.Destination]) })
 	ed.spec.Mounts = all
 }
 

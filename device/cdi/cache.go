@@ -26,6 +26,7 @@ var DefaultDirs = []string{"/etc/cdi", "/var/run/cdi"}
 type Cache struct {
 	host Host
 	dirs []string
+	skip func(path string) bool // nil skips no file
 
 	mu       sync.Mutex
 	files    map[string]*file
@@ -74,6 +75,11 @@ func NewCache(host Host, dirs ...string) *Cache {
 		dirs = DefaultDirs
 	}
 	return &Cache{host: host, dirs: slices.Clone(dirs)}
+}
+
+// Without is a cache of the same directories that looks at no file of which skip says so.
+func (c *Cache) Without(skip func(path string) bool) *Cache {
+	return &Cache{host: c.host, dirs: slices.Clone(c.dirs), skip: skip}
 }
 
 // Dirs are the directories of the cache, in order of increasing priority.
@@ -252,7 +258,12 @@ func (c *Cache) refresh() {
 	_ = scan(c.host, c.dirs, func(path string, priority int, root *inroot.Root, err error) error {
 		f := &file{err: err}
 		if err == nil {
-			f = load(root, path, priority, old[path])
+			if c.skip != nil && c.skip(path) {
+				return nil
+			}
+			if f = load(root, path, priority, old[path]); vanished(root, path, f.err) {
+				return nil
+			}
 			c.files[path] = f
 		}
 		if f.err != nil {
@@ -300,13 +311,24 @@ func load(root *inroot.Root, path string, priority int, old *file) *file {
 	return f
 }
 
+// vanished reports whether a file could not be read because it was removed since its directory was. A link that leads nowhere is there.
+func vanished(root *inroot.Root, path string, err error) bool {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	_, err = root.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // Scan reads the spec files of directories, those of lower priority first, in each by name, and gives each to
 // found with the error of reading it. An error that found returns ends the scan.
 func Scan(host Host, dirs []string, found func(path string, priority int, spec *Spec, err error) error) error {
 	return scan(host, dirs, func(path string, priority int, root *inroot.Root, err error) error {
 		var spec *Spec
 		if err == nil {
-			spec, err = readSpec(root, path, priority)
+			if spec, err = readSpec(root, path, priority); vanished(root, path, err) {
+				return nil
+			}
 		}
 		return found(path, priority, spec, err)
 	})

@@ -64,14 +64,14 @@ func validateNode(d *specs.DeviceNode) error {
 		return errors.New("device node without path")
 	case !slices.Contains([]string{"", "b", "c", "u", "p"}, d.Type):
 		return fmt.Errorf("device node %s: type %q is none of b, c, u, p", d.Path, d.Type)
-	case d.Permissions != noPermissions && strings.Trim(d.Permissions, "rwm") != "":
+	case d.Permissions != NoPermissions && strings.Trim(d.Permissions, "rwm") != "":
 		return fmt.Errorf("device node %s: permissions %q are not of rwm, or none", d.Path, d.Permissions)
 	}
 	return nil
 }
 
-// noPermissions in a device node stands for a device rule without any.
-const noPermissions = "none"
+// NoPermissions in a device node stands for a device rule without any.
+const NoPermissions = "none"
 
 func validateHook(h *specs.Hook) error {
 	switch {

@@ -61,24 +61,23 @@ func (h Host) node(path string) (Node, error) {
 	return n, nil
 }
 
-// exists says whether there is something at path, following links.
-func (h Host) exists(root *inroot.Root, path string) (bool, error) {
+// exists says whether there is something at path, following links, and whether that is a directory.
+func (h Host) exists(root *inroot.Root, path string) (there, dir bool, err error) {
 	if h.Node != nil {
 		if _, err := h.Node(path); err == nil {
-			return true, nil
+			return true, false, nil
 		}
 	}
-	var err error
+	var st unix.Stat_t
 	if h.Root == "" || h.Root == "/" { // in one system call
-		var st unix.Stat_t
 		err = unix.Stat(path, &st)
 	} else {
-		_, err = root.Stat(path)
+		st, err = root.Stat(path)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return false, nil
+		return false, false, nil
 	}
-	return err == nil, err
+	return err == nil, st.Mode&unix.S_IFMT == unix.S_IFDIR, err
 }
 
 // number is how a node's numbers are written.

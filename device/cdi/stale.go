@@ -84,13 +84,16 @@ func fix(s *Spec) string {
 
 // Differences says in what edits do not fit the host; nothing if they do. An error means that it could not be
 // found out.
-func Differences(host Host, e *Edits) ([]string, error) {
+func Differences(host Host, e *Edits) ([]string, error) { return Compare(host, e, nil) }
+
+// Compare is Differences, and tells found of each file and directory of the host that is there to be mounted; nil is not told.
+func Compare(host Host, e *Edits, found func(m *specs.Mount, dir bool)) ([]string, error) {
 	root, err := host.open()
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	c := checker{host: host, root: root}
+	c := checker{host: host, root: root, found: found}
 	for _, d := range e.DeviceNodes {
 		c.node(d)
 	}
@@ -107,6 +110,7 @@ func Differences(host Host, e *Edits) ([]string, error) {
 type checker struct {
 	host   Host
 	root   *inroot.Root
+	found  func(m *specs.Mount, dir bool)
 	causes []string
 	err    error
 }
@@ -184,10 +188,13 @@ func (c *checker) mount(m *specs.Mount) {
 	if !isBind(m) {
 		return
 	}
-	if there, err := c.host.exists(c.root, m.HostPath); err != nil {
+	switch there, dir, err := c.host.exists(c.root, m.HostPath); {
+	case err != nil:
 		c.fail(err)
-	} else if !there {
+	case !there:
 		c.differs("%s, which it mounts, is not on this host", m.HostPath)
+	case c.found != nil:
+		c.found(m, dir)
 	}
 }
 

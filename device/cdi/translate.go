@@ -103,7 +103,7 @@ func translateNode(d *specs.DeviceNode, host Host) (TranslatedDevice, error) {
 		return fail("its owner is %d, not %d", n.UID, *d.UID)
 	case d.GID != nil && *d.GID != n.GID:
 		return fail("its group is %d, not %d", n.GID, *d.GID)
-	case access == noPermissions:
+	case access == NoPermissions:
 		return fail("no permissions at all")
 	}
 	return TranslatedDevice{Host: p, Container: d.Path, Permissions: access}, nil

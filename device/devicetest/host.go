@@ -20,6 +20,7 @@ import (
 type Options struct {
 	NVIDIA, AMD int
 	Hive        int // how many of AMD's, the last ones, have links to each other
+	MIG         int // into how many slices the first of NVIDIA's is divided
 	// Recorded lists the nodes instead of making them, which needs root.
 	Recorded bool
 }
@@ -40,6 +41,15 @@ type GPU struct {
 	UUID  string
 	Index int
 	Node  device.Node // the one that is no other GPU's, with its path in the host
+
+	Slices []Slice // of one that is divided: they are lent, not the whole
+}
+
+// Slice is a MIG slice of a GPU.
+type Slice struct {
+	UUID string
+	Node device.Node // of its compute instance, which is no other slice's
+	Cap  device.Node // of its GPU instance
 }
 
 // NVIDIA's driver of the hosts, and the memory of AMD's GPUs, and their use, of which NVIDIA's say nothing without their library.
@@ -68,12 +78,15 @@ func minor(i int) uint32 {
 func New(tb testing.TB, o Options) *Host {
 	tb.Helper()
 	h := &Host{Root: tb.TempDir(), tb: tb, hive: o.Hive, unique: unique()}
-	h.write("/proc/devices", fmt.Sprintf("Character devices:\n%3d nvidia\n%3d nvidia-uvm\n\nBlock devices:\n259 blkext\n", major, major))
+	h.write("/proc/devices", fmt.Sprintf("Character devices:\n%3d nvidia\n%3d nvidia-caps\n%3d nvidia-uvm\n\nBlock devices:\n259 blkext\n", major, major, major))
 	if o.NVIDIA > 0 {
 		h.driverNVIDIA()
 	}
 	for i := range o.NVIDIA {
 		h.addNVIDIA(i, o.NVIDIA)
+	}
+	if o.MIG > 0 {
+		h.divide(o.MIG)
 	}
 	if o.AMD > 0 {
 		h.node("/dev/kfd", 234, 0)

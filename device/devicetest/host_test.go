@@ -47,3 +47,27 @@ func TestNew(t *testing.T) {
 		})
 	}
 }
+
+// Of a divided GPU the slices are found, each with a node of its own.
+func TestNewDivided(t *testing.T) {
+	made := devicetest.New(t, devicetest.Options{NVIDIA: 2, MIG: 3, Recorded: true})
+	h, err := device.OpenHost(made.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	devices, err := nvidia.NewDriver(h).Devices(t.Context())
+	if err != nil || len(devices) != 2 || len(devices[0].Slices) != 3 || len(devices[1].Slices) != 0 {
+		t.Fatalf("%+v, %v", devices, err)
+	}
+	for i, s := range made.NVIDIA[0].Slices {
+		of := devices[0].Slices[i]
+		node, err := nvidia.SliceNode(h, devices[0], of)
+		if err != nil || node != s.Node.Path || of.UUID != s.UUID {
+			t.Errorf("%+v has %s, %v; want %+v", of, node, err, s)
+		}
+		edits, err := nvidia.Generator{Host: h}.Slice(devices[0], of)
+		if err != nil || len(edits.DeviceNodes) != 3 || edits.DeviceNodes[0].Path != made.NVIDIA[0].Node.Path || edits.DeviceNodes[1].Path != s.Cap.Path {
+			t.Errorf("it brings %+v, %v", edits, err)
+		}
+	}
+}

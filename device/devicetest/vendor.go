@@ -1,6 +1,11 @@
 package devicetest
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/berth-project/berth/device"
+)
 
 const libraries = "/usr/lib/x86_64-linux-gnu/"
 
@@ -25,6 +30,39 @@ func (h *Host) addNVIDIA(i, of int) {
 	h.write("/sys/bus/pci/devices/"+pci+"/class", "0x030200\n")
 	h.write("/sys/bus/pci/devices/"+pci+"/numa_node", numa(i, of))
 	h.NVIDIA = append(h.NVIDIA, g)
+}
+
+// sliceMinor is the number of the node of a slice: that of the last devices that can be opened on a plain host comes first, as the
+// first are GPUs'. capMinor is that of its GPU instance, which has no driver.
+func sliceMinor(i int) uint32 {
+	if i < 2 {
+		return minor(3 - i)
+	}
+	return uint32(160 + i)
+}
+
+func capMinor(i int) uint32 { return uint32(140 + i) }
+
+// divide divides the first GPU into slices: each is a GPU instance with one compute instance.
+func (h *Host) divide(n int) {
+	gpu := &h.NVIDIA[0]
+	var minors strings.Builder
+	fmt.Fprintln(&minors, "config 1\nmonitor 2")
+	for i := range n {
+		instance := fmt.Sprintf("gi%d", i+1)
+		s := Slice{UUID: fmt.Sprintf("MIG-%s/%d/0", gpu.UUID, i+1)}
+		for _, access := range []struct {
+			name  string
+			minor uint32
+			node  *device.Node
+		}{{instance, capMinor(i), &s.Cap}, {instance + "/ci0", sliceMinor(i), &s.Node}} {
+			*access.node = h.node(fmt.Sprintf("/dev/nvidia-caps/nvidia-cap%d", access.minor), access.minor, 0)
+			fmt.Fprintf(&minors, "gpu%d/%s/access %d\n", gpu.Node.Minor, access.name, access.minor)
+			h.write(fmt.Sprintf("/proc/driver/nvidia/capabilities/gpu%d/mig/%s/access", gpu.Node.Minor, access.name), fmt.Sprintf("DeviceFileMinor: %d\n", access.minor))
+		}
+		gpu.Slices = append(gpu.Slices, s)
+	}
+	h.write("/proc/driver/nvidia-caps/mig-minors", minors.String())
 }
 
 // renderGID is the group of AMD's nodes, which others may not open.

@@ -70,10 +70,10 @@ func (h Host) Lend(c Container, uuids []string, grants []berth.Grant, capabiliti
 func (h Host) Require(d *Decision, containers []Container, uuids, capabilities []string) {
 	var of []device.Device // of NVIDIA's
 	for _, u := range device.Units(h.Devices) {
-		if !slices.Contains(uuids, u.UUID()) {
+		if !slices.ContainsFunc(uuids, u.Is) {
 			continue
 		}
-		if !slices.Contains(d.Devices, u.UUID()) {
+		if !slices.ContainsFunc(d.Devices, u.Is) {
 			d.lent(u.Device.Vendor, u.UUID())
 		}
 		if u.Device.Vendor == nvidia.Vendor {
@@ -99,7 +99,7 @@ func (h Host) requireOf(d *Decision, c Container, of []device.Device, capabiliti
 	named := nvidia.ParseCapabilities(capabilities...).Intersect(nvidia.AllCapabilities)
 	if len(named) == 0 {
 		var err error
-		named, err = h.Config.CapabilitiesOf(c.Container)
+		named, err = c.Capabilities()
 		d.refuse(err)
 	}
 	for word := range strings.SplitSeq(named.String(), ",") {

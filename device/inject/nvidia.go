@@ -111,7 +111,7 @@ func (h Host) addGPUs(d *Decision, ids []string, rule string) (of []device.Devic
 			continue
 		}
 		for _, u := range found {
-			if !slices.ContainsFunc(units, func(o device.Unit) bool { return o.UUID() == u.UUID() }) {
+			if !slices.ContainsFunc(units, func(o device.Unit) bool { return o.Key() == u.Key() }) {
 				units = append(units, u)
 				h.addGPU(d, u, id, rule)
 			}
@@ -132,7 +132,11 @@ func unitsOf(devices []device.Device, id string) ([]device.Unit, error) {
 		if len(devices) == 0 {
 			return nil, fmt.Errorf("GPU %q: %w: this host has no NVIDIA GPU", id, berth.ErrNotFound)
 		}
-		return device.Units(devices), nil
+		units := device.Units(devices)
+		if len(units) == 0 {
+			return nil, fmt.Errorf("GPU %q: %w", id, devices[0].Undivided())
+		}
+		return units, nil
 	}
 	chosen, err := nvidia.Select(devices, id)
 	if err != nil {
@@ -145,6 +149,9 @@ func unitsOf(devices []device.Device, id string) ([]device.Unit, error) {
 	gpu := devices[chosen.GPUs[0]]
 	if len(gpu.Slices) > 0 {
 		return nil, fmt.Errorf("GPU %q: %w: %s is divided into MIG slices; name one of them, as in %d:0", id, berth.ErrInvalid, gpu, gpu.Index)
+	}
+	if err := gpu.Undivided(); err != nil {
+		return nil, fmt.Errorf("GPU %q: %w", id, err)
 	}
 	return []device.Unit{{Device: gpu}}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -30,10 +31,10 @@ const pciDevices = "/sys/bus/pci/devices"
 func Find(h *device.Host) []GPU {
 	var gpus []GPU
 	for _, dir := range h.Glob(pciDevices + "/*") {
-		if text(h, dir+"/vendor") != "0x8086" || !isDisplay(text(h, dir+"/class")) {
+		if h.Text(dir+"/vendor") != "0x8086" || !isDisplay(h.Text(dir+"/class")) {
 			continue
 		}
-		g := GPU{PCI: path.Base(dir), ID: text(h, dir+"/device")}
+		g := GPU{PCI: path.Base(dir), ID: h.Text(dir + "/device")}
 		g.UID = strings.NewReplacer(":", "-", ".", "-").Replace(g.PCI) + "-" + g.ID
 		if link, err := h.Readlink(dir + "/driver"); err == nil {
 			g.Driver = path.Base(link)
@@ -50,12 +51,17 @@ func Find(h *device.Host) []GPU {
 			g.VFIO = vfio(h, dir)
 		}
 		for _, entry := range append(h.Glob(dir+"/mei/mei*"), h.Glob(dir+"/*mei*/mei/mei*")...) {
-			g.MEI = path.Base(entry)
+			// Of several the first by name, as Intel's generator takes.
+			if name := path.Base(entry); meiForm.MatchString(name) && (g.MEI == "" || name < g.MEI) {
+				g.MEI = name
+			}
 		}
 		gpus = append(gpus, g)
 	}
 	return gpus
 }
+
+var meiForm = regexp.MustCompile(`^mei[0-9]+$`)
 
 // isDisplay tells VGA and other display controllers by their class.
 func isDisplay(class string) bool {
@@ -132,27 +138,31 @@ func (d *Driver) device(index int, g GPU) device.Device {
 	dir := pciDevices + "/" + g.PCI
 	dev := device.Device{
 		Vendor: Vendor, Index: index, UUID: g.UID, PCI: g.PCI, Model: models[g.ID], NUMA: -1,
-		Driver: strings.TrimSpace(g.Driver + " " + text(d.host, "/sys/module/"+g.Driver+"/version")),
+		Driver: strings.TrimSpace(g.Driver + " " + d.host.Text("/sys/module/"+g.Driver+"/version")),
 	}
 	if dev.Model == "" {
 		dev.Model = "Intel GPU " + g.ID
 	}
 	dev.Minor, _ = strconv.Atoi(strings.TrimPrefix(path.Base(g.Render), "renderD"))
-	if n, err := strconv.Atoi(text(d.host, dir+"/numa_node")); err == nil {
+	if n, err := strconv.Atoi(d.host.Text(dir + "/numa_node")); err == nil {
 		dev.NUMA = n
 	}
-	// Memory of its own, as i915 says it. Integrated GPUs use the machine's, and xe says nothing there.
-	if g.Card != "" {
-		dev.Memory, _ = strconv.ParseInt(text(d.host, dir+"/drm/"+path.Base(g.Card)+"/lmem_total_bytes"), 10, 64)
-	}
+	dev.Memory = d.memory(g, dir)
 	return dev
 }
 
-// text reads a file of one line; "" if it is not there.
-func text(h *device.Host, name string) string {
-	data, err := h.ReadFile(name)
-	if err != nil {
-		return ""
+// memory returns a GPU's memory of its own, in bytes, as i915 says it of the whole and xe of each tile; what xe keeps for
+// itself is in it. Integrated GPUs use the machine's.
+func (d *Driver) memory(g GPU, dir string) (sum int64) {
+	if g.Card != "" {
+		if n, err := strconv.ParseInt(d.host.Text(dir+"/drm/"+path.Base(g.Card)+"/lmem_total_bytes"), 10, 64); err == nil {
+			return n
+		}
 	}
-	return strings.TrimSpace(string(data))
+	for _, tile := range d.host.Glob(dir + "/tile*/physical_vram_size_bytes") {
+		if n, err := strconv.ParseInt(d.host.Text(tile), 0, 64); err == nil && n > 0 {
+			sum += n
+		}
+	}
+	return sum
 }

@@ -3,6 +3,8 @@ package intel
 import (
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +40,28 @@ func TestArc(t *testing.T) {
 	}
 	if !errors.Is(err, berth.ErrUnavailable) || !strings.Contains(err.Error(), "0000:05:00.0") || !strings.Contains(err.Error(), "vfio-pci") {
 		t.Error(err)
+	}
+}
+
+// xe tells the memory of each tile.
+func TestMemoryOfTiles(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "host")
+	if err := os.CopyFS(root, os.DirFS("testdata/arc")); err != nil {
+		t.Fatal(err)
+	}
+	for tile, bytes := range map[string]string{"tile0": "0x200000000\n", "tile1": "4294967296\n"} {
+		dir := filepath.Join(root, pciDevices, "0000:04:00.0", tile)
+		err := os.Mkdir(dir, 0o755)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "physical_vram_size_bytes"), []byte(bytes), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	devices, _ := NewDriver(host(t, root)).Devices(t.Context())
+	if len(devices) != 3 || devices[2].Memory != 12<<30 {
+		t.Errorf("%v", devices)
 	}
 }
 
@@ -95,6 +119,24 @@ func TestGeneratedSpec(t *testing.T) {
 	differences, err := cdi.Differences(h.CDI(), &edits)
 	if err != nil || differences != nil {
 		t.Errorf("differs from its own host: %q, %v", differences, err)
+	}
+}
+
+// TestMEI: of several management interfaces of a GPU, the first by name is the one in specs.
+func TestMEI(t *testing.T) {
+	root := t.TempDir()
+	dir := root + "/sys/bus/pci/devices/0000:03:00.0"
+	for name, text := range map[string]string{
+		"vendor": "0x8086", "class": "0x030000", "device": "0x56c0",
+		"xe.mei-gsc.768/mei/mei2/dev": "239:2", "xe.mei-gscfi.768/mei/mei1/dev": "239:1", "xe.mei-gscfi.768/mei/meinotes": "",
+	} {
+		file := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text+"\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if gpus := Find(host(t, root)); len(gpus) != 1 || gpus[0].MEI != "mei1" {
+		t.Errorf("%+v", gpus)
 	}
 }
 

@@ -69,6 +69,9 @@ func (cfg Config) CapabilitiesOf(c Container) (Capabilities, error) {
 	return c.effective(ParseCapabilities(cfg.SupportedCapabilities))
 }
 
+// Capabilities returns the parts of the driver for a container of berth's own, where every part is supported.
+func (c Container) Capabilities() (Capabilities, error) { return c.effective(AllCapabilities) }
+
 // effective returns the parts of the driver for a container: what its NVIDIA_DRIVER_CAPABILITIES name, within
 // what is supported here.
 func (c Container) effective(supported Capabilities) (Capabilities, error) {

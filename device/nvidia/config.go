@@ -156,10 +156,10 @@ func ParseConfig(text []byte) (Config, error) {
 	supported := ParseCapabilities(cfg.SupportedCapabilities)
 	if cfg.SupportedCapabilities == "all" {
 		supported = AllCapabilities
+		cfg.SupportedCapabilities = supported.String()
 	}
 	if !AllCapabilities.Has(supported) {
 		return Config{}, fmt.Errorf("%w: supported-driver-capabilities is %q: there are %s, and all", berth.ErrInvalid, cfg.SupportedCapabilities, AllCapabilities)
 	}
-	cfg.SupportedCapabilities = supported.String()
 	return cfg, nil
 }

@@ -32,7 +32,7 @@ ignore-imex-channel-requests = true
 `))
 	want := DefaultConfig()
 	want.DisableRequire, want.SwarmResource, want.AcceptEnvUnprivileged, want.AcceptMounts = true, "DOCKER_RESOURCE_GPU", false, true
-	want.SupportedCapabilities, want.CLI.Root, want.Runtime.Mode = "compute,utility", "/run/nvidia/driver", "cdi"
+	want.SupportedCapabilities, want.CLI.Root, want.Runtime.Mode = "utility,compute", "/run/nvidia/driver", "cdi"
 	want.Runtime.Modes.CDI.AnnotationPrefixes = []string{"nvidia.cdi/"}
 	want.Features.IgnoreIMEX = true
 	if diff := cmp.Diff(want, cfg); diff != "" || err != nil {

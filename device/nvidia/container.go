@@ -3,6 +3,7 @@ package nvidia
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,11 +104,18 @@ func Privileged(ociVersion string, capabilities json.RawMessage) (bool, error) {
 	return slices.Contains(bounding, "CAP_SYS_ADMIN"), nil
 }
 
+// oneList reports whether the version is one of those, and a semantic version at all; "v1.0.0-rc2" is none.
 func oneList(ociVersion string) bool {
-	pre, ok := strings.CutPrefix(strings.TrimPrefix(ociVersion, "v"), "1.0.0-")
-	pre, _, _ = strings.Cut(pre, "+")
-	return ok && "rc1" <= pre && pre < "rc5"
+	m := candidate.FindStringSubmatch(ociVersion)
+	if m == nil || "rc1" > m[1] || m[1] >= "rc5" {
+		return false
+	}
+	return !slices.ContainsFunc(strings.Split(m[1], "."), func(part string) bool {
+		return len(part) > 1 && part[0] == '0' && strings.Trim(part, "0123456789") == ""
+	})
 }
+
+var candidate = regexp.MustCompile(`^1\.0\.0-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?$`)
 
 // Legacy reports whether the image is of the time before images named their requirements: it has a
 // CUDA_VERSION and no NVIDIA_REQUIRE_CUDA.

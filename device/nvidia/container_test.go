@@ -120,8 +120,9 @@ func TestParseBundle(t *testing.T) {
 
 func TestPrivileged(t *testing.T) {
 	for version, want := range map[string]bool{
-		"1.0.0-rc1": true, "1.0.0-rc4": true, "1.0.0-rc4-dev": true, "v1.0.0-rc2+build": true,
+		"1.0.0-rc1": true, "1.0.0-rc4": true, "1.0.0-rc4-dev": true, "1.0.0-rc2.1+build": true,
 		"1.0.0-beta": false, "1.0.0-rc5": false, "1.0.0-rc5-dev": false, "1.0.0": false, "1.1.0-rc2": false,
+		"v1.0.0-rc2": false, "1.0.0-rc2..1": false, "1.0.0-rc2.01": false, "1.0.0-rc2+": false, // not semantic versions
 	} {
 		privileged, err := Privileged(version, []byte(`["CAP_SYS_ADMIN"]`))
 		if privileged != want || (err == nil) != want {
@@ -134,14 +135,14 @@ func TestJIT(t *testing.T) {
 	c := Container{Env: map[string]string{"NVIDIA_GDS": "enabled", "NVIDIA_MOFED": "true", "NVIDIA_NVSWITCH": "enabled", "NVIDIA_IMEX_CHANNELS": "0,1,0"}}
 	cfg := DefaultConfig()
 	names, err := cfg.JIT(c, Qualify([]string{"0", "1", "0"}, JITKind))
-	want := []string{JITKind + "=0", JITKind + "=1", "mode=gds", "mode=nvswitch", "mode=imex,id=0", "mode=imex,id=1"}
+	want := []string{JITKind + "=0", JITKind + "=1", "mode=gds", "mode=nvswitch", "mode=imex,id=1", "mode=imex,id=0"}
 	if diff := cmp.Diff(want, names); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 	modes := ByMode(names)
 	if diff := cmp.Diff(Modes{
 		Order: []string{"auto", "gds", "nvswitch", "imex"},
-		IDs:   map[string][]string{"auto": {"0", "1"}, "imex": {"0", "1"}},
+		IDs:   map[string][]string{"auto": {"0", "1"}, "imex": {"1", "0"}},
 	}, modes); diff != "" {
 		t.Error(diff)
 	}

@@ -62,8 +62,11 @@ func (g Generator) Spec(devices []device.Device) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// devices returns the CDI devices of one GPU.
+// devices returns the CDI devices of one GPU; none for one that works in slices alone and has none.
 func (g Generator) devices(d device.Device) ([]specs.Device, error) {
+	if d.MIG && len(d.Slices) == 0 {
+		return nil, nil
+	}
 	if len(d.Slices) == 0 {
 		edits, err := g.GPU(d)
 		if err != nil {

@@ -21,8 +21,8 @@ const (
 	InvalidIdentifier IdentifierKind = "invalid"
 )
 
-// With dashes, also in braces or as a URN; or without.
-var uuidForm = regexp.MustCompile(`^(?i:(?:urn:uuid:)?` + dashed + `|\{` + dashed + `\}|[0-9a-f]{32})$`)
+// With dashes, also as a URN or in braces, or what is in their place, which upstream does not look at; or without.
+var uuidForm = regexp.MustCompile(`^(?is:(?:urn:uuid:)?` + dashed + `|.` + dashed + `.|[0-9a-f]{32})$`)
 
 const dashed = `[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`
 

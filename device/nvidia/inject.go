@@ -35,7 +35,11 @@ func (i *Injector) Names(u device.Unit) []string {
 	if u.Slice != nil {
 		index += ":" + strconv.Itoa(u.Slice.Index)
 	}
-	return []string{Kind + "=" + CDIName(u.UUID()), Kind + "=" + index}
+	names := []string{Kind + "=" + CDIName(u.UUID())}
+	if u.Key() != u.UUID() { // the spec may be of a berth that could not ask the driver's library
+		names = append(names, Kind+"="+CDIName(u.Key()))
+	}
+	return append(names, Kind+"="+index)
 }
 
 // Common is the driver's files, hooks and shared nodes.
@@ -86,7 +90,11 @@ func (i *Injector) Env(units []device.Unit) []string {
 
 // Require checks NVIDIA_REQUIRE_* and, of images from before there was that, CUDA_VERSION.
 func (i *Injector) Require(u device.Unit, env map[string]string) error {
-	requirements, err := Container{Env: env}.Requirements()
+	c := Container{Env: env}
+	if _, err := c.Capabilities(); err != nil {
+		return err
+	}
+	requirements, err := c.Requirements()
 	if err != nil {
 		return err
 	}

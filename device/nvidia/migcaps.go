@@ -2,7 +2,6 @@ package nvidia
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -15,7 +14,15 @@ import (
 // the GPU is named by its minor number.
 type MIGCaps map[string]uint32
 
-var capName = regexp.MustCompile(`^(?:config|monitor|gpu[0-9]+/gi[0-9]+(?:/ci[0-9]+)?/access)$`)
+// isCap reports whether a name is one of an access: as upstream, by how it begins.
+func isCap(name string) bool {
+	if name == "config" || name == "monitor" {
+		return true
+	}
+	var gpu, gi, ci int
+	n, _ := fmt.Sscanf(name, "gpu%d/gi%d/ci%d/access", &gpu, &gi, &ci)
+	return n >= 2
+}
 
 // ParseMIGCaps reads mig-minors. Lines that it does not understand are left out.
 func ParseMIGCaps(text string) MIGCaps {
@@ -32,7 +39,7 @@ func ParseMIGCaps(text string) MIGCaps {
 func parseMIGCap(line string) (name string, minor uint32, err error) {
 	name, number, _ := strings.Cut(line, " ")
 	n, err := strconv.ParseUint(number, 10, 32)
-	if err != nil || !capName.MatchString(name) {
+	if err != nil || !isCap(name) {
 		return "", 0, fmt.Errorf("mig-minors: %w: %q is not of the form: gpu0/gi1/access 3", berth.ErrInvalid, line)
 	}
 	return name, uint32(n), nil

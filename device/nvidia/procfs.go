@@ -21,7 +21,7 @@ func ParseMajors(text string) (Majors, error) {
 		if len(fields) < 2 || !strings.HasPrefix(fields[1], "nvidia") {
 			continue
 		}
-		if n, err := strconv.ParseUint(fields[0], 10, 32); err == nil {
+		if n, err := strconv.ParseUint(strings.TrimPrefix(fields[0], "+"), 10, 32); err == nil {
 			majors[fields[1]] = uint32(n)
 		}
 	}

@@ -83,7 +83,8 @@ func (s *Selection) slice(devices []device.Device, name string) bool {
 	pair = pair && errG == nil && errN == nil
 	for i, d := range devices {
 		for j, m := range d.Slices {
-			if strings.EqualFold(m.UUID, name) && m.UUID != "" || pair && g == uint64(i) && n == uint64(j) {
+			key := device.Unit{Device: d, Slice: &d.Slices[j]}.Key()
+			if strings.EqualFold(m.UUID, name) && m.UUID != "" || strings.EqualFold(key, name) || pair && g == uint64(i) && n == uint64(j) {
 				s.addSlice(i, j)
 				return true
 			}

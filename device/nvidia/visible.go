@@ -69,12 +69,12 @@ func (cfg Config) fromEnv(c Container) (ids []string, from string) {
 }
 
 // listed reads lists of devices in variables. It returns nil if they name none or "void", and one empty name if
-// "none" is the first word that is not a device. A device counts once.
+// "none" is the first word that is not a device. A device counts once, and where it is named last, as upstream.
 func listed(c Container, names ...string) []string {
 	var ids []string
 	for _, name := range names {
 		for id := range strings.SplitSeq(c.Env[name], ",") {
-			if id = strings.TrimSpace(id); id != "" && !slices.Contains(ids, id) {
+			if id = strings.TrimSpace(id); id != "" {
 				ids = append(ids, id)
 			}
 		}
@@ -90,7 +90,13 @@ func listed(c Container, names ...string) []string {
 			return []string{""}
 		}
 	}
-	return ids
+	var once []string
+	for i, id := range ids {
+		if !slices.Contains(ids[i+1:], id) {
+			once = append(once, id)
+		}
+	}
+	return once
 }
 
 // annotated reads the values of those annotations whose keys have one of the prefixes, in the order of the keys.

@@ -52,7 +52,9 @@ func (b *bringer) nodes(e *cdi.Edits) ([]oci.LinuxDevice, error) {
 		return nil, fmt.Errorf("the hook %s: %w by a hook once the container's process has changed its root; use berth oci-runtime", e.Hooks[0].Path, berth.ErrUnsupported)
 	}
 	spec := oci.Spec{Process: &oci.Process{User: b.user}}
-	if err := cdi.Apply(&spec, &cdi.Edits{DeviceNodes: e.DeviceNodes}, b.host); err != nil || spec.Linux == nil {
+	// A node that may not be used is none that is lent.
+	usable := slices.DeleteFunc(slices.Clone(e.DeviceNodes), func(d *specs.DeviceNode) bool { return d.Permissions == cdi.NoPermissions })
+	if err := cdi.Apply(&spec, &cdi.Edits{DeviceNodes: usable}, b.host); err != nil || spec.Linux == nil {
 		return nil, err
 	}
 	return spec.Linux.Devices, nil

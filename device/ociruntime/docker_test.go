@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/devicetest"
+	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/engine/docker/dockertest"
 )
 
@@ -40,17 +43,17 @@ type engine struct {
 }
 
 // newDocker starts a dockerd that has berth as a runtime, under that name, and as NVIDIA's hook.
-func newDocker(t *testing.T, gpus devicetest.Options, options ...string) *engine {
+func newDocker(t *testing.T, gpus devicetest.Options, args ...string) *engine {
 	t.Helper()
 	t.Setenv("PATH", dockertest.Path())
-	p := newPlace(t, gpus, "runc", options...)
+	p := newPlace(t, gpus, "runc")
 	hook := p.script("bin/nvidia-container-runtime-hook", fmt.Sprintf("exec %s oci-hook %s %s \"$@\"", p.self, flagConfig, p.config))
 	t.Setenv("PATH", filepath.Dir(hook)+":"+os.Getenv("PATH")) // where dockerd looks for it
 	dir, err := os.MkdirTemp("/var/tmp", "berth-oci-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := dockertest.Start(t.Context(), dockertest.Options{Dir: dir, Args: []string{"--add-runtime", "berth=" + p.berthRuntime()}})
+	d, err := dockertest.Start(t.Context(), dockertest.Options{Dir: dir, Args: append(args, "--add-runtime", "berth="+p.berthRuntime())})
 	if err != nil {
 		t.Fatal("needs a Docker daemon:", err)
 	}
@@ -168,11 +171,66 @@ func (p *place) holds(out string, err error) {
 }
 
 func TestContainerd(t *testing.T) {
-	e := newDocker(t, devicetest.Options{NVIDIA: 2})
+	e := newDocker(t, devicetest.Options{NVIDIA: 2}, "--default-runtime", "berth")
 	rootfs := filepath.Join(e.bundle(""), "rootfs")
 	script := opens(e.host.NVIDIA[0], e.host.NVIDIA[1])
 	e.holds(e.output("ctr", "--address", e.containerd, "run", "--rm", "--runc-binary", filepath.Join(e.dir, "runtime"), "--runtime", "io.containerd.runc.v2",
 		"--cap-add", "CAP_MKNOD", "--env", "PATH=/bin", "--env", "NVIDIA_VISIBLE_DEVICES=0", "--rootfs", rootfs, "berth-"+e.id(), "/bin/sh", "-c", script))
+	t.Run("default runtime", func(t *testing.T) { defaultRuntime(t, e) })
+}
+
+// defaultRuntime: where the daemon's default runtime gives containers the GPUs that their images name, a task gets those alone that it was lent:
+// without any, none.
+func defaultRuntime(t *testing.T, e *engine) {
+	const image = "all:1"
+	pack := exec.CommandContext(t.Context(), "tar", "-C", filepath.Join(e.bundle(""), "rootfs"), "-c", ".")
+	archive, err := pack.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := exec.CommandContext(t.Context(), "docker", "--host", e.daemon.Host(), "import",
+		"--change", "ENV PATH=/bin", "--change", "ENV NVIDIA_VISIBLE_DEVICES=all", "-", image)
+	load.Stdin = bytes.NewReader(archive)
+	if out, err := load.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	node := e.host.NVIDIA[0].Node.Path
+	out, err := e.docker("run", "--rm", "--network", "none", image, "ls", "/dev")
+	if err != nil || !strings.Contains(out, filepath.Base(node)+"\n") {
+		t.Fatalf("a container of others' has no GPU, so that the test sees nothing: %v: %s", err, out)
+	}
+	tasks, err := docker.New(docker.Config{Host: e.daemon.Host(), Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tasks.Close() }()
+	img, err := tasks.Image(t.Context(), berth.ImageRequest{Ref: image})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb, err := tasks.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sb.Close(context.WithoutCancel(t.Context())) }()
+	for name, env := range map[string][]string{"image": {"AMD_VISIBLE_DEVICES=void"}, "user": {"NVIDIA_VISIBLE_DEVICES=0", "AMD_VISIBLE_DEVICES=0", "DOCKER_RESOURCE_GPU=0"}} {
+		c, err := sb.Start(t.Context(), berth.StepSpec{ID: name, Image: img, Env: env, Command: []string{"sh", "-c", "ls /dev; echo $NVIDIA_VISIBLE_DEVICES $AMD_VISIBLE_DEVICES"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := c.Wait(t.Context()); err != nil || !exit.OK() {
+			t.Fatalf("%+v, %v", exit, err)
+		}
+		r, err := c.(berth.LogReader).Logs(t.Context(), berth.LogOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(r)
+		_ = r.Close()
+		if err != nil || !strings.Contains(string(said), "null\n") || strings.Contains(string(said), "nvidia") || !strings.HasSuffix(string(said), "void void\n") {
+			t.Errorf("%s asks for GPUs, and the task has %s, %v", name, said, err)
+		}
+	}
 }
 
 func TestPodman(t *testing.T) {

@@ -181,8 +181,9 @@ func (p Process) bring(ctx context.Context, c *container, cfg Config, plan *plan
 	if err != nil {
 		return err
 	}
+	lent := lentNodes(nodes, plan.edits)
 	if !cfg.NVIDIA.CLI.NoCgroups {
-		if err := allow(c.state.Pid, nodes); err != nil {
+		if err := allow(c.state.Pid, lent); err != nil {
 			return err
 		}
 	}
@@ -191,14 +192,6 @@ func (p Process) bring(ctx context.Context, c *container, cfg Config, plan *plan
 	}
 	if !cfg.Prove {
 		return nil
-	}
-	var lent []berth.Node
-	for _, n := range nodes {
-		l, err := parseLentNode(lentNode(n))
-		if err != nil {
-			return err
-		}
-		lent = append(lent, l)
 	}
 	return c.prove(lent)
 }

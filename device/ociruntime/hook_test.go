@@ -127,6 +127,8 @@ func TestParseHook(t *testing.T) {
 		"prestart poststop":              "a hook too many",
 		"start":                          `no hook or flag "start"`,
 		"lent --lease x --node c:1:/dev": "is not of the form",
+		"lent --node c:1:3:/dev/null":    "is not of the form",
+		"lent --node c:1:3:x:/dev/null":  "is not of the form",
 	} {
 		if h, err := parseHook(strings.Fields(line)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %+v, %v", line, h, err)

@@ -53,12 +53,22 @@ func openLedger(dirs ledger.Dirs) (*ledger.Ledger, error) {
 // lend takes a plan's units for a container, or refuses: nobody waits for an engine that waits for its runtime.
 func (p *planner) lend(ctx context.Context, l *ledger.Ledger, task string, units []device.Unit) (*ledger.Lease, error) {
 	req := ledger.Request{Task: task, NoWait: true}
-	faults := device.Quarantine{Dirs: []string{filepath.Join(p.host.Root(), "run/berth/quarantine")}}.Held()
+	faults := p.faults(units)
 	for _, u := range units {
-		if f, ok := faults[u.UUID()]; ok {
-			return nil, fmt.Errorf("GPU %s: %w: it is not lent any more: %s; if it works again: berth gpu release %s", u, berth.ErrUnavailable, f, u.UUID())
+		if f, ok := device.FaultOf(faults, u); ok {
+			return nil, fmt.Errorf("GPU %s: %w: it is not lent any more: %s; if it works again, as root: berth gpu release %s", u, berth.ErrUnavailable, f, f.UUID)
 		}
-		req.Devices = append(req.Devices, ledger.Device{ID: u.UUID()})
+		req.Devices = append(req.Devices, ledger.Device{ID: u.Key()})
+	}
+	req.Choose = func(taken map[string]ledger.Taken) ([]ledger.Device, error) {
+		for _, u := range units {
+			for _, id := range namesOf(u)[1:] {
+				if t := taken[id]; len(t.Tasks) > 0 {
+					return nil, fmt.Errorf("%w: it is lent to %s", berth.ErrUnavailable, strings.Join(t.Tasks, ", "))
+				}
+			}
+		}
+		return nil, nil
 	}
 	lease, err := l.Acquire(ctx, req)
 	if err != nil {
@@ -71,6 +81,18 @@ func (p *planner) lend(ctx context.Context, l *ledger.Ledger, task string, units
 	return lease, nil
 }
 
+// faults are why devices are not lent any more: what is noted, and what those of the units have reported since. What cannot be
+// noted here counts here.
+func (p *planner) faults(units []device.Unit) map[string]device.Fault {
+	var devices []device.Device
+	for _, u := range units {
+		devices = append(devices, u.Device)
+	}
+	q := device.Quarantine{Dirs: []string{filepath.Join(p.host.Root(), "run/berth/quarantine")}}
+	held, _ := q.Hold(device.FindFaults(p.host, devices)...)
+	return held
+}
+
 // held says of devices that could not be lent who has them.
 func (p *planner) held(ctx context.Context, l *ledger.Ledger, units []device.Unit, err error) error {
 	if !errors.Is(err, berth.ErrUnavailable) {
@@ -81,11 +103,26 @@ func (p *planner) held(ctx context.Context, l *ledger.Ledger, units []device.Uni
 		return err
 	}
 	for _, u := range units {
-		if t, ok := s.Devices[u.UUID()]; ok {
-			return fmt.Errorf("GPU %s: %w: it is lent to %s", u, berth.ErrUnavailable, strings.Join(t.Tasks, ", "))
+		for _, id := range namesOf(u) {
+			if t, ok := s.Devices[id]; ok {
+				return fmt.Errorf("GPU %s: %w: it is lent to %s", u, berth.ErrUnavailable, strings.Join(t.Tasks, ", "))
+			}
 		}
 	}
 	return err
+}
+
+// namesOf are the names by which the ledger may have a unit: its key, and of a slice the name that the driver's library has
+// for it, by which it may have been lent before, and its GPU, which may have been lent before it was divided.
+func namesOf(u device.Unit) []string {
+	names := []string{u.Key()}
+	if u.Slice != nil {
+		names = append(names, u.Device.UUID)
+		if u.UUID() != u.Key() {
+			names = append(names, u.UUID())
+		}
+	}
+	return names
 }
 
 // idle looks for processes that have opened devices which were lent to nobody.
@@ -113,8 +150,10 @@ func (p *planner) idle(ctx context.Context, units []device.Unit) error {
 	if err != nil {
 		return err
 	}
-	for n, processes := range found.Of {
-		return fmt.Errorf("GPU %s: %w: %s uses it, and has not been lent it; end it, or set berth.allow-busy", of[n], berth.ErrUnavailable, processes[0])
+	for _, n := range numbers { // in the order of the units, whatever that of the answer
+		if processes := found.Of[n]; len(processes) > 0 {
+			return fmt.Errorf("GPU %s: %w: %s uses it, and has not been lent it; end it, or set berth.allow-busy", of[n], berth.ErrUnavailable, processes[0])
+		}
 	}
 	return nil
 }
@@ -138,7 +177,7 @@ func holdByContainer(ctx context.Context, lease *ledger.Lease, pid int) error {
 	if !ok {
 		return nil
 	}
-	h, err := ledger.Cgroup(g.dir)
+	h, err := ledger.Cgroup(g.Dir)
 	if err != nil {
 		return err
 	}
@@ -229,10 +268,14 @@ func lentBefore(ctx context.Context, l *ledger.Ledger, c *container, units []dev
 		}
 		var has, asked []string
 		for _, d := range e.Devices {
-			has = append(has, d.ID)
+			id := d.ID
+			if i := slices.IndexFunc(units, func(u device.Unit) bool { return u.Is(id) }); i >= 0 {
+				id = units[i].Key()
+			}
+			has = append(has, id)
 		}
 		for _, u := range units {
-			asked = append(asked, u.UUID())
+			asked = append(asked, u.Key())
 		}
 		slices.Sort(has)
 		slices.Sort(asked)
@@ -245,7 +288,9 @@ func lentBefore(ctx context.Context, l *ledger.Ledger, c *container, units []dev
 	return false, nil
 }
 
-// free ends a lease whatever holds it: the runtime has said that the container is no more.
+// free ends a lease of a container of which the runtime has said that it is no more, unless something of it runs: that
+// may be a container of the same ID, which has been made since. Holders of which nobody can say that here, since they
+// are of another pid namespace, are taken at the runtime's word.
 func free(ctx context.Context, l *ledger.Ledger, lease string) error {
 	ls, err := l.Adopt(ctx, lease)
 	if errors.Is(err, berth.ErrNotFound) {
@@ -254,6 +299,10 @@ func free(ctx context.Context, l *ledger.Ledger, lease string) error {
 		return err
 	}
 	defer ls.Release()
+	here, err := ledger.Process(os.Getpid())
+	if err != nil {
+		return err
+	}
 	s, err := l.Snapshot(ctx)
 	if err != nil {
 		return err
@@ -263,6 +312,9 @@ func free(ctx context.Context, l *ledger.Ledger, lease string) error {
 			continue
 		}
 		for _, h := range e.Holders {
+			if h.PID == 0 || h.PIDNS == here.PIDNS {
+				continue
+			}
 			if err := ls.RemoveHolder(ctx, h); err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	specs "tags.cncf.io/container-device-interface/specs-go"
 
@@ -33,6 +34,8 @@ type planner struct {
 	host *device.Host
 	// more adds to NVIDIA's devices what only the driver's library knows; nil adds nothing.
 	more func(context.Context, []device.Device) ([]device.Device, error)
+	// patience is how long a driver may take to answer; 0 is device.AnswerTimeout.
+	patience time.Duration
 }
 
 func newPlanner(cfg Config, more func(*device.Host) func(context.Context, []device.Device) ([]device.Device, error)) (*planner, error) {
@@ -85,11 +88,14 @@ func (p *planner) plan(ctx context.Context, spec []byte) (*plan, error) {
 	}
 	var unusable []error
 	for _, v := range p.vendors() {
-		devices, err := v.Devices(ctx)
+		devices, err := device.Ask(ctx, v, p.patience)
 		h.Devices = append(h.Devices, devices...)
 		unusable = append(unusable, err)
 	}
-	d := h.Decide(c)
+	d, err := device.Within(ctx, p.patience, "a driver of GPUs", func() (*inject.Decision, error) { return h.Decide(c), nil })
+	if err != nil {
+		return nil, errors.Join(append(unusable, err)...)
+	}
 	if err := d.Err(); err != nil {
 		return nil, errors.Join(append([]error{err}, unusable...)...) // what is not usable may be what is not found
 	}

@@ -14,7 +14,6 @@ import (
 	"syscall"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
-	specs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
@@ -184,7 +183,7 @@ func brings(h oci.Hook) bool {
 }
 
 // lentHook is the hook that makes the container the holder of its lease, and compares it with what it was lent.
-func lentHook(cfg Config, lease *ledger.Lease, nodes []oci.LinuxDevice) (oci.Hook, error) {
+func lentHook(cfg Config, lease *ledger.Lease, nodes []berth.Node) (oci.Hook, error) {
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return oci.Hook{}, fmt.Errorf("find this program: %w", err)
@@ -200,13 +199,11 @@ func lentHook(cfg Config, lease *ledger.Lease, nodes []oci.LinuxDevice) (oci.Hoo
 }
 
 // lentOf are the nodes of edits, as an edited spec has them.
-func lentOf(spec *oci.Spec, edits *cdi.Edits) []oci.LinuxDevice {
+func lentOf(spec *oci.Spec, edits *cdi.Edits) []berth.Node {
 	if spec.Linux == nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(spec.Linux.Devices), func(d oci.LinuxDevice) bool {
-		return !slices.ContainsFunc(edits.DeviceNodes, func(n *specs.DeviceNode) bool { return n.Path == d.Path })
-	})
+	return lentNodes(spec.Linux.Devices, edits)
 }
 
 // delete runs the runtime and, once it has removed the container, ends its lease. Most containers have none.

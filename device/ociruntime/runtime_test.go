@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/devicetest"
+	"github.com/berth-project/berth/ledger"
 )
 
 // opens is a script that opens a device node, and makes and opens another one.
@@ -45,6 +46,40 @@ func TestRuntime(t *testing.T) {
 				t.Errorf("it has another GPU:\n%s", out)
 			}
 		})
+	}
+}
+
+// TestRuntimeSlices: two containers have two MIG slices of one GPU at once, each with the nodes of its own, and neither the other's.
+func TestRuntimeSlices(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1, MIG: 2}, "runc")
+	gpu := p.host.NVIDIA[0]
+	slice := func(i int) devicetest.GPU { return devicetest.GPU{UUID: gpu.Slices[i].UUID, Node: gpu.Slices[i].Node} }
+	first := p.id()
+	t.Cleanup(func() { _, _ = p.runtime("delete", "--force", first) })
+	if out, err := p.runtime("create", "--bundle", p.bundle("sleep 1000", "NVIDIA_VISIBLE_DEVICES=0:0"), first); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, again := range []string{"0:0", "all"} {
+		if out, err := p.runtime("run", "--bundle", p.bundle("true", "NVIDIA_VISIBLE_DEVICES="+again), p.id()); err == nil || !strings.Contains(out, "it is lent to "+p.task(first)) {
+			t.Errorf("%s, which the first has: %v: %s", again, err, out)
+		}
+	}
+	out, err := p.runtime("run", "--bundle", p.bundle(opens(slice(1), slice(0))+"; ls /dev/nvidia-caps", "NVIDIA_VISIBLE_DEVICES="+slice(1).UUID), p.id())
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, want := range []string{"opened\n", "refused\n", "void " + slice(1).UUID + "\n", gpu.Node.Path, filepath.Base(gpu.Slices[1].Cap.Path)} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it says not %q but\n%s", want, out)
+		}
+	}
+	for _, other := range []device.Node{gpu.Slices[0].Node, gpu.Slices[0].Cap} {
+		if strings.Contains(out, filepath.Base(other.Path)+"\n") {
+			t.Errorf("it has %s of the other:\n%s", other.Path, out)
+		}
+	}
+	if got := p.holder(slice(0)); got != p.task(first) {
+		t.Errorf("the first slice is held by %q", got)
 	}
 }
 
@@ -253,6 +288,36 @@ func TestRuntimeKilled(t *testing.T) {
 	_ = cmd.Wait()
 	if got := p.holder(gpu); got != "" {
 		t.Errorf("killed: the GPU is held by %q", got)
+	}
+}
+
+// TestRuntimeFrees: what is deleted frees no GPU with which a container runs that has been made under its ID since.
+func TestRuntimeFrees(t *testing.T) {
+	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
+	gpu, id := p.host.NVIDIA[0], p.id()
+	t.Cleanup(func() { _, _ = p.runtime("delete", "--force", id) })
+	if out, err := p.runtime("create", "--bundle", p.bundle("sleep 1000", "NVIDIA_VISIBLE_DEVICES=0"), id); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	l, err := openLedger(ledger.Dirs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, err := leaseOf(t.Context(), l, p.task(id))
+	if err != nil || lease == "" {
+		t.Fatalf("lease %q, %v", lease, err)
+	}
+	if err := free(t.Context(), l, lease); err != nil {
+		t.Error(err)
+	}
+	if got := p.holder(gpu); got != p.task(id) {
+		t.Errorf("the container runs, and the GPU is held by %q", got)
+	}
+	if out, err := p.runtime("delete", "--force", id); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := p.holder(gpu); got != "" {
+		t.Errorf("deleted: the GPU is held by %q", got)
 	}
 }
 

@@ -41,6 +41,7 @@ var (
 	ofGPU   = []string{
 		"class", "vendor", "device", "numa_node", "driver", "iommu_group", "product_name", "mem_info_vram_total", "mem_info_vram_used",
 		"gpu_busy_percent", "current_compute_partition", "current_memory_partition", "drm/*/dev", "drm/*/lmem_total_bytes",
+		"tile*/physical_vram_size_bytes",
 		"mei/*/dev", "*mei*/mei/*/dev", "vfio-dev/*/dev",
 	}
 )

@@ -23,6 +23,12 @@ const (
 	tailMax = 4 << 10
 	// overlapMin is the least that tells where ours ends in a log that begins after our tail does.
 	overlapMin = 16
+	// A loaded daemon may log what it has sent here long since: up to a MB of each stream waits within it, and the time
+	// of a message is that of its logging. So ours is looked for in lateBytes bytes and lateFor of what seems to be
+	// younger, if nothing like its last distinctMax bytes is in its last lateBytes.
+	lateBytes   = 5 << 18
+	lateFor     = 20 * time.Second
+	distinctMax = 256
 )
 
 // backlog is the daemon's log of a container, of which some is in ours already. The log is bounded: where its beginning
@@ -37,6 +43,7 @@ type backlog struct {
 	ahead  time.Duration // by how much the daemon's clock is ahead
 	none   bool          // nothing is ours
 	old    int64         // bytes in the log of messages from before it was asked for, about
+	short  bool          // it may end with its container, though the daemon has more of it
 	most   int64         // from here on some may be gone
 }
 
@@ -52,17 +59,48 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	stamps := !o.tty && !host.podman
 	now := time.Now()
 	res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
-		return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: stamps})
+		return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: stamps, Since: o.log.since()})
 	})
 	if err != nil {
 		return err
 	}
-	b := &backlog{Reader: res, stamps: stamps, now: now, ahead: host.ahead, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1), out: newResumer(o.out, host.mend)}
+	b := &backlog{short: host.mend, Reader: res, stamps: stamps, now: now, ahead: host.ahead, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1), out: newResumer(o.out, host.mend)}
 	if o.err != nil {
 		b.err = newResumer(o.err, host.mend)
 	}
+	b.goOnFrom(o.log)
+	o.log = b
 	o.set(res, b)
 	return nil
+}
+
+// sinceMost is by how much the times of messages may be out of order, at the most.
+const sinceMost = time.Minute
+
+// since is what the log is asked for when it is read on; "" is from its beginning.
+func (b *backlog) since() string {
+	if b == nil || b.err == nil || !b.begun {
+		return ""
+	}
+	at := b.out.mark
+	if e := b.err.mark; at.IsZero() || !e.IsZero() && e.Before(at) {
+		at = e
+	}
+	return stamp(at.Add(-sinceMost))
+}
+
+// goOnFrom has the log be read on from where it was read to before, if anything was: that is known by its messages, and need
+// not be looked for.
+func (b *backlog) goOnFrom(before *backlog) {
+	if before == nil || !before.begun || b.err == nil {
+		return
+	}
+	b.begun, b.none, b.now, b.old = true, before.none, before.now, before.old
+	b.out, b.err = before.out, before.err
+	for _, r := range []*resumer{b.out, b.err} {
+		r.again = r.nth
+		r.passing = r.nth > 0
+	}
 }
 
 // attachAgain goes on with a container whose log the daemon does not keep. What it wrote meanwhile is gone.
@@ -97,6 +135,9 @@ func (b *backlog) settle() error {
 	if b.err == nil {
 		return nil
 	}
+	if b.out.waits {
+		return errors.Join(b.err.settle(), b.out.settle())
+	}
 	return errors.Join(b.out.settle(), b.err.settle())
 }
 
@@ -118,6 +159,9 @@ func (m *message) end() error {
 	at, err := time.Parse(time.RFC3339Nano, string(stamp))
 	if !ok || err != nil {
 		return fmt.Errorf("message of the daemon's log without its time: %.40q", m.text.Bytes())
+	}
+	if m.to.pass(at) { // by the daemon's clock
+		return nil
 	}
 	at = at.Add(-m.b.ahead)
 	m.b.begin(at, len(text))
@@ -142,6 +186,7 @@ func (b *backlog) begin(at time.Time, size int) {
 		if !b.none && at.After(first.Add(slack)) {
 			b.out.seek(at, last)
 			b.err.seek(at, last)
+			b.out.other, b.err.other = b.err, b.out
 		}
 	}
 	// Where nothing is ours, nothing can be found in it: only its size says that some may be gone.
@@ -164,6 +209,16 @@ type resumer struct {
 	buf     []byte    // while seeking
 	whole   bool      // while seeking: buf begins where the log does
 	at      time.Time // of the message that is taken
+
+	other *resumer // of the other stream, where one of both seeks
+	late  []byte   // what is younger than ours by its time, while ours may end in it; see lateBytes
+	// The message that was taken last is the nth with its time. In a log that is read on, those up to it are passed over.
+	mark       time.Time
+	nth, again int
+	passing    bool
+
+	waits bool      // nothing is ours, and whether something is gone is known when other has found its end; late is held
+	until time.Time // while it waits: the time of a message that ends it
 }
 
 func newResumer(s *sink, mend bool) *resumer {
@@ -178,12 +233,34 @@ func (r *resumer) seek(start, last time.Time) {
 	lost := start.After(last.Add(slack))
 	r.left = 0
 	switch {
+	case lost && r.s.n == 0 && start.Before(last.Add(lateFor)):
+		r.waits, r.until = true, last.Add(lateFor)
 	case lost && r.s.n == 0:
 		r.s.gap(0)
 	case r.s.n == 0, !lost && start.After(r.s.last.Add(slack)):
 	default:
 		r.seeking, r.whole = true, true
 	}
+}
+
+// pass reports whether a message was taken when the log was read before, and counts it if not.
+func (r *resumer) pass(at time.Time) bool {
+	switch {
+	case !r.passing:
+	case at.Before(r.mark):
+		return true
+	case at.Equal(r.mark):
+		r.again--
+		r.passing = r.again > 0
+		return true
+	default: // the log has lost those up to it since, and perhaps more
+		r.passing = false
+		r.s.gap(r.s.n)
+	}
+	if r.nth++; !at.Equal(r.mark) {
+		r.mark, r.nth = at, 1
+	}
+	return false
 }
 
 // take takes one message of the stream.
@@ -194,10 +271,17 @@ func (r *resumer) take(p []byte, at time.Time) error {
 }
 
 func (r *resumer) settle() error {
-	if r.seeking && r.decide(true) {
-		if err := r.through(); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case r.seeking && len(r.late) > 0:
+		err = r.lost()
+	case r.seeking && r.decide(true):
+		err = r.through()
+	case r.waits: // nothing came of the other
+		err = r.release(false)
+	}
+	if err != nil {
+		return err
 	}
 	if r.wrote { // else all was there before, with its newline or without
 		return r.m.flush()
@@ -206,34 +290,76 @@ func (r *resumer) settle() error {
 }
 
 func (r *resumer) write(p []byte) (int, error) {
-	if !r.seeking {
-		skip := min(r.left, int64(len(p)))
-		r.left -= skip
-		if int(skip) < len(p) {
-			r.wrote = true
-			if _, err := r.s.Write(p[skip:]); err != nil {
-				return 0, err
-			}
-		}
-		return len(p), nil
-	}
-	late := r.at.After(r.s.last.Add(slack))
-	if late && !r.decide(true) { // all that is ours is gone
-		r.s.gap(r.s.n)
-		r.seeking, r.buf = false, nil
-		return r.write(p)
-	}
-	if !late {
-		r.buf = append(r.buf, p...)
-		if !r.decide(false) {
+	switch {
+	case r.waits:
+		if len(r.late)+len(p) <= lateBytes && !r.at.After(r.until) {
+			r.late = append(r.late, p...)
 			return len(p), nil
 		}
-		return len(p), r.through()
+		if err := r.release(false); err != nil {
+			return 0, err
+		}
+	case r.seeking:
+		return r.find(p)
 	}
-	if err := r.through(); err != nil {
-		return 0, err
+	skip := min(r.left, int64(len(p)))
+	r.left -= skip
+	if int(skip) < len(p) {
+		r.wrote = true
+		if _, err := r.s.Write(p[skip:]); err != nil {
+			return 0, err
+		}
 	}
-	return r.write(p)
+	return len(p), nil
+}
+
+// find looks for our end in what was read before and in p.
+func (r *resumer) find(p []byte) (int, error) {
+	if r.at.After(r.s.last.Add(slack)) {
+		if len(r.late) == 0 {
+			if r.decide(true) {
+				if err := r.through(); err != nil {
+					return 0, err
+				}
+				return r.write(p)
+			}
+			r.whole = false
+		}
+		if r.at.After(r.s.last.Add(lateFor)) || len(r.late)+len(p) > lateBytes || len(r.late) == 0 && !r.s.distinct() {
+			if err := r.lost(); err != nil {
+				return 0, err
+			}
+			return r.write(p)
+		}
+		r.late = append(r.late, p...)
+	}
+	r.buf = append(r.buf, p...)
+	if !r.decide(false) {
+		return len(p), nil
+	}
+	return len(p), r.through()
+}
+
+// lost ends the seeking: all that is ours is gone from the log.
+func (r *resumer) lost() error {
+	rest := r.late
+	r.s.gap(r.s.n)
+	r.seeking, r.buf, r.late = false, nil, nil
+	_, err := r.write(rest)
+	return errors.Join(err, r.other.release(false))
+}
+
+// release ends the waiting.
+func (r *resumer) release(found bool) error {
+	if r == nil || !r.waits {
+		return nil
+	}
+	rest := r.late
+	if r.waits, r.late = false, nil; !found {
+		r.s.gap(0)
+	}
+	_, err := r.write(rest)
+	return err
 }
 
 // decide looks for our end in what was read. last: nothing more will be added to it. It leaves in buf what comes after.
@@ -260,9 +386,9 @@ func (r *resumer) decide(last bool) bool {
 // through ends the seeking with what comes after ours.
 func (r *resumer) through() error {
 	rest := r.buf
-	r.seeking, r.buf = false, nil
+	r.seeking, r.buf, r.late = false, nil, nil
 	_, err := r.write(rest)
-	return err
+	return errors.Join(err, r.other.release(true))
 }
 
 type writerFunc func([]byte) (int, error)
@@ -303,6 +429,25 @@ func (s *sink) recall(dir, stream string) error {
 	s.tail = make([]byte, min(tailMax, s.n-ix.Dropped))
 	_, err = f.ReadAt(s.tail, s.n-int64(len(s.tail)))
 	return err
+}
+
+// distinct says whether the end of what was taken is unlike what came shortly before, so that it can be told from more of
+// the same.
+func (s *sink) distinct() bool {
+	end := s.tail[max(0, len(s.tail)-distinctMax):]
+	if len(end) < distinctMax/4 {
+		return false
+	}
+	f, err := os.Open(s.w.Path())
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	before := make([]byte, min(lateBytes, s.n)-1) // of the last of these, all but the very last byte; dropped ones read as zeros
+	if _, err := f.ReadAt(before, s.n-int64(len(before))-1); err != nil {
+		return false
+	}
+	return !bytes.Contains(before, end)
 }
 
 // gap marks that some may be missing here.

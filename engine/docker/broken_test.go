@@ -19,6 +19,7 @@ func TestBroken(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(full, unix.MNT_DETACH) })
 	const (
 		mounting = `OCI runtime create failed: runc create failed: unable to start container process: error during container init: error mounting %s: no such file or directory: unknown`
+		quoting  = `OCI runtime create failed: container_linux.go:346: starting container process caused "process_linux.go:449: container init caused \"rootfs_linux.go:58: mounting %s caused \\\"no such file or directory\\\"\"": unknown`
 		space    = "mkdir /var/lib/docker/overlay2/x: no space left on device"
 	)
 	for _, row := range []struct {
@@ -31,6 +32,10 @@ func TestBroken(t *testing.T) {
 		{fmt.Sprintf(mounting, `"proc" to rootfs at "/proc"`), "", true},
 		{fmt.Sprintf(mounting, `"/var/lib/docker/containers/x/hosts" to rootfs at "/etc/hosts"`), "", false}, // by the image's link
 		{fmt.Sprintf(mounting, `"/data/a\" to rootfs at \"/proc\"" to rootfs at "/in"`), "", false},          // by an input's name
+		{fmt.Sprintf(mounting, `"/data/mounting \"proc\" to rootfs at \"/proc\"" to rootfs at "/in"`), "", false},
+		{fmt.Sprintf(quoting, `\\\"cgroup\\\" to rootfs \\\"/var/lib/docker/overlay2/0a/merged\\\" at \\\"/sys/fs/cgroup\\\"`), "", true}, // Docker 19.03's
+		{fmt.Sprintf(quoting, `\\\"/data/a\\\" to rootfs \\\"/var/lib/docker/overlay2/0a/merged\\\" at \\\"/in\\\"`), "", false},
+		{fmt.Sprintf(quoting, `\\\"/data/a\\\\\\\" to rootfs at \\\\\\\"/proc\\\\\\\"\\\" to rootfs \\\"/var/lib/docker/overlay2/0a/merged\\\" at \\\"/in\\\"`), "", false},
 		{"grpc: the connection is unavailable", "", true},
 		{`connection error: desc = "transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused": unavailable`, "", true},
 		{fmt.Sprintf(mounting, `"/data/grpc: the connection is unavailable" to rootfs at "/in"`), "", false},

@@ -79,6 +79,13 @@ func (s *Sandbox) checkWhole(ctx context.Context, step berth.StepSpec) error {
 			return err
 		}
 	}
+	if l := s.asked(step.Limits); l.CPU > 0 || l.Memory > 0 || l.PIDs > 0 {
+		if host, err := s.e.daemon(ctx); err == nil { // else the start says
+			if err := host.keeps.refuse(l); err != nil {
+				return err
+			}
+		}
+	}
 	for k := range step.Sysctls {
 		if !ownSysctl(k, s.spec.Network.Mode) {
 			return fmt.Errorf("sysctl %s: %w: it is the whole host's; a container has those of its own namespaces: kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*, and net.* with a network of its own", k, berth.ErrInvalid)

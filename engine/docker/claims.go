@@ -46,9 +46,9 @@ func (e *Engine) useImage(img berth.Image) {
 	_ = os.Chtimes(e.claimFile(cmp.Or(img.Ref, img.ID)), now, now) // most are not
 }
 
-// claimed are the names under which this data directory has brought an image to the daemon, its last use, and whether it
-// was pulled under one of them.
-func (e *Engine) claimed(i image.Info) (names []string, used time.Time, pulled bool) {
+// claimed are the names under which this data directory has brought an image to the daemon, those of them under
+// which it did not pull it, whether it pulled it under any, and its last use.
+func (e *Engine) claimed(i image.Info) (names, local []string, pulled bool, used time.Time) {
 	for _, n := range append(slices.Clone(i.Refs), i.ID) {
 		raw, err := os.ReadFile(e.claimFile(n))
 		id, marked := strings.CutSuffix(string(raw), pulledMark)
@@ -56,9 +56,12 @@ func (e *Engine) claimed(i image.Info) (names []string, used time.Time, pulled b
 			continue
 		}
 		names, pulled = append(names, n), pulled || marked
+		if !marked && n != i.ID { // by its ID alone it has no name to stay for
+			local = append(local, n)
+		}
 		if st, err := os.Stat(e.claimFile(n)); err == nil && st.ModTime().After(used) {
 			used = st.ModTime()
 		}
 	}
-	return names, used, pulled
+	return names, local, pulled, used
 }

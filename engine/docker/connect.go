@@ -53,12 +53,12 @@ func keepEndpoint(dir string, at endpoint) error {
 }
 
 // connect makes a client of a daemon. It does not talk to it yet.
-func connect(at endpoint) (*client.Client, error) {
+func connect(at endpoint, opts ...client.Opt) (*client.Client, error) {
 	u, err := client.ParseHostURL(at.Host)
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w: %w", berth.ErrInvalid, err)
 	}
-	opts := []client.Opt{client.WithAPIVersionFromEnv()}
+	opts = append(opts, client.WithAPIVersionFromEnv())
 	switch {
 	case u.Scheme == "ssh":
 		remote, err := parseSSH(at.Host)

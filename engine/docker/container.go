@@ -2,13 +2,16 @@ package docker
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +33,7 @@ var (
 	_ berth.Execer      = (*Container)(nil)
 	_ berth.Statser     = (*Container)(nil)
 	_ berth.Addresser   = (*Container)(nil)
+	_ berth.Publisher   = (*Container)(nil)
 	_ berth.StdinWriter = (*Container)(nil)
 	_ berth.Terminal    = (*Container)(nil)
 	_ berth.Archiver    = (*Container)(nil)
@@ -37,6 +41,15 @@ var (
 
 // ID is the container's id.
 func (c *Container) ID() string { return c.life.step }
+
+// Runtime is the runtime that the daemon has for the container; "" where its record cannot be read.
+func (c *Container) Runtime() string {
+	r, err := c.life.readRecord()
+	if err != nil {
+		return ""
+	}
+	return r.Runtime
+}
 
 // Wait waits for the container's end.
 func (c *Container) Wait(ctx context.Context) (berth.Exit, error) { return c.life.wait(ctx) }
@@ -47,7 +60,9 @@ func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
 }
 
 // Remove removes the container.
-func (c *Container) Remove(ctx context.Context) error { return c.life.remove(ctx, c.life.docker()) }
+func (c *Container) Remove(ctx context.Context) error {
+	return c.life.remove(ctx, c.sb, c.life.docker())
+}
 
 // Signal sends a signal to the container's command.
 func (c *Container) Signal(ctx context.Context, sig syscall.Signal) error {
@@ -90,6 +105,32 @@ func (c *Container) Address(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("container %s has no IP address: %w: its network is %s", c.life, berth.ErrNotFound, c.sb.spec.Network.Mode)
 }
 
+// Published are the ports of the daemon's machine that lead to the container's, in order of the container's.
+func (c *Container) Published(ctx context.Context) ([]berth.Port, error) {
+	i, err := c.life.inspect(ctx, c.life.docker())
+	if err != nil || i.NetworkSettings == nil {
+		return nil, err
+	}
+	var all []berth.Port
+	for inside, bindings := range i.NetworkSettings.Ports {
+		for _, b := range bindings {
+			host, err := strconv.ParseUint(b.HostPort, 10, 16)
+			if err != nil {
+				return nil, fmt.Errorf("container %s: port %s: %w: the daemon says that it is at %q", c.life, inside, berth.ErrUnavailable, b.HostPort)
+			}
+			p := berth.Port{Host: uint16(host), Container: inside.Num(), Protocol: string(inside.Proto())}
+			if b.HostIP.IsValid() {
+				p.HostIP = b.HostIP.String()
+			}
+			all = append(all, p)
+		}
+	}
+	slices.SortFunc(all, func(a, b berth.Port) int {
+		return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostIP, b.HostIP), cmp.Compare(a.Host, b.Host))
+	})
+	return all, nil
+}
+
 // Stdin is the container's standard input. It has one holder, in the process that started the container: a
 // second call is ErrConflict.
 func (c *Container) Stdin(context.Context) (io.WriteCloser, error) {
@@ -101,6 +142,19 @@ func (c *Container) Stdin(context.Context) (io.WriteCloser, error) {
 	}
 	in.taken = true
 	return in, nil
+}
+
+// Fed is closed when this process has no file to hand over any more that is the container's standard input: if it ended
+// before, the command would have less of it.
+func (c *Container) Fed() <-chan struct{} {
+	c.life.mu.Lock()
+	defer c.life.mu.Unlock()
+	if c.life.feeding != nil {
+		return c.life.feeding
+	}
+	over := make(chan struct{})
+	close(over)
+	return over
 }
 
 // Resize sets the size of the container's terminal.
@@ -125,8 +179,16 @@ func (l *life) copyOut(ctx context.Context, p string) (io.ReadCloser, error) {
 			_ = res.Content.Close()
 			return linkArchive(p, res.Stat)
 		}
-		return res.Content, err
+		return res.Content, belowFile(err)
 	})
+}
+
+// belowFile has what is asked for below a file not be there, which daemons do not say: they look for it on the machine.
+func belowFile(err error) error {
+	if err != nil && strings.HasSuffix(strings.TrimSpace(err.Error()), ": not a directory") {
+		return fmt.Errorf("%w: it lies below what is no directory", berth.ErrNotFound)
+	}
+	return err
 }
 
 // linksMax bounds how many symbolic links lead to a file.
@@ -168,16 +230,28 @@ type readCloser struct {
 
 // Logs reads what the container wrote.
 func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadCloser, error) {
+	stream := "stdout"
+	if opts.Stderr {
+		stream = "stderr"
+	}
+	r, err := c.logs(ctx, stream, opts)
+	if err != nil && opts.Hold {
+		c.life.mu.Lock()
+		defer c.life.mu.Unlock()
+		if w := c.life.writers[stream]; w != nil {
+			w.Unhold() // its reader has come, and reads nothing
+		}
+	}
+	return r, err
+}
+
+func (c *Container) logs(ctx context.Context, stream string, opts berth.LogOptions) (io.ReadCloser, error) {
 	rec, err := c.life.readRecord()
 	if err != nil {
 		return nil, err
 	}
-	stream := "stdout"
-	if opts.Stderr {
-		stream = "stderr"
-		if rec.Spec.TTY {
-			return io.NopCloser(eof{}), nil
-		}
+	if opts.Stderr && rec.Spec.TTY {
+		return io.NopCloser(eof{}), nil
 	}
 	r, err := logfile.Open(c.life.logDir(rec), stream, logfile.From{Offset: opts.Offset, Tail: opts.Tail, Since: opts.Since})
 	if errors.Is(err, os.ErrNotExist) {
@@ -193,7 +267,7 @@ func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadClo
 		return r.Follow(ctx, func(ctx context.Context, have int64) (bool, error) { return c.poll(ctx, r, have) }), nil
 	}
 	f := w.Follow(opts.Hold, r.Pos())
-	return &followed{ReadCloser: r.Follow(ctx, func(ctx context.Context, have int64) (bool, error) {
+	return &followed{log: r, ReadCloser: r.Follow(ctx, func(ctx context.Context, have int64) (bool, error) {
 		f.Ack(have)
 		for {
 			select {
@@ -210,8 +284,12 @@ func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadClo
 
 type followed struct {
 	io.ReadCloser
-	f *logfile.Follower
+	log *logfile.Reader
+	f   *logfile.Follower
 }
+
+// Skipped is how much of the log was dropped before its reader came to it.
+func (f *followed) Skipped() int64 { return f.log.Skipped() }
 
 func (f *followed) Close() error {
 	f.f.Close()

@@ -40,6 +40,7 @@ func (l *life) keepDisk(ctx context.Context) {
 // sampleDisk looks at what all of the sandbox holds.
 func (l *life) sampleDisk(ctx context.Context, sb *Sandbox) {
 	pause := diskEvery
+	var word sparse
 	for {
 		select {
 		case <-ctx.Done():
@@ -48,10 +49,14 @@ func (l *life) sampleDisk(ctx context.Context, sb *Sandbox) {
 		}
 		began := time.Now()
 		over, err := sb.diskOver(ctx)
-		switch {
-		case err != nil && ctx.Err() == nil:
-			l.e.cfg.Logger.Warn("use of disk not known", "container", l.String(), "error", err)
-		case over != "":
+		if err == nil {
+			if late, said := word.over(); said {
+				l.e.cfg.Logger.Info("use of disk known again", "container", l.String(), "late", late)
+			}
+		} else if since, due := word.due(began); due && ctx.Err() == nil {
+			l.e.cfg.Logger.Warn("use of disk not known", "container", l.String(), "since", since, "error", err)
+		}
+		if over != "" {
 			l.enforce(ctx, intent{Reason: berth.OutOfDisk, Detail: over}, 0)
 		}
 		pause = max(diskEvery, 4*time.Since(began))
@@ -88,17 +93,17 @@ func (s *Sandbox) diskOver(ctx context.Context) (string, error) {
 	return fmt.Sprintf("the disk limit of %s was passed: %s are used", berth.SizeInWords(limit), berth.SizeInWords(used)), nil
 }
 
-// diskUsed is what the sandbox's volumes and the writable layers of its containers hold, in bytes.
+// diskUsed is what the sandbox's volumes, the writable layers of its containers and the files beside them hold, in bytes.
 func (s *Sandbox) diskUsed(ctx context.Context) (int64, error) {
 	cctx, cancel := s.e.call(ctx)
 	defer cancel()
-	res, err := s.e.api.ContainerList(cctx, client.ContainerListOptions{
+	res, err := s.e.listContainers(cctx, client.ContainerListOptions{
 		All: true, Size: true, Filters: s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID),
 	})
 	if err != nil {
 		return 0, wrap(cctx, "size of containers", err)
 	}
-	var used int64
+	used := s.loneUsed()
 	for _, c := range res.Items {
 		used += c.SizeRw
 	}
@@ -242,6 +247,9 @@ func (e *Engine) daemonRoom() (full string, seen bool) {
 
 // limitName names a limit of the area by the volume's path.
 func (s *Sandbox) limitName(what string) string {
+	if of, ok := strings.CutPrefix(what, scratch.FilesOf); ok {
+		return scratch.FilesOf + s.limitName(of)
+	}
 	for i, v := range s.spec.Volumes {
 		if what == "volume "+scratch.VolumeName(i, v.Path) {
 			return "volume " + v.Path

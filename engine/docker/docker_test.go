@@ -29,6 +29,8 @@ type started struct {
 var shared, sharedPodman started
 
 func TestMain(m *testing.M) {
+	docker.KeeperMain() // this program is the keeper of bound sandboxes, too
+	followerMain()
 	flag.Parse()
 	// What takes time here is the daemon, not this process.
 	if err := flag.Set("test.parallel", "6"); err != nil {

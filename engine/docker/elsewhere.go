@@ -117,12 +117,16 @@ func (e *Engine) anyImage(ctx context.Context) []string {
 	return []string{res.Items[0].ID}
 }
 
+// probeSandbox is in the place of a sandbox on the container that is made to look for a file. It lives for a moment, and
+// is left where a process is killed then.
+const probeSandbox = "probe"
+
 // findsBind reports whether the daemon finds a file to bind it; true where it did not come to look for it.
 func (e *Engine) findsBind(ctx context.Context, image, file string) (found, answered bool) {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
 	res, err := e.api.ContainerCreate(ctx, client.ContainerCreateOptions{
-		Config:     &container.Config{Image: image, Cmd: []string{"true"}, Labels: map[string]string{LabelOwner: e.owner, LabelSandbox: "probe"}},
+		Config:     &container.Config{Image: image, Cmd: []string{"true"}, Labels: map[string]string{LabelOwner: e.owner, LabelSandbox: probeSandbox, LabelStep: ""}},
 		HostConfig: &container.HostConfig{NetworkMode: "none", Mounts: []mount.Mount{{Type: mount.TypeBind, Source: file, Target: "/probe", ReadOnly: true}}},
 	})
 	if err == nil {

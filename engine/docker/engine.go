@@ -3,9 +3,14 @@
 //
 // Where the daemon is on this host, volumes are directories of it, bound into containers; where it is on another, they are
 // the daemon's, and files come and go by its API.
+//
+// The examples show, in some ten lines each, what each call promises: [Sandbox.Start] and [Container.Wait] (Run, Wait), a
+// second start of what runs (StartRunning) or has ended (StartAgain), IDs that nobody knows (Unknown), canceling twice
+// (Cancel), following the logs of what has ended (Logs), and cleaning up what one owner has on a daemon (Cleanup).
 package docker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,9 +21,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/scratch"
 	"github.com/moby/moby/client"
 )
 
@@ -64,7 +71,11 @@ type Config struct {
 	// nil: nobody does.
 	Worker []string
 	// Idle is how long the keeper stays without anything to do; 0 is 10 s.
-	Idle   time.Duration
+	Idle time.Duration
+	// Away is told that the daemon has not answered for a while, though this process waits for a container's end: of one that
+	// is gone after 10 s, of one that hangs when a ping has had no answer for a quarter of Watchdog, and again after longer and
+	// longer; and with no error that it answers again. nil: nobody is told. It may be called by several goroutines.
+	Away   func(since time.Duration, why error)
 	Logger *slog.Logger
 }
 
@@ -79,12 +90,19 @@ const (
 
 // Engine runs containers on a daemon. It may be used concurrently.
 type Engine struct {
-	cfg             Config
-	owner           string
-	at              endpoint
-	api             *client.Client
-	pulls           pulls
-	creates, starts pressure // apart: a start takes far longer
+	cfg      Config
+	owner    string
+	group    string // begins the names of cgroups: an owner may have several data directories, one for each daemon
+	at       endpoint
+	api      *client.Client
+	pulls    pulls
+	pressure pressure
+	made     made
+	hearing  hearing
+	pings    pings
+	isPodman atomic.Bool   // it has answered as Podman's service does
+	asking   chan struct{} // whose turn it is to ask the daemon what it is; guards said
+	said     *said
 
 	// The life of the engine, which its goroutines end with.
 	ctx    context.Context //nolint:containedctx // ended by Close
@@ -139,8 +157,8 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w", err)
 	}
-	api, err := connect(at)
-	if err != nil {
+	e := &Engine{cfg: cfg, at: at, lives: map[string]*life{}, bound: map[string]*os.File{}, asking: make(chan struct{}, 1), pings: newPings()}
+	if e.api, err = connect(at, client.WithHTTPResponseHook(e.heard)); err != nil {
 		return nil, err
 	}
 	for _, d := range []string{"sandboxes", runDir} {
@@ -148,20 +166,22 @@ func New(cfg Config) (*Engine, error) {
 			return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
 		}
 	}
+	scratch.Spread(filepath.Join(cfg.Dir, "sandboxes"))
 	if err := keepEndpoint(cfg.Dir, at); err != nil {
 		return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
 	}
-	owner := cfg.Owner
-	if owner == "" {
-		if owner, err = instance(cfg.Dir); err != nil {
-			return nil, err
-		}
+	place, err := instance(cfg.Dir)
+	if err != nil {
+		return nil, err
 	}
-	if err := berth.CheckID(owner); err != nil {
+	owner, group := cmp.Or(cfg.Owner, place), place
+	if owner != place {
+		group = owner + "." + place // an id has no dot
+	}
+	if err := errors.Join(berth.CheckID(owner), berth.CheckID(place)); err != nil {
 		return nil, fmt.Errorf("owner: %w", err)
 	}
-	e := &Engine{cfg: cfg, owner: owner, at: at, api: api, lives: map[string]*life{}, bound: map[string]*os.File{}}
-	e.keeper.e = e
+	e.owner, e.group, e.keeper.e = owner, group, e
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	return e, nil
 }
@@ -178,7 +198,7 @@ func instance(dir string) (string, error) {
 			return "", fmt.Errorf("data directory: %w: %w", kindOf(err), err)
 		}
 		tmp := filepath.Join(dir, "instance."+rand.Text())
-		if err := os.WriteFile(tmp, []byte(berth.NewID()[:12]+"\n"), 0o600); err != nil {
+		if err := writeSynced(tmp, berth.NewID()[:12]+"\n"); err != nil { // a machine that crashes leaves none that is empty
 			return "", fmt.Errorf("data directory: %w: %w", kindOf(err), err)
 		}
 		err = os.Link(tmp, path) // the first of several processes wins
@@ -187,6 +207,15 @@ func instance(dir string) (string, error) {
 			return "", err
 		}
 	}
+}
+
+func writeSynced(file, text string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // Owner is the instance id that labels what this engine makes.
@@ -203,6 +232,16 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.keeper.close()
 	return e.api.Close()
+}
+
+// Answers reports whether the daemon answers: ErrUnavailable where it does not while ctx lasts.
+func (e *Engine) Answers(ctx context.Context) error {
+	ctx, cancel := e.call(ctx)
+	defer cancel()
+	if _, err := e.api.Ping(ctx, client.PingOptions{}); err != nil {
+		return wrap(ctx, "the daemon", err)
+	}
+	return nil
 }
 
 // filter selects what this owner has.
@@ -229,7 +268,7 @@ func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
 	}
 	cctx, cancel := e.call(ctx)
 	defer cancel()
-	res, err := e.api.ContainerList(cctx, client.ContainerListOptions{All: true, Filters: e.filter()})
+	res, err := e.listContainers(cctx, client.ContainerListOptions{All: true, Filters: e.filter()})
 	if err != nil {
 		return nil, wrap(cctx, "list containers", err)
 	}
@@ -237,6 +276,11 @@ func (e *Engine) List(ctx context.Context) ([]berth.Status, error) {
 		sandbox, step := c.Labels[LabelSandbox], c.Labels[LabelStep]
 		if step == "" {
 			continue // through which files come and go
+		}
+		if theirs, err := e.inherits(cctx, c); err != nil {
+			return nil, err
+		} else if theirs {
+			continue
 		}
 		l := e.life(sandbox, step)
 		st := berth.Status{Sandbox: sandbox, Container: step, Labels: ownLabels(c.Labels)}

@@ -5,16 +5,30 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/berth-project/berth"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
 )
 
 // notAllowed is what the client says of a socket that this user may not connect to.
 const notAllowed = "permission denied while trying to connect to the docker API"
+
+// oldAPI is what the client says of a daemon that speaks none of the versions of the API that it does.
+const oldAPI = "is not supported by this client: the minimum supported API version is"
+
+// tooOld is what such a daemon says itself, and any that is asked for a version that it does not have yet.
+const tooOld = "is too new. Maximum supported API version is"
+
+// mostAPI finds the version that it has.
+var mostAPI = regexp.MustCompile(regexp.QuoteMeta(tooOld) + ` (\d+\.\d+)`)
+
+// oldestAPI is the minor version of the oldest API that berth speaks.
+const oldestAPI = 40
 
 // words are what daemons say in errors whose status says too little.
 var words = []struct {
@@ -26,11 +40,15 @@ var words = []struct {
 	{"client authentication (--tlsverify) enabled", berth.ErrDenied},
 	{"tls: certificate required", berth.ErrDenied},
 	{"Client sent an HTTP request to an HTTPS server", berth.ErrDenied},
+	{oldAPI, berth.ErrUnsupported},
+	{tooOld, berth.ErrUnsupported},
 	{"no space left on device", berth.ErrExhausted},
 	{"disk quota exceeded", berth.ErrExhausted},
 	{"Range of CPUs is from", berth.ErrExhausted},
 	{"unable to set memory limit", berth.ErrExhausted},                              // runc's, of one that the container's start is above
+	{"the memory limit could be too low", berth.ErrExhausted},                       // crun's
 	{"that name is already in use", berth.ErrConflict},                              // Podman's, of a container's
+	{"volume has active mounts", berth.ErrConflict},                                 // of a container that has just gone
 	{"container state improper", berth.ErrConflict},                                 // Podman's, of what needs a running container
 	{"payload does not match any of the supported image formats", berth.ErrInvalid}, // Podman's, of an archive
 	{"unresolvable CDI devices", berth.ErrNotFound},                                 // Podman's
@@ -47,9 +65,11 @@ var words = []struct {
 	{"layer verification failed", berth.ErrInvalid},
 	{"unexpected commit digest", berth.ErrInvalid}, // with containerd's store of images
 	{"unauthorized", berth.ErrDenied},
+	{"no basic auth credentials", berth.ErrDenied},
 	{"manifest unknown", berth.ErrNotFound},
 	{"no matching manifest", berth.ErrNotFound},
-	{"no such container", berth.ErrNotFound}, // which comes from Podman as an error of its own
+	{"container not known", berth.ErrNotFound}, // Podman's, of one that is removed meanwhile
+	{"no such container", berth.ErrNotFound},   // which comes from Podman as an error of its own
 	{"not found", berth.ErrNotFound},
 }
 
@@ -144,6 +164,12 @@ func (e daemonError) Error() string {
 			s += "; " + w.hint
 			break
 		}
+	}
+	switch most := mostAPI.FindStringSubmatch(s); {
+	case most != nil && !apiBefore(most[1], oldestAPI): // berth asks for no more than a daemon has, unless it is told to
+		s += "; unset " + client.EnvOverrideAPIVersion + ", or set it to " + most[1] + " at most"
+	case most != nil, strings.Contains(s, oldAPI):
+		s += fmt.Sprintf("; berth needs a daemon with API 1.%d or newer (Docker 19.03)", oldestAPI)
 	}
 	if strings.Contains(s, notAllowed) {
 		s += "; become a member of the group that owns the socket, as with `usermod -aG docker USER` and a new login, or be root"

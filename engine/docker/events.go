@@ -46,10 +46,7 @@ func (l *life) history(ctx context.Context, r *record) history {
 		case events.ActionStart:
 			started = true
 		case events.ActionKill:
-			n := signalNumber(m.Actor.Attributes["signal"])
-			if h.killed = append(h.killed, n); h.at.IsZero() {
-				h.at = time.Unix(0, m.TimeNano)
-			}
+			h.add(&m)
 		default:
 		}
 	})
@@ -79,7 +76,6 @@ func (e *Engine) events(ctx context.Context, since time.Time, f client.Filters, 
 	until := time.Now().Add(host.ahead + host.unsure)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stamp := func(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 	res := e.api.Events(ctx, client.EventsListOptions{Since: stamp(since.Add(host.ahead)), Until: stamp(until), Filters: f})
 	for {
 		select {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
@@ -84,6 +85,54 @@ func Example_startAgain() {
 	// Output:
 	// 4 4 true
 	// true
+}
+
+// Start of one that runs is that very container: who has started it twice waits for one end, and one Stop ends it for both.
+func Example_startRunning() {
+	e, img, done := exampleEngine()
+	defer done()
+	ctx := context.Background()
+
+	s, _ := e.Open(ctx, berth.SandboxSpec{ID: "running"})
+	defer func() { _ = s.Close(ctx) }()
+	spec := berth.StepSpec{ID: "one", Image: img, Command: []string{"sleep", "1000"}}
+	first, err := s.Start(ctx, spec)
+	if err != nil {
+		log.Fatal(err)
+	}
+	second, err := s.Start(ctx, spec)
+	fmt.Println(second.ID() == first.ID(), err)
+	_ = second.Stop(ctx, 0)
+	before, _ := first.Wait(ctx)
+	after, _ := second.Wait(ctx)
+	fmt.Println(before.Reason, after.Started.Equal(before.Started))
+	// Output:
+	// true <nil>
+	// Canceled true
+}
+
+// Wait ends with its context, and the container runs on. Of one that has ended it answers at once, and always the same.
+func Example_wait() {
+	e, img, done := exampleEngine()
+	defer done()
+	ctx := context.Background()
+
+	s, _ := e.Open(ctx, berth.SandboxSpec{ID: "wait"})
+	defer func() { _ = s.Close(ctx) }()
+	c, err := s.Start(ctx, berth.StepSpec{ID: "one", Image: img, Command: []string{"sh", "-c", "sleep 1; exit 5"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, time.Millisecond)
+	defer cancel()
+	_, err = c.Wait(short)
+	fmt.Println(err)
+	exit, err := c.Wait(ctx)
+	again, _ := c.Wait(ctx)
+	fmt.Println(exit.Reason, exit.Code, err, again.Ended.Equal(exit.Ended))
+	// Output:
+	// context deadline exceeded
+	// Exited 5 <nil> true
 }
 
 // Waiting on an unknown ID is not found, and never blocks.
@@ -164,6 +213,10 @@ func Example_cleanup() {
 		if s, err := e.Attach(ctx, st.Sandbox); err == nil {
 			fmt.Println(st.Sandbox, s.Close(ctx))
 		}
+	}
+	left, _ := e.Orphans(ctx) // what has its label, and no record here
+	for _, id := range left {
+		fmt.Println(e.Purge(ctx, id))
 	}
 	all, err := e.List(ctx)
 	fmt.Println(len(all), err)

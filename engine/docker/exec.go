@@ -32,9 +32,12 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	if err != nil {
 		return berth.Exit{}, err
 	}
-	keys := noKeys
+	keys, word := noKeys, refusedWord
 	if host.podman {
 		keys = "" // it keeps those of an exec in a form that it cannot read again
+		if word, err = c.life.e.podmanExecWord(ctx); err != nil {
+			return berth.Exit{}, err
+		}
 	}
 	cctx, cancel := c.life.e.call(ctx)
 	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
@@ -48,7 +51,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 		}
 		return berth.Exit{}, wrap(ctx, "exec in "+c.life.String(), err)
 	}
-	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio}
+	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio, word: word, podman: host.podman, first: c.pid(ctx)}
 	return x.run(ctx)
 }
 
@@ -86,11 +89,14 @@ func (l *life) awaitExecs(ctx context.Context) {
 const noKeys = "ctrl-_,ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^"
 
 type execution struct {
-	c     *Container
-	id    string
-	spec  berth.ExecSpec
-	stdio berth.Stdio
-	late  atomic.Bool // the daemon left the streams open, long after the container's end
+	c      *Container
+	id     string
+	spec   berth.ExecSpec
+	stdio  berth.Stdio
+	word   string      // how that begins which the daemon writes in the place of a command that it could not start
+	late   atomic.Bool // the daemon left the streams open, long after the container's end
+	podman bool
+	first  int // the container's first process; 0 is not known
 }
 
 func (x *execution) run(ctx context.Context) (berth.Exit, error) {
@@ -118,12 +124,10 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	if x.spec.TTY && x.stdio.Resize != nil {
 		go x.resize(ctx, done)
 	}
-	refused := &refusal{w: writer(x.stdio.Out), word: refusedWord}
+	refused := &refusal{w: writer(x.stdio.Out), word: x.word}
 	out, errs := io.Writer(refused), writer(x.stdio.Err)
-	if host, err := x.c.life.e.daemon(ctx); err == nil && host.podman {
-		if refused.word = host.podmanExecWord(); !x.spec.TTY {
-			refused.w, out, errs = errs, refused.w, refused
-		}
+	if x.podman && !x.spec.TTY { // which writes it where the command's errors go
+		refused.w, out, errs = errs, refused.w, refused
 	}
 	if x.spec.TTY {
 		_, err = io.Copy(onlyWriter{refused}, res.Reader)
@@ -188,7 +192,28 @@ func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, err
 	if err := refused.release(); err != nil {
 		return berth.Exit{}, err
 	}
+	if i.ExitCode == 128+int(unix.SIGKILL) {
+		x.awaitEnd(ctx)
+	}
 	return berth.Exit{Reason: berth.Exited, Code: i.ExitCode}, nil
+}
+
+const (
+	// dying is how long the first process of a container may take to end after the others that it kills.
+	dying = 300 * time.Millisecond
+	// tellMax is how long a daemon may take to tell of an end.
+	tellMax = 30 * time.Second
+)
+
+// awaitEnd waits until the daemon has told of the end of the container with which the command was killed: one that is busy
+// does seconds later, and who is told of the command asks next how the container ended.
+func (x *execution) awaitEnd(ctx context.Context) {
+	if x.first == 0 || !endsWithin(x.first, dying) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellMax)
+	defer cancel()
+	_, _ = x.c.life.wait(ctx) // what is wrong is said to who asks next
 }
 
 func firstLine(s string) string {

@@ -36,12 +36,12 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		e.Reason, e.Code, e.Detail = berth.NeverStarted, code, word
 		return e
 	}
-	e.Usage = readUsage(r.Cgroup)
-	l.mu.Lock()
-	if l.sb != nil && l.sb.away() {
+	e.Usage = readUsage(cgroupFiles{root: cgroupRoot, path: r.Cgroup})
+	if r.Cgroup == "" {
+		l.mu.Lock()
 		e.Usage = l.used
+		l.mu.Unlock()
 	}
-	l.mu.Unlock()
 	var why intent
 	if err := readJSON(filepath.Join(l.dir, intentFile), &why); err == nil && !e.Ended.Before(why.At) {
 		e.Reason, e.Detail = why.Reason, why.Detail
@@ -54,11 +54,11 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	if e.Code != 0 {
 		full = l.diskFull()
 	}
-	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0)
+	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0) || e.Code != 0 && l.toldLate(r)
 	reached := "the daemon's host was out of memory"
 	if r.Limits.Memory > 0 {
 		reached = fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
-		if killed && l.isRemote() { // which no look may have seen
+		if killed && r.Cgroup == "" { // which no look may have seen
 			e.Usage.PeakMemory = new(r.Limits.Memory)
 		}
 	}

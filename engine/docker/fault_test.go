@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -306,5 +307,58 @@ func TestConnectionsCut(t *testing.T) {
 	}
 	if got := logs(t, c, true); got != errs {
 		t.Errorf("stderr: %d bytes, which are not the %d that were written", len(got), len(errs))
+	}
+}
+
+// logged counts what an engine logs, by message.
+type logged struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (l *logged) Enabled(context.Context, slog.Level) bool { return true }
+func (l *logged) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *logged) WithGroup(string) slog.Handler            { return l }
+func (l *logged) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n == nil {
+		l.n = map[string]int{}
+	}
+	l.n[r.Message]++
+	return nil
+}
+
+func (l *logged) count(message string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.n[message]
+}
+
+// TestLimitWhileTheDaemonIsDead: a time limit that is reached while the daemon is dead is kept once it is back. That it was not
+// is logged once for a while, and that it was, too.
+func TestLimitWhileTheDaemonIsDead(t *testing.T) {
+	t.Parallel()
+	var log logged
+	d := ownDaemon(t, "--live-restore")
+	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 20 * time.Second, Logger: slog.New(&log)})
+	s, _ := begin(t, e, img, "sleep 1000")
+	c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{"sleep", "1000"}, Timeout: 4 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(5 * time.Second)
+	if err := d.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, c); exit.Reason != berth.TimedOut {
+		t.Errorf("exit %+v", exit)
+	}
+	not, after := log.count("container not ended at its limit, which is tried again"), log.count("container was ended at its limit, late")
+	if not != 1 || after != 1 {
+		t.Errorf("logged %d times that it was not ended, and %d times that it is", not, after)
 	}
 }

@@ -34,7 +34,8 @@ type lending struct {
 
 // lend has the daemon bring what the sandbox was lent into a container, by the first way that it has:
 //
-//  1. CDI, where the daemon does that (Podman does) and the specs that it reads have just what was lent;
+//  1. CDI, where the daemon does that (Podman does) and the specs that it reads have just what was lent, or the edits
+//     take one and berth may write it: see ownSpec;
 //  2. NVIDIA's own runtime, by UUID;
 //  3. the same edits as devices, mounts, environment and groups. What cannot be said so is ErrUnsupported.
 //
@@ -44,7 +45,7 @@ func (s *Sandbox) lend(host *hostInfo, cfg *container.Config, hc *container.Host
 	if err != nil {
 		return nil, err
 	}
-	if err := whole.Fits(); err != nil {
+	if err := whole.Fits(nil); err != nil {
 		return nil, err
 	}
 	l := &lending{set: whole}
@@ -57,15 +58,24 @@ func (s *Sandbox) lend(host *hostInfo, cfg *container.Config, hc *container.Host
 		}
 		env = mergeEnv(env, set.Edits.Env)
 		addGroups(hc, set.Edits.AdditionalGIDs)
-		switch names := onDisk(host, of, set); {
+		names := onDisk(host, of, set)
+		var unwritten error
+		if _, err := cdi.Translate(set.Edits, cdi.Host{}); err != nil && len(names) == 0 && mayWriteSpecs(host) {
+			names, unwritten = s.ownSpec(host, of[0].Vendor, set)
+		}
+		switch {
 		case len(names) > 0:
 			hc.DeviceRequests = append(hc.DeviceRequests, container.DeviceRequest{Driver: driverCDI, DeviceIDs: names})
-		case of[0].Vendor == vendorNVIDIA && slices.Contains(host.runtimes, "nvidia"):
+		case of[0].Vendor == vendorNVIDIA && slices.Contains(host.runtimes, driverNVIDIA) && !host.lends:
 			visible = uuids(of)
-			hc.DeviceRequests = append(hc.DeviceRequests, byUUID(of))
+			request, capabilities := byUUID(of)
+			hc.DeviceRequests = append(hc.DeviceRequests, request)
+			env = mergeEnv(env, capabilities)
 			l.optional = func(p string) bool { return !ownNode.MatchString(p) }
 		default:
-			if err := translate(host, hc, set, of); err != nil {
+			if err := translate(host, hc, set, of); err != nil && unwritten != nil {
+				return nil, fmt.Errorf("%w; %w", err, unwritten)
+			} else if err != nil {
 				return nil, err
 			}
 		}
@@ -110,7 +120,7 @@ func onDisk(host *hostInfo, grants []berth.Grant, lent *grant.Set) (names []stri
 		}
 		names = append(names, g.CDI)
 	}
-	cache := cdi.NewCache(cdi.Host{}, host.cdiDirs...)
+	cache := cdi.NewCache(cdi.Host{}, host.cdiDirs...).Without(cdi.IsLent)
 	edits, _, err := cache.Resolve(names...)
 	if err != nil || cache.Check(names...) != nil || !sameNodes(edits, lent) {
 		return nil
@@ -142,20 +152,25 @@ func uuids(grants []berth.Grant) (all []string) {
 // nvidiaWords are the capabilities that dockerd's driver knows: all of NVIDIA's but ngx.
 var nvidiaWords = []string{"compute", "compat32", "graphics", "utility", "video", "display"}
 
-// byUUID asks dockerd's driver for NVIDIA's runtime. An index would be dockerd's, and could be another GPU.
-func byUUID(grants []berth.Grant) container.DeviceRequest {
-	words := []string{"gpu"}
+// byUUID asks dockerd's driver for NVIDIA's runtime. An index would be dockerd's, and could be another GPU. What the driver has
+// no words for, the environment says. Where nothing was asked for, the image's own word counts: any other would override it.
+func byUUID(grants []berth.Grant) (req container.DeviceRequest, env []string) {
+	var asked []string
 	for _, g := range grants {
 		for _, w := range g.Capabilities {
-			if slices.Contains(nvidiaWords, w) && !slices.Contains(words, w) {
-				words = append(words, w)
+			if (w == "all" || w == "ngx" || slices.Contains(nvidiaWords, w)) && !slices.Contains(asked, w) {
+				asked = append(asked, w)
 			}
 		}
 	}
-	if len(words) == 1 {
-		words = append(words, "compute", "utility")
+	words := append([]string{"gpu"}, asked...)
+	switch {
+	case slices.Contains(asked, "all"):
+		words, env = words[:1], []string{"NVIDIA_DRIVER_CAPABILITIES=all"}
+	case slices.Contains(asked, "ngx"):
+		words, env = words[:1], []string{"NVIDIA_DRIVER_CAPABILITIES=" + strings.Join(asked, ",")}
 	}
-	return container.DeviceRequest{Driver: driverNVIDIA, DeviceIDs: uuids(grants), Capabilities: [][]string{words}}
+	return container.DeviceRequest{Driver: driverNVIDIA, DeviceIDs: uuids(grants), Capabilities: [][]string{words}}, env
 }
 
 // ownNode are the nodes of a GPU or a slice of one, which NVIDIA's runtime brings in any case.
@@ -188,10 +203,11 @@ func remedy(host *hostInfo, vendor string) string {
 	const here = "berth's own engine (--engine oci) injects them without a daemon"
 	switch {
 	case host.podman:
-		return ": write its CDI spec, which Podman reads (berth cdi generate); or " + here
+		return ": write its CDI spec, which Podman reads, as root (berth cdi generate --no-groups --output /etc/cdi/" + vendor + ".yaml), or run berth as root, which does; or " + here
+	case len(host.cdiDirs) > 0:
+		return ": write its CDI spec, which the daemon reads, as root (berth cdi generate --output " + host.cdiDirs[0] + "/" + vendor + ".yaml), or run berth as root, which does; or " + here
 	case vendor != vendorNVIDIA:
 		return ": " + here + "; or have a daemon of 28.3 or later read their CDI specs"
 	}
-	return ": install NVIDIA's container toolkit and make its runtime known to the daemon (nvidia-ctk runtime configure), " +
-		"or berth's (dockerd --add-runtime berth=/path/to/berth-oci-runtime); or have a daemon of 28.3 or later read CDI specs (berth cdi generate); " + here
+	return ": install NVIDIA's container toolkit and make its runtime known to the daemon (nvidia-ctk runtime configure); or have a daemon of 28.3 or later read CDI specs (berth cdi generate); " + here
 }

@@ -14,14 +14,15 @@ import (
 	"github.com/berth-project/berth/engine/enginetest"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/system"
 )
 
 // lentNVIDIA is a grant as NVIDIA's are, of a fake GPU.
-func lentNVIDIA(n berth.Node, i int, edits string) berth.Grant {
+func lentNVIDIA(n berth.Node, i int, edits string, capabilities ...string) berth.Grant {
 	n.Container = fmt.Sprintf("/dev/nvidia%d", i)
 	return berth.Grant{
 		CDI: fmt.Sprintf("nvidia.com/gpu=%d", i), Vendor: "nvidia", UUID: fmt.Sprintf("GPU-%d", i), Nodes: []berth.Node{n}, GIDs: []uint32{44},
-		Capabilities: []string{"compute", "ngx", "video"}, Edits: json.RawMessage(edits),
+		Capabilities: capabilities, Edits: json.RawMessage(edits),
 	}
 }
 
@@ -54,7 +55,9 @@ func TestLend(t *testing.T) {
 		return container.DeviceMapping{PathOnHost: nodes[i].Host, PathInContainer: fmt.Sprintf("/dev/nvidia%d", i), CgroupPermissions: "rwm"}
 	}
 	bind := mount.Mount{Type: mount.TypeBind, Source: lib, Target: "/usr/lib/lib.so", ReadOnly: true, BindOptions: &mount.BindOptions{Propagation: "rprivate"}}
-	byUUID := container.DeviceRequest{Driver: "nvidia", DeviceIDs: []string{"GPU-0"}, Capabilities: [][]string{{"gpu", "compute", "video"}}}
+	byUUID := container.DeviceRequest{Driver: "nvidia", DeviceIDs: []string{"GPU-0"}, Capabilities: [][]string{{"gpu"}}}
+	words := byUUID
+	words.Capabilities = [][]string{{"gpu", "compute", "video"}}
 	byCDI := container.DeviceRequest{Driver: "cdi", DeviceIDs: []string{"nvidia.com/gpu=0"}}
 	void, uuid := []string{"A=1", "BERTH_GPUS=GPU-0", "NVIDIA_VISIBLE_DEVICES=void"}, []string{"A=1", "BERTH_GPUS=GPU-0", "NVIDIA_VISIBLE_DEVICES=GPU-0"}
 	for _, tt := range []struct {
@@ -69,7 +72,12 @@ func TestLend(t *testing.T) {
 		{"CDI, where the name is another GPU's", hostInfo{cdiDirs: []string{other}, runtimes: []string{"nvidia"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, plain)}, container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{byUUID}}}, uuid, nil},
 		{"CDI, where there is no spec", hostInfo{cdiDirs: []string{t.TempDir()}}, []berth.Grant{lentNVIDIA(nodes[0], 0, plain)}, container.HostConfig{Mounts: []mount.Mount{bind}, Resources: container.Resources{Devices: []container.DeviceMapping{device(0)}}}, void, nil},
 		{"NVIDIA's runtime", hostInfo{runtimes: []string{"nvidia", "runc"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked), lentNVIDIA(nodes[0], 0, plain)}[:1], container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{byUUID}}}, []string{"A=1", "NVIDIA_VISIBLE_DEVICES=GPU-0"}, nil},
+		{"NVIDIA's runtime, capabilities", hostInfo{runtimes: []string{"nvidia"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked, "compute", "gpu", "nvidia")}, container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Driver: "nvidia", DeviceIDs: []string{"GPU-0"}, Capabilities: [][]string{{"gpu", "compute"}}}}}}, []string{"A=1", "NVIDIA_VISIBLE_DEVICES=GPU-0"}, nil},
+		{"NVIDIA's runtime, several capabilities", hostInfo{runtimes: []string{"nvidia"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked, "compute", "video")}, container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{words}}}, []string{"A=1", "NVIDIA_VISIBLE_DEVICES=GPU-0"}, nil},
+		{"NVIDIA's runtime, all capabilities", hostInfo{runtimes: []string{"nvidia"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked, "all", "compute")}, container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{byUUID}}}, []string{"A=1", "NVIDIA_DRIVER_CAPABILITIES=all", "NVIDIA_VISIBLE_DEVICES=GPU-0"}, nil},
+		{"NVIDIA's runtime, a capability that Docker does not know", hostInfo{runtimes: []string{"nvidia"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked, "compute", "ngx")}, container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{byUUID}}}, []string{"A=1", "NVIDIA_DRIVER_CAPABILITIES=compute,ngx", "NVIDIA_VISIBLE_DEVICES=GPU-0"}, nil},
 		{"neither", hostInfo{runtimes: []string{"runc"}}, []berth.Grant{lentNVIDIA(nodes[0], 0, plain)}, container.HostConfig{Mounts: []mount.Mount{bind}, Resources: container.Resources{Devices: []container.DeviceMapping{device(0)}}}, void, nil},
+		{"berth's runtime under the name of NVIDIA's", hostInfo{runtimes: []string{"nvidia"}, lends: true}, []berth.Grant{lentNVIDIA(nodes[0], 0, plain)}, container.HostConfig{Mounts: []mount.Mount{bind}, Resources: container.Resources{Devices: []container.DeviceMapping{device(0)}}}, void, nil},
 		{
 			"two vendors",
 			hostInfo{runtimes: []string{"nvidia"}},
@@ -78,7 +86,7 @@ func TestLend(t *testing.T) {
 			uuid, nil,
 		},
 		{"hooks on Podman", hostInfo{podman: true}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked)}, container.HostConfig{}, nil, []string{"update-ldcache", "berth cdi generate", "--engine oci"}},
-		{"hooks", hostInfo{}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked)}, container.HostConfig{}, nil, []string{"GPU-0", "/bin/true update-ldcache", "nvidia-ctk runtime configure", "--add-runtime berth", "--engine oci"}},
+		{"hooks", hostInfo{}, []berth.Grant{lentNVIDIA(nodes[0], 0, hooked)}, container.HostConfig{}, nil, []string{"GPU-0", "/bin/true update-ldcache", "nvidia-ctk runtime configure", "--engine oci"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &Sandbox{spec: berth.SandboxSpec{Grants: tt.grants}}
@@ -87,6 +95,9 @@ func TestLend(t *testing.T) {
 			if len(tt.says) > 0 {
 				if !errors.Is(err, berth.ErrUnsupported) {
 					t.Fatalf("error %v; want one that is unsupported", err)
+				}
+				if w := "--add-runtime"; strings.Contains(err.Error(), w) {
+					t.Errorf("%q says %q, which would not help: the daemon's runtimes are not asked for", err, w)
 				}
 				for _, w := range tt.says {
 					if !strings.Contains(err.Error(), w) {
@@ -106,5 +117,14 @@ func TestLend(t *testing.T) {
 				t.Errorf("environment %q, want %q", cfg.Env, tt.env)
 			}
 		})
+	}
+}
+
+func TestLendsItself(t *testing.T) {
+	for path, want := range map[string]bool{"/usr/local/bin/berth-oci-runtime": true, "/usr/bin/nvidia-container-runtime": false, "": false} {
+		info := system.Info{Runtimes: map[string]system.RuntimeWithStatus{"nvidia": {Runtime: system.Runtime{Path: path}}}}
+		if got := lendsItself(info); got != want {
+			t.Errorf("%q: %v", path, got)
+		}
 	}
 }

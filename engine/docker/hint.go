@@ -6,6 +6,12 @@ import (
 	"strings"
 )
 
+// ownHook is how berth's own hook begins what it says, and lentTo what it says where a GPU has been lent.
+const (
+	ownHook = "oci-hook: GPU "
+	lentTo  = "it is lent to "
+)
+
 const noSource = "bind source path does not exist: "
 
 // sharedPath is the path of this machine that a daemon's error means, where it says that a bind's source is not there.
@@ -25,6 +31,10 @@ func sharedPath(msg string) string {
 
 // hint explains an error of the daemon that says too little. It is "" where there is nothing to explain.
 func hint(msg string) string {
+	if _, said, ok := strings.Cut(msg, ownHook); ok && strings.Contains(said, lentTo) {
+		return "the daemon takes berth's own hook for NVIDIA's, which lends GPUs to containers by itself, and does not know those of berth's tasks: " +
+			"put NVIDIA's hook in its place, or run the task with --engine oci"
+	}
 	p := sharedPath(msg)
 	if p == "" {
 		return ""

@@ -31,3 +31,14 @@ func TestHint(t *testing.T) {
 		}
 	}
 }
+
+// TestHintOfOwnHook: a daemon that has berth's hook for NVIDIA's refuses what berth has lent; nothing else that hooks say is explained.
+func TestHintOfOwnHook(t *testing.T) {
+	const said = "OCI runtime create failed: error running hook #0: exit status 1, stderr: berth: error: oci-hook: GPU nvidia 0: unavailable: it is lent to "
+	if got := hint(said + "42hwlpblfhnyednf"); !strings.Contains(got, "--engine oci") {
+		t.Errorf("it says %q", got)
+	}
+	if got := hint("error running hook #0: exit status 1, stderr: nvidia-container-cli: it is lent to nobody"); got != "" {
+		t.Errorf("of another's hook: %q", got)
+	}
+}

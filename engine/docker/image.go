@@ -2,9 +2,11 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"maps"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +16,7 @@ import (
 	"github.com/berth-project/berth/image"
 	"github.com/distribution/reference"
 	"github.com/docker/cli/cli/config"
+	"github.com/docker/cli/cli/config/credentials"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
@@ -79,7 +82,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 		return berth.Image{}, fmt.Errorf("pull %s: insecure registries: %w: the daemon decides; name %s in insecure-registries of its configuration", named, berth.ErrUnsupported, reference.Domain(named))
 	}
 	err = e.pulls.do(ctx, e.ctx, named.String()+" "+want.String(), req.Progress, func(ctx context.Context, tell func(berth.Progress)) error {
-		return e.pull(ctx, named, want, req.Platform != "", tell)
+		return tryPull(ctx, pullPause, tell, func() error { return e.pull(ctx, named, want, req.Platform != "", tell) })
 	})
 	if err != nil {
 		return berth.Image{}, fmt.Errorf("pull %s: %w", named, err)
@@ -123,7 +126,7 @@ func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, ch
 	if chosen {
 		opts.Platforms = []ocispec.Platform{{OS: p.os, Architecture: p.arch, Variant: p.variant}}
 	}
-	auth, err := credentials(named)
+	auth, err := e.credentials(named)
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, ch
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stalled := time.AfterFunc(e.cfg.Stall, func() {
-		cancel(fmt.Errorf("%w: the daemon has told of no progress for %v", berth.ErrUnavailable, e.cfg.Stall))
+		cancel(&stalledError{e.cfg.Stall})
 	})
 	defer stalled.Stop()
 	res, err := e.api.ImagePull(ctx, named.String(), opts)
@@ -161,13 +164,72 @@ func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, ch
 	return nil
 }
 
-// credentials are those of the Docker configuration and its helpers, for the image's registry.
-func credentials(named reference.Named) (string, error) {
+// stalledError is that the daemon has told nothing of a pull.
+type stalledError struct{ after time.Duration }
+
+func (e *stalledError) Error() string {
+	return fmt.Sprintf("%v: the daemon has told of no progress for %v", berth.ErrUnavailable, e.after)
+}
+func (e *stalledError) Unwrap() error { return berth.ErrUnavailable }
+
+// A pull is tried as often, and with the same pauses, as on the embedded engine.
+const (
+	pullTries    = 6
+	refusedTries = 3 // where no connection comes about, which rarely changes within seconds
+	pullPause    = 250 * time.Millisecond
+)
+
+// Daemons tell what became of a pull in words alone. passing are those of what may do better later, which the embedded engine
+// tries again, too: answers of busy registries, and connections that broke, were late, or did not come about. lasting are those of
+// what does not, though it may have such words beside.
+var (
+	passing = regexp.MustCompile(`(HTTP |: |registry )(408|429|5\d\d)\b|toomanyrequests|(?i:too many requests|service unavailable|bad gateway|internal server error|` +
+		`timeout|timed out|deadline exceeded)|\bEOF\b|connection reset|broken pipe|closed network connection|closed idle connection|client connection lost|` +
+		`GOAWAY|stream error|server misbehaving|failure in name resolution|` + dials)
+	lasting = regexp.MustCompile(`no such host|server gave HTTP response to HTTPS client|x509: |tls: |no basic auth credentials|failed to register layer`)
+	dial    = regexp.MustCompile(dials)
+)
+
+// dials are words of connections that did not come about.
+const dials = `\bdial (tcp|udp)|connection refused|no route to host|network is unreachable`
+
+// tryPull makes a pull again that has failed and may do better later, as far as its words tell. Of one in which the daemon itself
+// is gone, or tells nothing, who waits hears at once. tell is told of those that failed before another.
+func tryPull(ctx context.Context, pause time.Duration, tell func(berth.Progress), pull func() error) error {
+	for n := 1; ; n++ {
+		err := pull()
+		_, stalled := errors.AsType[*stalledError](err)
+		if !is(err, berth.ErrUnavailable) || n == pullTries || stalled || client.IsErrConnectionFailed(err) || !passing.MatchString(err.Error()) ||
+			lasting.MatchString(err.Error()) || n == refusedTries && dial.MatchString(err.Error()) {
+			return err
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		tell(berth.Progress{Phase: "retry", Why: fmt.Sprintf("try %d of %d: %v", n, pullTries, err)})
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause << (n - 1)):
+		}
+	}
+}
+
+// credentials are those of the Docker configuration and its helpers, for the image's registry. What of the configuration
+// cannot be read is done without, as the docker command does: the registry may want none.
+func (e *Engine) credentials(named reference.Named) (string, error) {
+	file, err := config.Load(configDir(os.Getenv))
+	if err != nil {
+		e.cfg.Logger.Warn("Docker's configuration cannot be read, and images are pulled without its credentials", "error", err)
+	}
+	if !file.ContainsAuth() {
+		file.CredentialsStore = credentials.DetectDefaultStore(file.CredentialsStore)
+	}
 	host := reference.Domain(named)
 	if host == "docker.io" {
 		host = "https://index.docker.io/v1/"
 	}
-	a, err := config.LoadDefaultConfigFile(io.Discard).GetAuthConfig(host)
+	a, err := file.GetAuthConfig(host)
 	if err != nil {
 		return "", fmt.Errorf("credentials for %s: %w: %w", host, berth.ErrDenied, err)
 	}

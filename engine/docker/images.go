@@ -92,8 +92,8 @@ func (im *Images) info(ctx context.Context, ref string) (image.Info, error) {
 		i.Layers = append(i.Layers, image.Layer{DiffID: d})
 	}
 	i.Pulled = len(res.RepoDigests) > 0
-	if _, used, pulled := im.e.claimed(i); !used.IsZero() {
-		i.Used, i.Pulled = used, pulled
+	if _, local, pulled, used := im.e.claimed(i); !used.IsZero() {
+		i.Used, i.Local, i.Pulled = used, local, pulled
 	}
 	return i, nil
 }
@@ -137,7 +137,7 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 	}
 	before := time.Now().Add(-opts.Unused)
 	for _, i := range list {
-		names, last, _ := im.e.claimed(i)
+		names, _, _, last := im.e.claimed(i)
 		if len(names) == 0 || last.After(before) {
 			continue
 		}
@@ -182,7 +182,7 @@ func (im *Images) Prune(ctx context.Context, opts image.PruneOptions) (image.Rem
 func (im *Images) used(ctx context.Context, id string) (bool, error) {
 	ctx, cancel := im.e.call(ctx)
 	defer cancel()
-	res, err := im.e.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: client.Filters{}.Add("ancestor", id)})
+	res, err := im.e.listContainers(ctx, client.ContainerListOptions{All: true, Filters: client.Filters{}.Add("ancestor", id)})
 	if err != nil {
 		return false, wrap(ctx, "list containers", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +15,6 @@ import (
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/system"
-	"github.com/moby/moby/client"
 )
 
 // hostInfo is what the engine must know of the daemon to start containers there.
@@ -22,15 +22,18 @@ type hostInfo struct {
 	podman   bool   // it is Podman's service
 	remote   bool   // it is on another machine
 	above    bool   // it writes on this machine as a user of whose files this process can own and remove none
-	oci      string // how Podman names its OCI runtime
+	rootless bool   // it is a user's who is not root
+	keeps    limits // which limits it keeps
 	log      container.LogConfig
+	alone    bool // a container without a network is better made without the daemon's part of one: see planLone
 	cgroups  bool // this process can make and read the cgroups of its containers
 	mend     bool // its log driver local leaves out newlines: see mender
 	live     bool // it restarts without ending its containers
 	runtimes []string
+	lends    bool     // its runtime "nvidia" is berth's
 	cdiDirs  []string // whose CDI specs it injects; none where it cannot
 	quota    bool     // its storage driver may be able to limit writable layers
-	runtime  string   // "docker 20.10.24, runc 1.1.5"
+	parts    *parts   // nil is not known yet; guarded by mu
 	root     string   // the directory of its images and writable layers
 	// ahead is by how much its clock is ahead of this machine's, give or take unsure. 0 where both may be the same.
 	ahead, unsure time.Duration
@@ -47,52 +50,88 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	}
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	asked := time.Now()
-	info, err := e.api.Info(ctx, client.InfoOptions{})
+	said, err := e.says(ctx, time.Minute)
 	if err != nil {
-		return nil, wrapHost(ctx, "docker info", err)
+		return nil, err
 	}
-	answered := time.Now()
-	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
-	if err != nil {
-		return nil, wrapHost(ctx, "docker version", err)
-	}
+	info := said.Info
 	h = &hostInfo{
-		podman:   slices.ContainsFunc(v.Components, func(c system.ComponentVersion) bool { return c.Name == podmanEngine }),
-		log:      logConfig(info.Info.Plugins.Log, e.cfg.LogKeep),
-		live:     info.Info.LiveRestoreEnabled,
-		runtimes: slices.Sorted(maps.Keys(info.Info.Runtimes)),
-		quota:    mayLimit(info.Info),
-		cdiDirs:  info.Info.CDISpecDirs,
-		runtime:  components(v),
-		root:     info.Info.DockerRootDir,
-		platform: parsePlatform(info.Info.OSType + "/" + info.Info.Architecture),
+		podman:   said.podman,
+		rootless: said.rootless,
+		log:      logConfig(info.Plugins.Log, e.cfg.LogKeep),
+		live:     info.LiveRestoreEnabled,
+		runtimes: slices.Sorted(maps.Keys(info.Runtimes)),
+		lends:    lendsItself(info),
+		quota:    mayLimit(info),
+		cdiDirs:  info.CDISpecDirs,
+		root:     info.DockerRootDir,
+		platform: parsePlatform(info.OSType + "/" + info.Architecture),
 	}
 	if h.podman { // which does not say where it reads them
 		h.cdiDirs = cdi.DefaultDirs
+	} else {
+		h.parts = &parts{all: components(said.version)}
 	}
 	h.live = h.live || h.podman // its containers are no children of its service
-	for _, c := range v.Components {
-		if name, ok := strings.CutPrefix(c.Name, "OCI Runtime ("); ok {
-			h.oci = strings.TrimSuffix(name, ")")
-		}
-	}
-	h.mend = !h.podman && apiBefore(v.APIVersion, 42)
-	if h.remote = e.isElsewhere(ctx, info.Info, h.podman); h.remote {
+	h.mend = !h.podman && apiBefore(said.version.APIVersion, 42)
+	if h.remote = e.isElsewhere(ctx, info, h.podman); h.remote {
 		h.root, h.cdiDirs = "", nil
-		h.ahead, h.unsure = clockAhead(info.Info.SystemTime, asked, answered)
+		h.ahead, h.unsure = clockAhead(info.SystemTime, said.asked, said.answered)
 		if h.podman {
 			return nil, fmt.Errorf("docker: %w: Podman at %s, on another machine; berth runs tasks there on Docker alone", berth.ErrUnsupported, e.at.Host)
 		}
 	}
-	rootless := slices.Contains(info.Info.SecurityOptions, "name=rootless")
-	h.above = !h.remote && !h.podman && !rootless && os.Geteuid() != 0
+	h.above = !h.remote && !h.podman && !h.rootless && os.Geteuid() != 0
+	h.keeps = limitsOf(info, h)
+	h.alone = mayBeAlone(h, info, said.version.APIVersion)
 	// With the systemd driver parents are slices, which are systemd's to make.
-	h.cgroups = !h.remote && os.Geteuid() == 0 && info.Info.CgroupDriver == "cgroupfs" && !rootless
+	h.cgroups = !h.remote && os.Geteuid() == 0 && info.CgroupDriver == "cgroupfs" && !h.rootless
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.host = h
-	return h, nil
+	if e.host == nil { // one for all, as parts are added to it
+		e.host = h
+	}
+	return e.host, nil
+}
+
+// lendsItself reports whether a daemon's runtime of NVIDIA's name is berth's own, which would lend once more what berth has lent.
+func lendsItself(info system.Info) bool {
+	return filepath.Base(info.Runtimes[driverNVIDIA].Path) == "berth-oci-runtime"
+}
+
+// limits are those that a daemon keeps: others it leaves out, with a warning.
+type limits struct {
+	cpu, memory, pids bool
+	why               string // it does not keep all
+}
+
+const noRootless = "it runs as an ordinary user, whom cgroup v1 gives none: boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1 on the kernel command line), " +
+	"or take a daemon of root's"
+
+func limitsOf(info system.Info, h *hostInfo) limits {
+	switch {
+	case h.rootless && info.CgroupVersion != "2": // Podman says that it does
+		return limits{why: noRootless}
+	case h.podman:
+		return limits{cpu: true, memory: true, pids: true}
+	}
+	return limits{cpu: info.CPUCfsQuota, memory: info.MemoryLimit, pids: info.PidsLimit, why: "docker info tells what its host lacks"}
+}
+
+// refuse refuses limits that the daemon would leave out.
+func (k limits) refuse(l berth.Limits) error {
+	what := ""
+	switch {
+	case l.CPU > 0 && !k.cpu:
+		what = "CPU limit"
+	case l.Memory > 0 && !k.memory:
+		what = "memory limit"
+	case l.PIDs > 0 && !k.pids:
+		what = "limit of processes"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s: %w: the daemon keeps none: %s", what, berth.ErrUnsupported, k.why)
 }
 
 // clockAhead is by how much a clock is ahead of this machine's, and how far that may be off: it said a time between two of
@@ -141,45 +180,27 @@ func apiBefore(version string, minor int) bool {
 	return err == nil && major == "1" && n < minor
 }
 
-// components names the daemon and what it is made of. Podman's parts say their names again, and more, in their versions:
-// "conmon version 2.1.6, commit: unknown".
-func components(v client.ServerVersionResult) string {
-	name := "docker"
-	var parts []string
-	for _, c := range v.Components {
-		switch c.Name {
-		case "Engine":
-		case podmanEngine:
-			name = "podman"
-		default:
-			part, version := c.Name, firstLine(c.Version)
-			if p, rest, ok := strings.Cut(version, " version "); ok {
-				part = p
-				version, _, _ = strings.Cut(rest, ",")
-			}
-			parts = append(parts, part+" "+version)
-		}
-	}
-	return strings.Join(append([]string{name + " " + v.Version}, parts...), ", ")
-}
-
-// Info says what the daemon is and has.
+// Info says what the daemon is and has. Podman's answer may be a minute old.
 func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	res, err := e.api.Info(ctx, client.InfoOptions{})
+	said, err := e.says(ctx, time.Minute)
 	if err != nil {
-		return berth.Info{}, wrapHost(ctx, "docker info", err)
+		return berth.Info{}, err
 	}
-	v, err := e.api.ServerVersion(ctx, client.ServerVersionOptions{})
-	if err != nil {
-		return berth.Info{}, wrapHost(ctx, "docker version", err)
+	version := components(said.version)
+	if said.podman {
+		made, err := e.parts(ctx)
+		if err != nil {
+			return berth.Info{}, err
+		}
+		version = made.all
 	}
 	info := berth.Info{
-		Name: "docker", Version: components(v),
-		Total: berth.Limits{CPU: float64(res.Info.NCPU), Memory: res.Info.MemTotal},
+		Name: "docker", Version: version,
+		Total: berth.Limits{CPU: float64(said.NCPU), Memory: said.MemTotal},
 	}
-	for name := range res.Info.Runtimes {
+	for name := range said.Runtimes {
 		info.Runtime = append(info.Runtime, name)
 	}
 	slices.Sort(info.Runtime)
@@ -189,7 +210,10 @@ func (e *Engine) Info(ctx context.Context) (berth.Info, error) {
 			Remedy: "bring files by --input and --output; for GPUs, run berth there",
 		})
 	}
-	for _, w := range res.Info.Warnings {
+	if h, err := e.daemon(ctx); err == nil && h.keeps.why == noRootless {
+		info.Lacks = append(info.Lacks, berth.Lack{What: "limits of CPU, memory and processes", Why: "the daemon runs as an ordinary user, on cgroup v1", Remedy: "boot with cgroup v2, or take a daemon of root's"})
+	}
+	for _, w := range said.Warnings {
 		info.Lacks = append(info.Lacks, berth.Lack{What: "docker", Why: strings.TrimPrefix(w, "WARNING: "), Remedy: "see the documentation of the daemon"})
 	}
 	return info, nil

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/companion"
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
 )
@@ -92,20 +92,10 @@ func KeeperMain() {
 	os.Exit(keeperMain(os.Args[1:]))
 }
 
-// What a keeper says on descriptor 3 when it has started, or another one runs.
-const (
-	readyWord   = "ready"
-	runningWord = "running"
-)
-
 func keeperMain(args []string) int {
 	debug.SetGCPercent(25) // it holds little and is there for long
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	ready := os.NewFile(3, "ready")
-	say := func(word string) {
-		_, _ = io.WriteString(ready, word)
-		_ = ready.Close()
-	}
+	starter := companion.Started()
 	var cfg keeperConfig
 	if len(args) != 3 || args[0] != "--data-dir" {
 		return 2
@@ -115,11 +105,11 @@ func keeperMain(args []string) int {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	if err := runKeeper(ctx, args[1], cfg, log, func() { say(readyWord) }); errors.Is(err, berth.ErrConflict) {
-		say(runningWord)
+	if err := runKeeper(ctx, args[1], cfg, log, starter.Ready); errors.Is(err, berth.ErrConflict) {
+		starter.Running()
 	} else if err != nil {
 		log.Error("keeper", "err", err)
-		say(err.Error())
+		starter.Failed(err.Error())
 		return 1
 	}
 	return 0
@@ -148,7 +138,7 @@ func runKeeper(ctx context.Context, dir string, cfg keeperConfig, log *slog.Logg
 }
 
 func (k *keeper) serve(ctx context.Context, ready func()) error {
-	l, err := listenIn(filepath.Join(k.e.cfg.Dir, runDir), keeperSock)
+	l, err := companion.Listen(filepath.Join(k.e.cfg.Dir, runDir), keeperSock)
 	if err != nil {
 		return err
 	}
@@ -168,7 +158,7 @@ func (k *keeper) serve(ctx context.Context, ready func()) error {
 	}
 	k.wg.Go(func() { k.endWhenIdle(ctx, cancel) })
 	k.wg.Go(func() {
-		if err := k.e.sweep(ctx); err != nil && ctx.Err() == nil {
+		if err := k.e.Sweep(ctx); err != nil && ctx.Err() == nil {
 			k.e.cfg.Logger.Error("leftovers not removed", "err", err)
 		}
 	})
@@ -196,26 +186,6 @@ func (k *keeper) serve(ctx context.Context, ready func()) error {
 			k.handle(ctx, c)
 		})
 	}
-}
-
-// listenIn makes a socket that only this user can connect to. Its path may be longer than a socket's may be, so it is
-// named by the directory's descriptor.
-func listenIn(dir, name string) (*net.UnixListener, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = d.Close() }()
-	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen in %s: %w", dir, err)
-	}
-	l.SetUnlinkOnClose(false) // the descriptor in the name is closed by then; the next keeper removes it
-	return l, os.Chmod(path, 0o600)
 }
 
 // client counts clients. It answers whether they are served still.
@@ -349,6 +319,7 @@ func (k *keeper) disuse(ctx context.Context, id string) {
 
 // guard closes a bound sandbox when the process that opened it is gone.
 func (k *keeper) guard(ctx context.Context, t *tended) {
+	var word sparse
 	for {
 		f, err := os.Open(filepath.Join(k.e.sandboxDir(t.sb.spec.ID), boundFile))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -361,13 +332,20 @@ func (k *keeper) guard(ctx context.Context, t *tended) {
 		}
 		pause := boundPoll
 		if err == nil {
-			k.e.cfg.Logger.Info("who opened the sandbox is gone: it is closed", "sandbox", t.sb.spec.ID)
+			if word.since.IsZero() {
+				k.e.cfg.Logger.Info("who opened the sandbox is gone: it is closed", "sandbox", t.sb.spec.ID)
+			}
 			if err = t.sb.Close(ctx); err == nil {
 				k.forget(t)
 				k.worker(t)
+				if late, said := word.over(); said {
+					k.e.cfg.Logger.Info("sandbox closed after all", "sandbox", t.sb.spec.ID, "late", late)
+				}
 				return
 			}
-			k.e.cfg.Logger.Error("sandbox not closed", "sandbox", t.sb.spec.ID, "err", err)
+			if since, due := word.due(time.Now()); due {
+				k.e.cfg.Logger.Error("sandbox not closed, which is tried again", "sandbox", t.sb.spec.ID, "since", since, "err", err)
+			}
 			pause = closeAgain
 		}
 		select {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/companion"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,8 +56,10 @@ func (kc *keeperClient) tell(ctx context.Context, id string) (int, error) {
 			return 0, context.Cause(ctx)
 		}
 		if try > 0 || errors.Is(err, errNoKeeper) {
-			if err := kc.e.spawnKeeper(ctx); err != nil {
-				return 0, fmt.Errorf("keeper: %w: %w", berth.ErrUnavailable, err)
+			if serr := kc.e.spawnKeeper(ctx); errors.Is(serr, companion.ErrKilled) { // no fault of its own: the next one may live
+				err = serr
+			} else if serr != nil {
+				return 0, fmt.Errorf("keeper: %w: %w", berth.ErrUnavailable, serr)
 			}
 			time.Sleep(time.Duration(try) * 5 * time.Millisecond) // one that ends still holds the lock
 		}
@@ -165,60 +167,16 @@ func Watched(dir string) bool {
 }
 
 func (e *Engine) dialKeeper() (*net.UnixConn, error) {
-	d, err := os.Open(filepath.Join(e.cfg.Dir, runDir))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = d.Close() }()
-	return net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), keeperSock), Net: "unix"})
+	return companion.Dial(filepath.Join(e.cfg.Dir, runDir), keeperSock)
 }
-
-// keeperLogMax bounds the keeper's own log, in bytes, at the start of a keeper.
-const keeperLogMax = 1 << 20
 
 // spawnKeeper starts a keeper and waits until it can be connected to. That another one runs already is no error.
 func (e *Engine) spawnKeeper(ctx context.Context) error {
-	path := filepath.Join(e.cfg.Dir, runDir, keeperLog)
-	if st, err := os.Stat(path); err == nil && st.Size() > keeperLogMax {
-		_ = os.Rename(path, path+".old")
-	}
-	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Close() }()
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = r.Close() }()
 	cmd, err := e.keeperCommand()
 	if err != nil {
 		return err
 	}
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
-	err = cmd.Start()
-	_ = w.Close()
-	if err != nil {
-		return err
-	}
-	go func() { _ = cmd.Wait() }() // only reaps: the keeper outlives us
-	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	said, err := io.ReadAll(r)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	switch text := strings.TrimSpace(string(said)); {
-	case err != nil:
-		return err
-	case text == readyWord, text == runningWord:
-		return nil
-	case text == "":
-		return fmt.Errorf("it ended as it started; see %s", path)
-	default:
-		return errors.New(text)
-	}
+	return companion.Start(ctx, cmd, filepath.Join(e.cfg.Dir, runDir, keeperLog))
 }
 
 func (e *Engine) keeperCommand() (*exec.Cmd, error) {

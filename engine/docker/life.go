@@ -1,9 +1,11 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -29,19 +31,27 @@ type life struct {
 	starting      sync.Mutex
 	enders        atomic.Int32 // calls of end
 
-	mu      sync.Mutex
-	watched bool
-	sb      *Sandbox
-	rec     *record
-	id      string // the daemon's
-	writers map[string]*logfile.Writer
-	stdin   *stdin
-	address string        // once it was asked for
-	used    berth.Usage   // of a container on another machine, when it was last looked at
-	oom     *oomWatch     // nil where the daemon tells, or nobody can
-	bare    bool          // nothing is left of the step's cgroup
-	ended   chan struct{} // the exit is known
-	exit    *berth.Exit
+	mu       sync.Mutex
+	watched  bool
+	sb       *Sandbox
+	rec      *record
+	id       string // the daemon's
+	writers  map[string]*logfile.Writer
+	stdin    *stdin
+	feeding  chan struct{} // closed when stdin is no longer fed from a file; nil where it never was, here
+	starved  error         // why that file could not be read to its end
+	unfed    bool          // it was not handed over to its end
+	address  string        // once it was asked for
+	used     berth.Usage   // of a container without a cgroup of the step's, when it was last looked at
+	cgroup   *cgroupFiles  // of the container itself, once it was found
+	noCgroup bool          // it was looked for while the container ran, and is not to be found
+	told     *told         // nil where nobody hears what the daemon tells
+	oom      *oomWatch     // nil where the daemon tells, or nobody can
+	held     bool          // see berth.StepSpec.Hold; of the process that started it
+	bare     bool          // nothing is left of the step's cgroup
+	ended    chan struct{} // the exit is known
+	removed  chan struct{} // this process has removed the container
+	exit     *berth.Exit
 }
 
 // record is what must be known of a step when berth comes back.
@@ -80,7 +90,7 @@ func (e *Engine) life(sandbox, step string) *life {
 	defer e.mu.Unlock()
 	l := e.lives[name]
 	if l == nil {
-		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{})}
+		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{}), removed: make(chan struct{})}
 		e.lives[name] = l
 	}
 	return l
@@ -94,14 +104,35 @@ func (e *Engine) drop(l *life) {
 	}
 }
 
-// forget drops what is known of a sandbox's steps.
-func (e *Engine) forget(sandbox string) {
+// livesOf is what this process knows of a sandbox's steps.
+func (e *Engine) livesOf(sandbox string) (all []*life) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for name, l := range e.lives {
+	for _, l := range e.lives {
 		if l.sandbox == sandbox {
-			delete(e.lives, name)
+			all = append(all, l)
 		}
+	}
+	return all
+}
+
+// tellRemoved has who waits for containers that this process has removed hear of it.
+func tellRemoved(all []*life, ids []string) {
+	for _, l := range all {
+		l.mu.Lock()
+		if slices.Contains(ids, l.id) {
+			l.markRemoved()
+		}
+		l.mu.Unlock()
+	}
+}
+
+// markRemoved needs mu.
+func (l *life) markRemoved() {
+	select {
+	case <-l.removed:
+	default:
+		close(l.removed)
 	}
 }
 
@@ -255,7 +286,11 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	file := filepath.Join(l.dir, intentFile)
 	why.At = time.Now()
 	ours, err := claimJSON(file, why) // who came first says the reason
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		// Its record was removed, and mostly it was, too.
+		_, err := l.kill(ctx, "KILL")
+		return err
+	} else if err != nil {
 		return fmt.Errorf("stop %s: %w: %w", l, kindOf(err), err)
 	}
 	if grace > 0 {
@@ -336,13 +371,10 @@ func (l *life) kill(ctx context.Context, sig string) (bool, error) {
 
 func (l *life) stopSignal() string {
 	r, err := l.readRecord()
-	switch {
-	case err == nil && r.Spec.StopSignal != "":
-		return r.Spec.StopSignal
-	case err == nil && r.Spec.Image.Config.StopSignal != "":
-		return r.Spec.Image.Config.StopSignal
+	if err != nil {
+		return "TERM"
 	}
-	return "TERM"
+	return cmp.Or(signalText(r.Spec.StopSignal), signalText(r.Spec.Image.Config.StopSignal), "TERM")
 }
 
 // docker names the container to the daemon.
@@ -361,9 +393,49 @@ const (
 	removeMost  = time.Second
 )
 
+// insist makes a call that removes something again while it conflicts with what the daemon does, or no connection is to be had.
+func (e *Engine) insist(ctx context.Context, call func(context.Context) error) error {
+	again := func(err error) bool { return is(err, berth.ErrConflict) || unconnected(err) }
+	return persist(ctx, again, func() error {
+		cctx, cancel := e.call(ctx)
+		defer cancel()
+		err := call(cctx)
+		if err != nil && cctx.Err() != nil {
+			err = context.Cause(cctx)
+		}
+		return err
+	})
+}
+
+// unconnected reports whether a call has had no answer as the connection failed, and another may. Who may not connect may not
+// a moment later either.
+func unconnected(err error) bool {
+	return client.IsErrConnectionFailed(err) && !is(err, berth.ErrDenied)
+}
+
+// persist makes a call again while it fails so.
+func persist(ctx context.Context, again func(error) bool, call func() error) error {
+	pause := removePause
+	for try := 1; ; try++ {
+		err := call()
+		if !again(err) || try == removeTries {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, removeMost)
+	}
+}
+
 // remove ends the container and removes it, with its record.
-func (l *life) remove(ctx context.Context, id string) error {
+func (l *life) remove(ctx context.Context, sb *Sandbox, id string) error {
 	if err := l.takeAway(ctx, id); err != nil {
+		return err
+	}
+	if err := l.deliverLate(ctx, sb); err != nil {
 		return err
 	}
 	if err := scratch.Remove(l.dir); err != nil {
@@ -378,33 +450,25 @@ func (l *life) takeAway(ctx context.Context, id string) error {
 	watched := l.watched
 	l.mu.Unlock()
 	if watched {
-		if err := l.end(ctx, intent{Reason: berth.Stopped, Detail: "it was removed"}, 0); err != nil {
+		err := persist(ctx, unconnected, func() error {
+			return l.end(ctx, intent{Reason: berth.Stopped, Detail: "it was removed"}, 0)
+		})
+		if err != nil {
 			return err
 		}
 	}
 	l.awaitExecs(ctx)
-	pause := removePause
-	for try := 1; ; try++ {
-		cctx, cancel := l.e.call(ctx)
-		_, err := l.e.api.ContainerRemove(cctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		cancel()
-		if err == nil || is(err, berth.ErrNotFound) {
-			break
-		}
-		again := is(err, berth.ErrConflict) || client.IsErrConnectionFailed(err)
-		if !again || try == removeTries {
-			return wrap(ctx, "remove "+l.String(), err)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, removeMost)
+	if _, err := l.e.removeContainer(ctx, id); err != nil {
+		return wrap(ctx, "remove "+l.String(), err)
 	}
 	if r, err := l.readRecord(); err == nil {
-		l.removeCgroup(r)
+		l.removeCgroupWhole(r)
 	}
 	l.e.drop(l)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.id == "" || l.id == id { // not one that was made meanwhile
+		l.markRemoved()
+	}
 	return nil
 }

@@ -350,7 +350,7 @@ func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts
 		return berth.Image{}, fmt.Errorf("import: %w: %w", kindOf(err), err)
 	}
 	defer func() { _ = os.Remove(layer.Name()); _ = layer.Close() }()
-	r, err := image.Decompress(ctx, archive)
+	r, err := image.Decompress(ctx, opts.Watch(archive))
 	if err != nil {
 		return berth.Image{}, fmt.Errorf("import: %w: %w", berth.ErrInvalid, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 )
 
@@ -149,5 +150,35 @@ func (l *life) outOfMemory(r *record, ok bool) bool {
 		return w.killed.Load()
 	case <-time.After(oomLast):
 		return false
+	}
+}
+
+// lateMax is how much later than the end of a container a daemon may tell that its memory was out.
+const lateMax = time.Second
+
+// toldLate asks a daemon on another machine again whether the memory limit was why a container failed: the daemon may hear
+// of the end first, and nothing else there can be asked.
+func (l *life) toldLate(r *record) bool {
+	if r.Limits.Memory == 0 || !l.isRemote() {
+		return false
+	}
+	l.mu.Lock()
+	id := l.id
+	l.mu.Unlock()
+	for end := time.Now().Add(lateMax); ; {
+		ctx, cancel := l.e.call(l.e.ctx)
+		res, err := l.e.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+		cancel()
+		if err != nil || res.Container.State == nil {
+			return false
+		}
+		if res.Container.State.OOMKilled || time.Now().After(end) {
+			return res.Container.State.OOMKilled
+		}
+		select {
+		case <-time.After(lateMax / 10):
+		case <-l.e.ctx.Done():
+			return false
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path"
@@ -36,6 +37,7 @@ type output struct {
 	mu      sync.Mutex
 	conn    io.ReadCloser // what is read now; nil between
 	r       io.Reader
+	log     *backlog // what was read of the daemon's log last; of who reads
 }
 
 // sink is the log of one stream and how much of the stream it was given.
@@ -133,7 +135,7 @@ func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	w, err := logfile.Resume(dir, stream, logfile.Options{Limit: limit, Copy: extra, Reserve: filepath.Join(l.e.cfg.Dir, runDir, "log-reserve")})
+	w, err := logfile.Resume(dir, stream, logfile.Options{Limit: limit, Held: l.held, Copy: extra, Reserve: filepath.Join(l.e.cfg.Dir, runDir, "log-reserve")})
 	if err != nil {
 		return nil, err
 	}
@@ -173,12 +175,58 @@ func (l *life) openOutput(r *record, copies map[string]*os.File) (*output, error
 	return o, nil
 }
 
-// resumeOutput goes on with the logs of a step that another process has drained so far.
-func (l *life) resumeOutput(r *record) (*output, error) {
-	if r.Spec.Stdout != "" || r.Spec.Stderr != "" {
-		l.e.cfg.Logger.Warn("files of the standard streams in volumes have what was written before berth was started anew", "container", l.String())
+// resumeOutput goes on with the logs of a step that another process has drained so far. unfilled is what a file in a volume
+// could not be given of what came before.
+func (l *life) resumeOutput(ctx context.Context, r *record) (o *output, unfilled, err error) {
+	l.mu.Lock()
+	sb := l.sb
+	l.mu.Unlock()
+	copies := map[string]*os.File{}
+	for stream, p := range streamFiles(&r.Spec) {
+		f, err := sb.openCopy(ctx, stream, p, &r.Spec, os.O_WRONLY)
+		if err == nil {
+			copies[stream] = f
+			err = evenOut(f, l.logDir(r), stream)
+		}
+		if err != nil {
+			unfilled = errors.Join(unfilled, fmt.Errorf("file %s of %s: %w", p, stream, err))
+		}
 	}
-	return l.openOutput(r, nil)
+	o, err = l.openOutput(r, copies)
+	return o, unfilled, err
+}
+
+// evenOut has the file of a stream end where its log does: a process that was killed may have written more to one of them.
+func evenOut(f *os.File, dir, stream string) error {
+	ix, err := logfile.ReadIndex(dir, stream)
+	if err != nil {
+		return err
+	}
+	log, err := os.Open(filepath.Join(dir, stream))
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.Truncate(0)
+	} else if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	end, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	have, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if have >= end {
+		err = f.Truncate(end)
+	} else {
+		from := max(have, ix.Dropped)
+		if _, err = io.Copy(io.NewOffsetWriter(f, from), io.NewSectionReader(log, from, end-from)); err == nil && from > have {
+			err = fmt.Errorf("bytes %d to %d are gone from the log, too", have, from)
+		}
+	}
+	_, serr := f.Seek(end, io.SeekStart)
+	return errors.Join(err, serr)
 }
 
 // set makes conn what is read from. What was read from before is closed.
@@ -256,15 +304,12 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-over:
-			if r == nil && err == nil {
-				err = io.ErrUnexpectedEOF // not all was read: catch up
-			}
-			return errors.Join(err, settle(r))
+			return errors.Join(err, ended(r, err))
 		case <-time.After(pause):
 		}
 		select {
 		case <-over:
-			return err
+			return errors.Join(err, ended(r, err))
 		default:
 		}
 		if lerr := o.openLog(ctx, true); lerr != nil {
@@ -272,6 +317,22 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			err = lerr
 		}
 	}
+}
+
+// errUnread: the daemon's log was followed to the end of the container. A daemon before 23 ends that then, though there be
+// more in it than it has sent.
+var errUnread = errors.New("the end of the daemon's log was not read")
+
+// ended ends what was read from of an ended container. The error says that this may not be all of its output.
+func ended(r io.Reader, err error) error {
+	b, ok := r.(*backlog)
+	switch {
+	case r == nil && err == nil:
+		return io.ErrUnexpectedEOF
+	case ok && b.short:
+		return errUnread
+	}
+	return settle(r)
 }
 
 // endWithContainer ends a stream that was connected to again: of a container that had just ended it may never end.
@@ -374,15 +435,64 @@ func (s *stdin) Close() error {
 
 // feed fills the container's input from a file.
 func (l *life) feed(f io.ReadCloser) {
+	over := make(chan struct{})
 	l.mu.Lock()
 	in := l.stdin
 	in.taken = true
+	l.feeding = over
 	l.mu.Unlock()
 	l.e.wg.Go(func() {
+		defer close(over)
 		defer func() { _ = f.Close() }()
-		_, _ = io.Copy(onlyWriter{in}, f) // a command that does not read to the end closes it
+		from := &fedReader{r: f}
+		_, err := io.Copy(onlyWriter{in}, from) // a command that does not read to the end closes it
+		if err == nil {                         // before the end of file, which comes by our death, too
+			err = os.WriteFile(filepath.Join(l.dir, fedFile), nil, 0o600)
+		}
+		if err != nil {
+			l.e.cfg.Logger.Debug("standard input not handed over to its end", "container", l.String(), "error", err)
+		}
+		l.mu.Lock()
+		l.starved, l.unfed = from.err, err != nil
+		l.mu.Unlock()
 		_ = in.Close()
 	})
+}
+
+// fedFile says that all of a step's standard input was handed over.
+const fedFile = "fed"
+
+// fedReader remembers why it could not be read to its end.
+type fedReader struct {
+	r   io.Reader
+	err error
+}
+
+func (f *fedReader) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
+}
+
+// cutOff says why an ended command may have had less of its standard input than there is, though it wanted more; "" where
+// it had all, or would have no more.
+func (l *life) cutOff(r *record, away bool) string {
+	if r.Spec.Stdin == "" || exists(filepath.Join(l.dir, fedFile)) {
+		return ""
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.starved != nil:
+		return l.starved.Error()
+	case l.feeding == nil:
+		return "the berth that handed it over was killed"
+	case away && l.unfed:
+		return "the daemon was away meanwhile"
+	}
+	return ""
 }
 
 // volumeFile finds the volume in which a container path lies.
@@ -401,19 +511,33 @@ func (s *Sandbox) volumeFile(ctx context.Context, p string) (*os.Root, string, e
 	return root, strings.TrimPrefix(clean, best+"/"), err
 }
 
+// streamFiles are the files that get what a step writes, by its streams.
+func streamFiles(step *berth.StepSpec) map[string]string {
+	files := map[string]string{}
+	if step.Stdout != "" {
+		files["stdout"] = step.Stdout
+	}
+	if step.Stderr != "" {
+		files["stderr"] = step.Stderr
+	}
+	return files
+}
+
 // openCopies makes the files in volumes that get the step's streams. They are the user's where it is a number.
 func (s *Sandbox) openCopies(ctx context.Context, step *berth.StepSpec) (map[string]*os.File, error) {
 	copies := map[string]*os.File{}
-	for stream, p := range map[string]string{"stdout": step.Stdout, "stderr": step.Stderr} {
-		if p == "" {
-			continue
+	for stream, p := range streamFiles(step) {
+		f, err := s.openCopy(ctx, stream, p, step, os.O_WRONLY|os.O_TRUNC)
+		if err == nil && s.remote {
+			err = s.putCopy(ctx, f.Name(), p, step.User) // empty until the end
 		}
-		f, err := s.createCopy(ctx, stream, p, step)
+		if f != nil {
+			copies[stream] = f
+		}
 		if err != nil {
 			closeAll(copies)
 			return nil, err
 		}
-		copies[stream] = f
 	}
 	return copies, nil
 }
@@ -424,24 +548,19 @@ func closeAll(files map[string]*os.File) {
 	}
 }
 
-// createCopy makes the file that gets a stream too: of a volume on another machine, here, and empty there until the end.
-func (s *Sandbox) createCopy(ctx context.Context, stream, p string, step *berth.StepSpec) (*os.File, error) {
+// openCopy opens the file that gets a stream too, and makes it where it is not there: of a volume of the daemon's, here.
+func (s *Sandbox) openCopy(ctx context.Context, stream, p string, step *berth.StepSpec, flag int) (*os.File, error) {
 	if !s.remote {
-		return s.createInVolume(ctx, p, step.User)
+		return s.createInVolume(ctx, p, step.User, flag)
 	}
-	l := s.e.life(s.spec.ID, step.ID)
-	f, err := os.OpenFile(l.copyFile(stream), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(s.e.life(s.spec.ID, step.ID).copyFile(stream), flag|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
-	}
-	if err := s.putCopy(ctx, f.Name(), p, step.User); err != nil {
-		_ = f.Close()
-		return nil, err
 	}
 	return f, nil
 }
 
-func (s *Sandbox) createInVolume(ctx context.Context, p, user string) (*os.File, error) {
+func (s *Sandbox) createInVolume(ctx context.Context, p, user string, flag int) (*os.File, error) {
 	root, name, err := s.volumeFile(ctx, p)
 	if err != nil {
 		return nil, err
@@ -450,9 +569,9 @@ func (s *Sandbox) createInVolume(ctx context.Context, p, user string) (*os.File,
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
 	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := openRegular(root, name, flag|os.O_CREATE)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", p, kindOf(err), err)
+		return nil, fmt.Errorf("%s: %w", p, err)
 	}
 	u, g, _ := strings.Cut(user, ":")
 	uid, err := strconv.Atoi(u)

@@ -15,24 +15,24 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 )
 
 // Podman's service speaks Docker's API beside its own. Containers are made by its own, and the rest is asked for as of
 // Docker: its create call of Docker's API leaves out without a word the cgroup namespace, masked paths, device rules and
 // device requests, the OCI runtime and the copying of a tmpfs, takes a seccomp profile for the path of a file, a mount
 // for a list with commas, and a source that is not there for a directory to be made.
-
-// podmanEngine is the component of Podman's service that no other daemon has.
-const podmanEngine = "Podman Engine"
 
 // libpod calls Podman's own API. in and out are JSON; nil is none.
 func (e *Engine) libpod(ctx context.Context, method, call string, in, out any) error {
@@ -76,6 +76,40 @@ func (e *Engine) podman(ctx context.Context, method, path string, raw []byte) (i
 		return nil, err
 	}
 	return nil, podmanError(res.StatusCode, raw)
+}
+
+// listTries is how often Podman is asked for its containers that fails because one is removed meanwhile.
+const listTries = 20
+
+// listPause is how long it is given to have removed it.
+const listPause = 100 * time.Millisecond
+
+// halfGone is what Podman 4 answers to a list while it removes a container, and for ever where it has removed one while
+// that was made: it has a record of it then, and no files.
+var halfGone = regexp.MustCompile(`getting container from store "([0-9a-f]{64})"`)
+
+// listContainers lists containers, also while others remove some. One that this process has made and that stays half gone
+// is removed.
+func (e *Engine) listContainers(ctx context.Context, opts client.ContainerListOptions) (client.ContainerListResult, error) {
+	for try := 1; ; try++ {
+		res, err := e.api.ContainerList(ctx, opts)
+		if err == nil || try == listTries || ctx.Err() != nil {
+			return res, err
+		}
+		id := halfGone.FindStringSubmatch(err.Error())
+		if id == nil && !is(err, berth.ErrNotFound) {
+			return res, err
+		}
+		if id != nil && try > listTries/2 {
+			if e.made.has(id[1]) {
+				_, _ = e.api.ContainerRemove(ctx, id[1], client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}) // the next list says whether it went
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(listPause):
+		}
+	}
 }
 
 // podmanEvents tells of what Podman remembers. Asked as Docker is, for what was until now, it answers nothing: it ends
@@ -136,6 +170,9 @@ func (e *Engine) createContainer(ctx context.Context, host *hostInfo, dir string
 	}
 	var res client.ContainerCreateResult
 	err = e.libpod(ctx, http.MethodPost, "containers/create", spec, &res)
+	if err == nil {
+		e.made.add(res.ID)
+	}
 	return res, err
 }
 
@@ -173,21 +210,20 @@ func writeProfile(dir, profile string) (string, error) {
 	return file, nil
 }
 
-// removeConmon removes the cgroup that Podman makes beside the container's for the process that watches it, and leaves.
+// removeConmon removes the cgroup that Podman makes in a step's, beside the container's, for the process that watches it,
+// and leaves.
 func removeConmon(cgroup string) {
-	dirs, _ := filepath.Glob(cgroupRoot + "/*" + path.Join(cgroup, "conmon"))
-	for _, d := range append(dirs, cgroupRoot+path.Join(cgroup, "conmon")) {
-		_ = os.Remove(d) // where it is there and empty
-	}
+	_ = unix.Rmdir(filepath.Join(cgroup, "conmon")) // where it is there and empty
 }
 
 // podmanExecWord is how the words begin that Podman puts on standard error in the place of an exec's command that it
-// could not start; "" is another daemon.
-func (h *hostInfo) podmanExecWord() string {
-	if !h.podman || h.oci == "" {
-		return ""
+// could not start.
+func (e *Engine) podmanExecWord(ctx context.Context) (string, error) {
+	p, err := e.parts(ctx)
+	if err != nil || p.oci == "" {
+		return "", err
 	}
-	return "Error: " + h.oci + ": "
+	return "Error: " + p.oci + ": ", nil
 }
 
 // linkArchive is the archive of a symbolic link. Podman follows one that it is asked for; it says where it leads, which

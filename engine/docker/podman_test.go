@@ -2,8 +2,12 @@ package docker_test
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"regexp"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/berth-project/berth"
@@ -124,5 +128,46 @@ func TestPodmanVolumesOfOthers(t *testing.T) {
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPodmanAskedOnce: Podman runs programs and asks the package manager to say what it is, which takes it longer than a
+// container does.
+func TestPodmanAskedOnce(t *testing.T) {
+	t.Parallel()
+	h := newHanger(t, podman(t).Host())
+	var mu sync.Mutex
+	var asked []string
+	h.answer = func(r *http.Request) {
+		if p := r.URL.Path; strings.HasSuffix(p, "/info") || strings.HasSuffix(p, "/version") {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, p)
+		}
+	}
+	e, img := newEngine(t, docker.Config{Host: h.host})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if _, err := e.Info(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if _, err := e.List(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	_, c := begin(t, e, img, "until [ -e /go ]; do sleep 0.05; done")
+	if _, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"touch", "/go"}}, berth.Stdio{}); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, c); !exit.OK() {
+		t.Errorf("%+v", exit)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{"/v1.41/info", "/v4.0.0/libpod/info"}; !slices.Equal(asked, want) {
+		t.Errorf("asked %q, want %q", asked, want)
 	}
 }

@@ -102,7 +102,7 @@ func TestSweepCgroups(t *testing.T) {
 		}
 	}
 	defer func() { _ = os.Remove(open) }()
-	if err := e.sweep(t.Context()); err != nil {
+	if err := e.Sweep(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if exists(gone) || !exists(open) {

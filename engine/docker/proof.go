@@ -1,17 +1,20 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi/grant"
+	"github.com/berth-project/berth/device/cdi/program"
 )
 
 // daemonRules are what daemons and their runtimes allow every container on cgroup v1: /dev/console, and /dev/net/tun
@@ -53,7 +56,7 @@ func (la *launch) compare(ctx context.Context) error {
 	if !inCgroupOf(c.State.Pid, c.ID) {
 		return errors.New("its process is not to be seen from here")
 	}
-	if err = la.compareAt(c.State.Pid, root); errors.Is(err, grant.ErrDiffers) && (endsWithin(c.State.Pid, endingTime) || !inCgroupOf(c.State.Pid, c.ID)) {
+	if err = la.compareAt(ctx, c.State.Pid, root); errors.Is(err, grant.ErrDiffers) && (endsWithin(c.State.Pid, endingTime) || !inCgroupOf(c.State.Pid, c.ID)) {
 		// It ended meanwhile: its file systems were taken apart, and its process counts among the host's.
 		return errors.New("it ended meanwhile")
 	}
@@ -79,24 +82,69 @@ func endsWithin(pid int, limit time.Duration) bool {
 }
 
 // compareAt compares what the process pid, with the root directory root, holds with what was lent.
-func (la *launch) compareAt(pid int, root *os.File) (err error) {
-	held := grant.Container{Root: root, Optional: la.lent.optional}
-	// It runs by now, and may have made nodes itself; without a rule for them they are of no use to it.
-	held.Bound = true
+func (la *launch) compareAt(ctx context.Context, pid int, root *os.File) error {
+	host, err := la.s.e.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	// It runs by now, and may have made nodes itself; without a rule for them they are of no use to it. An ordinary user's can
+	// make none, and has no rules.
+	held := grant.Container{Root: root, Optional: la.lent.optional, Bound: !host.rootless, Kin: true}
 	if held.Others, err = nodesOf(la.spec.Devices); err != nil {
 		return err
 	}
-	if err := la.lent.set.ProveNodes(held); err != nil {
+	if err := la.lent.set.ProveNodes(held); err != nil || host.rootless {
 		return err
 	}
 	rules, err := grant.RulesOf(pid)
-	if errors.Is(err, grant.ErrNoRules) { // v2: the program is the runtime's
-		return nil
+	if errors.Is(err, grant.ErrNoRules) { // v2
+		codes, err := grant.ProgramsOf(pid)
+		if err != nil {
+			return fmt.Errorf("its device rules: %w", err)
+		}
+		return la.lent.provePrograms(codes, held.Others)
 	}
 	if err != nil {
 		return err
 	}
-	return la.lent.set.ProveRules(rules, held, daemonRules...)
+	return la.lent.proveRules(rules, held.Others)
+}
+
+// parts are the nodes that a container must have, and those that it may.
+func (l *lending) parts() (must, may []berth.Node) {
+	for _, n := range l.set.Nodes {
+		if l.optional != nil && l.optional(cmp.Or(n.Container, n.Host)) {
+			may = append(may, n)
+		} else {
+			must = append(must, n)
+		}
+	}
+	return must, may
+}
+
+// proveRules compares device rules of cgroup v1 with what was lent, and given beside.
+func (l *lending) proveRules(rules []string, given []berth.Node) error {
+	must, may := l.parts()
+	set := grant.Set{Nodes: must}
+	return set.ProveRules(rules, grant.Container{Others: given}, append(may, daemonRules...)...)
+}
+
+// provePrograms does so with the programs that hold them on v2.
+func (l *lending) provePrograms(codes []program.Code, given []berth.Node) error {
+	must, may := l.parts()
+	access := func(n berth.Node) (access string) {
+		for _, g := range slices.Concat(given, may) {
+			if g.Type == n.Type && g.Major == n.Major && g.Minor == n.Minor {
+				access += cmp.Or(g.Permissions, "rwm")
+			}
+		}
+		return access
+	}
+	err := grant.ProvePrograms(codes, must, access, daemonRules...)
+	if err == nil || errors.Is(err, grant.ErrDiffers) {
+		return err
+	}
+	return fmt.Errorf("its device rules: %w", err)
 }
 
 // nodesOf are the numbers of devices on this host.

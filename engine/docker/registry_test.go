@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -92,6 +93,42 @@ func TestBadRegistries(t *testing.T) {
 		})
 	}
 	close(done)
+}
+
+// TestBusyRegistry: a pull is tried again where the registry is busy, and that is told.
+func TestBusyRegistry(t *testing.T) {
+	t.Parallel()
+	e, _ := newEngine(t, docker.Config{})
+	good := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	var busy atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/manifests/") && r.Method != http.MethodPut && busy.Add(-1) >= 0 {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"come back later"}]}`)
+			return
+		}
+		good.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	repo := strings.TrimPrefix(server.URL, "http://") + "/busy/image"
+	push(t, repo, randomImage(t))
+	busy.Store(2)
+	var mu sync.Mutex
+	var why []string
+	img, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo, Progress: func(p berth.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		if p.Phase == "retry" {
+			why = append(why, p.Why)
+		}
+	}})
+	if err != nil || img.ID == "" {
+		t.Fatal(img, err)
+	}
+	if len(why) == 0 || !strings.HasPrefix(why[0], "try 1 of 6: ") {
+		t.Errorf("told of %q", why)
+	}
 }
 
 func randomImage(t *testing.T) v1.Image {

@@ -129,14 +129,14 @@ func (r *remote) open(ctx context.Context, image string) error {
 		return fmt.Errorf("files of sandbox %s: %w: no step of it was started", r.s.spec.ID, berth.ErrNotFound)
 	}
 	if r.state.Image != "" {
-		ctx, cancel := r.s.e.call(ctx)
+		cctx, cancel := r.s.e.call(ctx)
 		defer cancel()
-		_, err := r.s.e.api.ContainerInspect(ctx, r.container(), client.ContainerInspectOptions{})
+		_, err := r.s.e.api.ContainerInspect(cctx, r.container(), client.ContainerInspectOptions{})
 		if err == nil {
-			return nil
+			return r.deliverRest(ctx)
 		}
 		if !is(err, berth.ErrNotFound) {
-			return wrapHost(ctx, "files", err)
+			return wrapHost(cctx, "files", err)
 		}
 		image = r.state.Image
 	}
@@ -144,7 +144,7 @@ func (r *remote) open(ctx context.Context, image string) error {
 		return err
 	}
 	if r.state.Image != "" {
-		return nil // somebody has removed it meanwhile
+		return r.deliverRest(ctx) // somebody has removed it meanwhile
 	}
 	if err := r.setModes(ctx); err != nil {
 		return err
@@ -155,7 +155,7 @@ func (r *remote) open(ctx context.Context, image string) error {
 
 func (r *remote) makeContainer(ctx context.Context, image string) error {
 	labels := r.labels()
-	labels[labelFiles] = "1"
+	labels[labelFiles], labels[LabelStep] = "1", "" // whatever labels the image has
 	hc := &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "none"}}
 	mounts := map[string]string{volumeName(len(r.s.spec.Volumes)): copiesDir}
 	for i, v := range r.s.spec.Volumes {
@@ -286,16 +286,18 @@ func (r *remote) put(ctx context.Context, dir string, write func(io.Writer) erro
 // putCopy puts a file of this machine at a path of the steps, in one of the volumes, where the user of the step has it, if
 // that is a number.
 func (s *Sandbox) putCopy(ctx context.Context, file, p, user string) error {
-	i, rel, err := s.inVolume(p)
+	return s.withRemote(func(r *remote) error { return r.putCopy(ctx, file, p, user) })
+}
+
+func (r *remote) putCopy(ctx context.Context, file, p, user string) error {
+	i, rel, err := r.s.inVolume(p)
 	if err != nil {
 		return err
 	}
 	u, g, _ := strings.Cut(user, ":")
 	uid, _ := strconv.Atoi(u) // a name, which only the image knows, is root's file
 	gid, _ := strconv.Atoi(g)
-	err = s.withRemote(func(r *remote) error {
-		return r.put(ctx, inFiles(i, s.spec.Volumes[i]), func(w io.Writer) error { return archiveFile(w, file, rel, uid, gid) })
-	})
+	err = r.put(ctx, inFiles(i, r.s.spec.Volumes[i]), func(w io.Writer) error { return archiveFile(w, file, rel, uid, gid) })
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
@@ -321,21 +323,66 @@ func (s *Sandbox) inVolume(p string) (int, string, error) {
 // copyFile is what gets a stream of a step that a volume on another machine gets at its end.
 func (l *life) copyFile(stream string) string { return filepath.Join(l.dir, "copy."+stream) }
 
-// deliver gives volumes on another machine the streams of a step that has ended.
-func (l *life) deliver(ctx context.Context, r *record) error {
+// deliver gives volumes of the daemon's the streams of a step that has ended. What they cannot be given now they get before
+// anybody looks into them.
+func (l *life) deliver(ctx context.Context, r *record) {
 	l.mu.Lock()
 	sb := l.sb
 	l.mu.Unlock()
-	if sb == nil || !sb.remote {
+	if sb == nil || !sb.remote || len(streamFiles(&r.Spec)) == 0 {
+		return
+	}
+	if err := sb.withRemote(func(far *remote) error { return far.deliver(ctx, l, &r.Spec) }); err != nil {
+		l.e.cfg.Logger.Warn("files of the standard streams are not in their volumes yet", "container", l.String(), "error", err)
+	}
+}
+
+// deliverLate is deliver for a step that is to be removed.
+func (l *life) deliverLate(ctx context.Context, sb *Sandbox) error {
+	if !sb.remote || !exists(l.copyFile("stdout")) && !exists(l.copyFile("stderr")) {
 		return nil
 	}
-	var errs []error
-	for stream, p := range map[string]string{"stdout": r.Spec.Stdout, "stderr": r.Spec.Stderr} {
-		if p != "" {
-			errs = append(errs, sb.putCopy(ctx, l.copyFile(stream), p, r.Spec.User))
+	return sb.withRemote(func(far *remote) error { return far.open(ctx, "") })
+}
+
+// deliver gives volumes what is here of the streams of an ended step, once.
+func (r *remote) deliver(ctx context.Context, l *life, step *berth.StepSpec) error {
+	for stream, p := range streamFiles(step) {
+		file := l.copyFile(stream)
+		if !exists(file) {
+			continue // they have it
+		}
+		if err := r.putCopy(ctx, file, p, step.User); err != nil {
+			return err
+		}
+		if err := os.Remove(file); err != nil {
+			return fmt.Errorf("%w: %w", kindOf(err), err)
 		}
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+// deliverRest gives volumes what they could not be given when steps ended.
+func (r *remote) deliverRest(ctx context.Context) error {
+	dir := filepath.Join(r.s.e.sandboxDir(r.s.spec.ID), "steps")
+	steps, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", kindOf(err), err)
+	}
+	for _, d := range steps {
+		if !written(filepath.Join(dir, d.Name(), exitFile)) {
+			continue
+		}
+		l := r.s.e.life(r.s.spec.ID, d.Name())
+		rec, err := l.readRecord()
+		if err != nil {
+			continue // it was removed meanwhile
+		}
+		if err := r.deliver(ctx, l, &rec.Spec); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setModes gives the volumes the modes that they begin with.
@@ -365,7 +412,7 @@ func (s *Sandbox) ArchiveVolume(ctx context.Context, p string) (io.ReadCloser, e
 		res, err := s.e.api.CopyFromContainer(ctx, (&remote{s: s}).container(), client.CopyFromContainerOptions{
 			SourcePath: path.Join(inFiles(i, s.spec.Volumes[i]), rel),
 		})
-		return res.Content, err
+		return res.Content, belowFile(err)
 	})
 }
 

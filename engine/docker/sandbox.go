@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -46,6 +47,9 @@ func checkSandbox(s *berth.SandboxSpec) error {
 	}
 	if s.Network.Mode == "" {
 		s.Network.Mode = berth.NetworkNone
+	}
+	if err := checkPorts(s.Network); err != nil {
+		return err
 	}
 	if _, err := grant.Parse(s.Grants); err != nil {
 		return err
@@ -222,7 +226,8 @@ func (s *Sandbox) makeArea(ctx context.Context, dir string) error {
 		}
 	}
 	if len(s.spec.Volumes) > 0 {
-		cfg := scratch.Config{Logger: s.e.cfg.Logger}
+		// The daemon's own seccomp profile lets the owner of a file take it out of a quota.
+		cfg := scratch.Config{Logger: s.e.cfg.Logger, Prefer: []berth.DiskEnforcement{berth.DiskLoop, berth.DiskSampled}, Thin: true}
 		for i, v := range s.spec.Volumes {
 			cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: scratch.VolumeName(i, v.Path), Size: v.Size})
 		}
@@ -323,17 +328,29 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("close %s: %w: %w", s.spec.ID, kindOf(err), err)
 	}
+	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
+	rest := s.findRest(ctx, mine, steps)
+	lives := s.e.livesOf(s.spec.ID)
 	for _, d := range steps {
 		l := s.e.life(s.spec.ID, d.Name())
 		if err := l.takeAway(ctx, l.docker()); err != nil {
-			return fmt.Errorf("close %s: %w", s.spec.ID, err)
+			_, lerr := rest()
+			return errors.Join(fmt.Errorf("close %s: %w", s.spec.ID, err), lerr)
 		}
 	}
-	s.e.forget(s.spec.ID)
-	mine := s.e.filter().Add("label", LabelSandbox+"="+s.spec.ID)
+	lives = append(lives, s.e.livesOf(s.spec.ID)...) // what was begun meanwhile
+	for _, l := range lives {
+		s.e.drop(l)
+	}
 	// They hold volumes, as the container does through which files come and go; and while the directory is there, who fails
 	// here can come again.
-	if err := s.removeRest(ctx, mine); err != nil {
+	strays, err := rest()
+	if err != nil {
+		return err
+	}
+	gone, err := s.removeAll(ctx, strays)
+	tellRemoved(lives, gone)
+	if err != nil {
 		return err
 	}
 	if err := s.removeVolumes(ctx, mine); err != nil {
@@ -349,19 +366,26 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
+	if err := s.removeSpecs(); err != nil {
+		return fmt.Errorf("close %s: %w: %w", s.spec.ID, kindOf(err), err)
+	}
 	// At once: half a sandbox would look like one.
 	remove, err := scratch.Discard(s.e.sandboxDir(s.spec.ID), s.e.trash())
 	if err != nil {
 		return fmt.Errorf("close %s: %w", s.spec.ID, err)
 	}
 	s.e.wg.Go(func() {
-		if err := remove(); err != nil {
+		// What was made while the sandbox was closed; who has made it, and lives, finds no record and removes it, too.
+		strays, err := s.list(context.WithoutCancel(ctx), mine)
+		if err == nil && !exists(s.e.sandboxDir(s.spec.ID)) { // else it was opened anew, and they may be that one's
+			var gone []string
+			gone, err = s.removeAll(context.WithoutCancel(ctx), strays)
+			tellRemoved(append(lives, s.e.livesOf(s.spec.ID)...), gone)
+		}
+		if err = errors.Join(err, remove()); err != nil {
 			s.e.cfg.Logger.Error("what a sandbox left is not removed", "sandbox", s.spec.ID, "error", err)
 		}
 	})
-	if err := s.removeRest(ctx, mine); err != nil {
-		return err
-	}
 	s.e.unbind(s.spec.ID)
 	return nil
 }
@@ -377,42 +401,100 @@ func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error 
 	if !s.half && !s.remote && !slices.ContainsFunc(s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp }) {
 		return nil
 	}
-	ctx, cancel := s.e.call(ctx)
+	cctx, cancel := s.e.call(ctx)
 	defer cancel()
-	vols, err := s.e.api.VolumeList(ctx, client.VolumeListOptions{Filters: mine})
+	vols, err := s.e.api.VolumeList(cctx, client.VolumeListOptions{Filters: mine})
 	if err != nil {
-		return wrap(ctx, "close "+s.spec.ID, err)
+		return wrap(cctx, "close "+s.spec.ID, err)
 	}
 	for _, v := range vols.Items {
 		if !s.owns(v.Labels) {
 			continue
 		}
-		if _, err := s.e.api.VolumeRemove(ctx, v.Name, client.VolumeRemoveOptions{Force: true}); err != nil && !is(err, berth.ErrNotFound) {
+		if _, err := s.e.removeVolume(ctx, v.Name, true); err != nil {
 			return wrap(ctx, "close "+s.spec.ID, err)
 		}
 	}
 	return nil
 }
 
-// removeRest removes containers that have no record, as of a start that has failed and could not be undone, or that were
-// made while the sandbox was closed. A start that comes later finds no record.
-func (s *Sandbox) removeRest(ctx context.Context, mine client.Filters) error {
+// activeMounts is in what a daemon says of a volume that it takes for mounted.
+const activeMounts = "volume has active mounts"
+
+// removeVolume removes a volume, whose files are berth's and removed by it. A daemon before 23 that was killed, and took its
+// containers back, counts the volumes of those that end from then on below nothing, and takes them for mounted until it is
+// started anew: what is left of such is a name, which Purge removes then. It is not forced: the daemon would forget
+// whose it is, and keep it all the same. It reports whether the volume was there and is gone.
+func (e *Engine) removeVolume(ctx context.Context, name string, held bool) (bool, error) {
+	was, err := e.removed(ctx, held, func(ctx context.Context) error {
+		_, err := e.api.VolumeRemove(ctx, name, client.VolumeRemoveOptions{})
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), activeMounts) {
+		return was, err
+	}
+	e.cfg.Logger.Warn("the daemon, which was killed, takes an empty volume for mounted; `berth system cleanup` removes it once the daemon was started anew", "volume", name)
+	return false, nil
+}
+
+// findRest begins to find containers that have no record, as of a start that has failed and could not be undone. steps are
+// those that have, which may be removed meanwhile. Podman is asked when they are: what goes may make its answer an error.
+func (s *Sandbox) findRest(ctx context.Context, mine client.Filters, steps []fs.DirEntry) (wait func() ([]string, error)) {
+	names := make([]string, len(steps))
+	for i, d := range steps {
+		names[i] = d.Name()
+	}
+	find := func() ([]string, error) { return s.list(ctx, mine, names...) }
+	if host, err := s.e.daemon(ctx); err != nil || host.podman {
+		return find
+	}
+	var all []string
+	var err error
+	done := make(chan struct{})
+	s.e.wg.Go(func() {
+		defer close(done)
+		all, err = find()
+	})
+	return func() ([]string, error) { <-done; return all, err }
+}
+
+// list finds the sandbox's containers but for those of some steps.
+func (s *Sandbox) list(ctx context.Context, mine client.Filters, but ...string) (ids []string, err error) {
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
-	res, err := s.e.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: mine})
+	res, err := s.e.listContainers(ctx, client.ContainerListOptions{All: true, Filters: mine})
 	if err != nil {
-		return wrap(ctx, "close "+s.spec.ID, err)
+		return nil, wrap(ctx, "close "+s.spec.ID, err)
 	}
 	for _, c := range res.Items {
-		if !s.owns(c.Labels) {
+		if !s.owns(c.Labels) || slices.Contains(but, c.Labels[LabelStep]) {
 			continue
 		}
-		_, err := s.e.api.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		if err != nil && !is(err, berth.ErrNotFound, berth.ErrConflict) { // or who starts it removes it
-			return wrap(ctx, "close "+s.spec.ID, err)
+		theirs, err := s.e.inherits(ctx, c)
+		if err != nil {
+			return nil, fmt.Errorf("close %s: %w", s.spec.ID, err)
+		}
+		if !theirs {
+			ids = append(ids, c.ID)
 		}
 	}
-	return nil
+	return ids, nil
+}
+
+// removeAll removes containers, and answers which are gone.
+func (s *Sandbox) removeAll(ctx context.Context, ids []string) (gone []string, err error) {
+	ctx, cancel := s.e.call(ctx)
+	defer cancel()
+	for _, id := range ids {
+		_, err := s.e.removeContainer(ctx, id)
+		switch {
+		case err == nil:
+			gone = append(gone, id)
+		case !is(err, berth.ErrConflict): // which who starts it removes
+			return gone, wrap(ctx, "close "+s.spec.ID, err)
+		}
+	}
+	return gone, nil
 }
 
 func (e *Engine) trash() string { return filepath.Join(e.cfg.Dir, "trash") }
@@ -420,13 +502,11 @@ func (e *Engine) trash() string { return filepath.Join(e.cfg.Dir, "trash") }
 // halfAge is how old the directory of a sandbox without a record is, at least, when it is nobody's.
 const halfAge = time.Minute
 
-// sweep removes what processes left that were killed while they made or closed a sandbox.
-func (e *Engine) sweep(ctx context.Context) error {
-	errs := []error{scratch.Sweep(ctx, e.trash())}
+// Sweep removes what processes left that were killed while they made or closed a sandbox, and what a daemon left that was
+// killed while it started a container. It leaves alone what is of an open sandbox.
+func (e *Engine) Sweep(ctx context.Context) error {
+	errs := []error{scratch.Sweep(ctx, e.trash()), e.sweepCgroups()}
 	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
-	if err == nil {
-		e.sweepCgroups(entries)
-	}
 	for _, d := range entries {
 		dir := e.sandboxDir(d.Name())
 		st, err := d.Info()

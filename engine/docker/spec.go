@@ -56,8 +56,10 @@ func checkStep(s *berth.StepSpec) error {
 	if len(argv(s)) == 0 {
 		return fmt.Errorf("command: %w: neither the step nor the image has one", berth.ErrInvalid)
 	}
-	if s.StopSignal != "" && signalNumber(s.StopSignal) == 0 {
-		return fmt.Errorf("stop signal %q: %w: it is a name (TERM, SIGTERM) or a number from 1 to 64", s.StopSignal, berth.ErrInvalid)
+	if s.StopSignal != "" {
+		if _, err := berth.ParseSignal(s.StopSignal); err != nil {
+			return fmt.Errorf("stop %w", err)
+		}
 	}
 	if s.Timeout < 0 || s.Grace < 0 {
 		return fmt.Errorf("timeout %s, grace %s: %w: they are not negative", s.Timeout, s.Grace, berth.ErrInvalid)
@@ -92,13 +94,19 @@ func checkStep(s *berth.StepSpec) error {
 
 // signalNumber is the number of a signal by name or number; 0 is none.
 func signalNumber(s string) int {
-	if n, err := strconv.Atoi(s); err == nil {
-		if n < 1 || n > 64 {
-			return 0
-		}
-		return n
+	sig, err := berth.ParseSignal(s)
+	if err != nil {
+		return 0
 	}
-	return int(unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")))
+	return int(sig)
+}
+
+// signalText is a signal as all daemons read it, by number: of the real-time signals they know some names alone. "" where it is none.
+func signalText(s string) string {
+	if n := signalNumber(s); n > 0 {
+		return strconv.Itoa(n)
+	}
+	return ""
 }
 
 // argv is the command by the image's and the step's words.
@@ -138,8 +146,20 @@ func specHash(spec berth.StepSpec) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// limits are the step's where it has them, else the sandbox's.
-func (s *Sandbox) limits(step berth.Limits) berth.Limits {
+// limits are the step's where it has them, else the sandbox's, else those that all have; and none less than the daemon
+// takes.
+func (s *Sandbox) limits(host *hostInfo, step berth.Limits) berth.Limits {
+	l := s.asked(step)
+	if l.PIDs == 0 {
+		l.PIDs = defaultPIDs
+	}
+	if l.Memory > 0 && !host.podman { // which has none
+		l.Memory = max(l.Memory, MinMemory)
+	}
+	return l
+}
+
+func (s *Sandbox) asked(step berth.Limits) berth.Limits {
 	l := s.spec.Limits
 	if step.CPU != 0 {
 		l.CPU = step.CPU
@@ -149,9 +169,6 @@ func (s *Sandbox) limits(step berth.Limits) berth.Limits {
 	}
 	if step.PIDs != 0 {
 		l.PIDs = step.PIDs
-	}
-	if l.PIDs == 0 {
-		l.PIDs = defaultPIDs
 	}
 	return l
 }
@@ -165,10 +182,10 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 		CapDrop:        step.CapDrop,
 		CgroupnsMode:   container.CgroupnsModePrivate,
 		IpcMode:        container.IPCModePrivate,
-		ExtraHosts:     slices.Clone(s.spec.Network.Hosts),
+		ExtraHosts:     plainHosts(s.spec.Network.Hosts),
 		MaskedPaths:    maskedPaths(),
 		ReadonlyPaths:  readonlyPaths(),
-		GroupAdd:       s.groups(step),
+		GroupAdd:       s.groups(host, step),
 		ReadonlyRootfs: step.ReadOnly,
 		SecurityOpt:    []string{"no-new-privileges"},
 		ShmSize:        step.ShmSize,
@@ -184,6 +201,9 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 	}
 	if step.Ephemeral {
 		hc.LogConfig = container.LogConfig{Type: "none"}
+	}
+	if err := host.keeps.refuse(s.asked(step.Limits)); err != nil {
+		return opts, nil, err
 	}
 	s.planLimits(hc, host, step)
 	if s.away() && len(step.Devices) > 0 {
@@ -201,13 +221,17 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 			return opts, nil, err
 		}
 	}
+	if err := s.planLone(host, cfg, hc, step.ID); err != nil {
+		return opts, nil, fmt.Errorf("%w: %w", kindOf(err), err)
+	}
 	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name}, lent, nil
 }
 
-// groups are the step's supplementary groups, with the one that the invoker works in.
-func (s *Sandbox) groups(step *berth.StepSpec) []string {
+// groups are the step's supplementary groups, with the one that the invoker works in. In containers of a daemon that is not
+// root's that number is another group.
+func (s *Sandbox) groups(host *hostInfo, step *berth.StepSpec) []string {
 	own := strconv.Itoa(s.e.cfg.Group)
-	if s.e.cfg.Group <= 0 || slices.Contains(step.Groups, own) {
+	if s.e.cfg.Group <= 0 || host.rootless || slices.Contains(step.Groups, own) {
 		return step.Groups
 	}
 	return append(slices.Clone(step.Groups), own)
@@ -223,6 +247,15 @@ func maskedPaths() []string {
 
 func readonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}
+
+// plainHosts are names with their addresses as daemons take them: of IPv6 without brackets.
+func plainHosts(hosts []string) (plain []string) {
+	for _, h := range hosts {
+		name, address, _ := strings.Cut(h, ":")
+		plain = append(plain, name+":"+strings.Trim(address, "[]"))
+	}
+	return plain
 }
 
 func (s *Sandbox) hostname() string {
@@ -248,7 +281,7 @@ func (s *Sandbox) config(step *berth.StepSpec, hash string) *container.Config {
 		WorkingDir:  step.WorkingDir,
 		Entrypoint:  argv(step), // the whole: nothing of the image's is added
 		Labels:      labels,
-		StopSignal:  step.StopSignal,
+		StopSignal:  signalText(step.StopSignal),
 		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 	}
 	if cfg.WorkingDir == "." {
@@ -261,15 +294,16 @@ func (s *Sandbox) config(step *berth.StepSpec, hash string) *container.Config {
 }
 
 func (s *Sandbox) planLimits(hc *container.HostConfig, host *hostInfo, step *berth.StepSpec) {
-	l := s.limits(step.Limits)
+	l := s.limits(host, step.Limits)
 	hc.NanoCPUs = int64(l.CPU * 1e9)
 	hc.Memory = l.Memory
-	if hc.Memory > 0 && hc.Memory < MinMemory && !host.podman { // which has none
-		s.e.cfg.Logger.Warn("memory limit raised to the daemon's minimum", "sandbox", s.spec.ID, "step", step.ID, "asked", hc.Memory, "minimum", MinMemory)
-		hc.Memory = MinMemory
+	if asked := s.asked(step.Limits).Memory; asked < l.Memory {
+		s.e.cfg.Logger.Warn("memory limit raised to the daemon's minimum", "sandbox", s.spec.ID, "step", step.ID, "asked", asked, "minimum", l.Memory)
 	}
 	hc.MemorySwap = hc.Memory
-	hc.PidsLimit = &l.PIDs
+	if host.keeps.pids {
+		hc.PidsLimit = &l.PIDs
+	}
 	if disk := s.spec.Limits.Disk; disk > 0 && host.quota && !host.podman && s.e.mayQuota() {
 		hc.StorageOpt = map[string]string{"size": strconv.FormatInt(disk, 10)} // bytes
 	}
@@ -303,7 +337,7 @@ func cgroupParent(s *Sandbox, step string) string {
 	if above == "" {
 		above = defaultParent
 	}
-	return path.Join("/", above, s.e.owner+"-"+s.spec.ID+"-"+step)
+	return path.Join("/", above, s.e.group+"-"+s.spec.ID+"-"+step)
 }
 
 var propagations = []string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}
@@ -384,7 +418,12 @@ func (s *Sandbox) mountVolume(ctx context.Context, i int, v berth.Volume) (mount
 	if !v.CopyUp || s.filled() {
 		return mount.Mount{Type: mount.TypeBind, Source: dir, Target: v.Path}, nil
 	}
-	name := fmt.Sprintf("berth-%s-%s-v%d", s.e.owner, s.spec.ID, i)
+	// Not the name of one that an earlier sandbox of this ID had to leave: see removeVolume.
+	var st unix.Stat_t
+	if err := unix.Stat(s.e.sandboxDir(s.spec.ID), &st); err != nil {
+		return mount.Mount{}, err
+	}
+	name := fmt.Sprintf("berth-%s-%s-v%d-%x", s.e.owner, s.spec.ID, i, st.Ino)
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
 	_, err = s.e.api.VolumeCreate(ctx, client.VolumeCreateOptions{
@@ -396,6 +435,29 @@ func (s *Sandbox) mountVolume(ctx context.Context, i int, v berth.Volume) (mount
 		return mount.Mount{}, wrap(ctx, "volume "+v.Path, err)
 	}
 	return mount.Mount{Type: mount.TypeVolume, Source: name, Target: v.Path}, nil
+}
+
+// checkPorts refuses ports that the daemon would take, and publish none of.
+func checkPorts(n berth.Network) error {
+	if len(n.Ports) == 0 {
+		return nil
+	}
+	switch n.Mode {
+	case berth.NetworkNone:
+		return fmt.Errorf("published ports: %w: there is no network to reach the container by; give --network bridge, or a network of the daemon's", berth.ErrInvalid)
+	case berth.NetworkHost:
+		return fmt.Errorf("published ports: %w: with the host's network the container's ports are the host's; leave them out, or give --network bridge", berth.ErrInvalid)
+	case berth.NetworkBridge: // and the daemon's own
+	}
+	for _, p := range n.Ports {
+		if p.HostIP == "" {
+			continue
+		}
+		if _, err := netip.ParseAddr(p.HostIP); err != nil {
+			return fmt.Errorf("published port %d: %w: %w", p.Container, berth.ErrInvalid, err)
+		}
+	}
+	return nil
 }
 
 func (s *Sandbox) planPorts(cfg *container.Config, hc *container.HostConfig) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -128,7 +129,11 @@ func (la *launch) run(ctx context.Context) error {
 		return err
 	}
 	la.lent = lent
-	rec := &record{Hash: la.hash, Spec: la.spec, Limits: s.limits(la.spec.Limits), Runtime: host.runtime, Created: time.Now()}
+	made, err := s.e.parts(ctx)
+	if err != nil {
+		return err
+	}
+	rec := &record{Hash: la.hash, Spec: la.spec, Limits: s.limits(host, la.spec.Limits), Runtime: made.all, Created: time.Now()}
 	rec.Spec.Env = nil
 	if host.cgroups {
 		rec.Cgroup = opts.HostConfig.CgroupParent
@@ -137,13 +142,14 @@ func (la *launch) run(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", kindOf(err), err)
 	}
 	l.mu.Lock()
-	l.rec = rec
+	l.rec, l.held = rec, rec.Spec.Hold && s.spec.Bound
 	l.mu.Unlock()
 	if s.kept() && !s.spec.Bound {
 		if _, err := s.e.keeper.tell(ctx, s.spec.ID); err != nil {
 			return err
 		}
 	}
+	s.e.hear(host)
 	opened := la.openLogs(rec)
 	err = la.create(ctx, host, opts)
 	if oerr := opened(); err == nil {
@@ -182,12 +188,19 @@ func (la *launch) openLogs(rec *record) (wait func() error) {
 
 // create makes the container. One of that name is there where a process died before it was started; where a start
 // was given up, the daemon may be making it still: its name is taken then, though there is nothing to remove yet.
-func (la *launch) create(ctx context.Context, host *hostInfo, opts client.ContainerCreateOptions) error {
-	leave, err := la.s.e.creates.turn(ctx)
+func (la *launch) create(ctx context.Context, host *hostInfo, opts client.ContainerCreateOptions) (err error) {
+	kind := creating
+	if !la.s.filled() && slices.ContainsFunc(la.s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp }) {
+		kind = filling
+	}
+	leave, err := la.s.e.pressure.turn(ctx, kind)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer func() { leave(err) }()
+	if host.podman { // which, told to give it up, may leave half of a container for ever, whose name is taken and which fails each list
+		ctx = context.WithoutCancel(ctx)
+	}
 	ctx, cancel := la.s.e.call(ctx)
 	defer cancel()
 	res, err := la.s.e.createContainer(ctx, host, la.l.dir, opts)
@@ -285,9 +298,9 @@ func (la *launch) openInput(ctx context.Context, p string) (io.ReadCloser, error
 	}
 	if root, name, err := la.s.volumeFile(ctx, p); err == nil {
 		defer func() { _ = root.Close() }()
-		f, err := root.Open(name)
+		f, err := openRegular(root, name, os.O_RDONLY)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", kindOfFile(err), err)
+			return nil, err
 		}
 		return f, nil
 	}
@@ -306,14 +319,21 @@ func (la *launch) start(ctx context.Context) error {
 	if err := errors.Join(la.s.flushed.wait(), la.flushed.wait()); err != nil {
 		return fmt.Errorf("%w: %w", kindOf(err), err)
 	}
-	leave, err := la.s.e.starts.turn(ctx)
+	kind := starting
+	if la.lent != nil {
+		kind = startingLent
+	}
+	leave, err := la.s.e.pressure.turn(ctx, kind)
 	if err != nil {
 		return err
 	}
+	la.l.mu.Lock()
+	la.l.told = la.s.e.hearing.of(la.l.id)
+	la.l.mu.Unlock()
 	cctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
 	defer cancel()
 	_, err = la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
-	leave()
+	leave(err)
 	if err == nil {
 		la.l.watchOOM(la.l.rec)
 		if !exists(filepath.Join(la.s.e.sandboxDir(la.s.spec.ID), sandboxFile)) {
@@ -322,6 +342,9 @@ func (la *launch) start(ctx context.Context) error {
 		return la.prove(cctx)
 	}
 	if startCode(err.Error()) == 0 {
+		if why := hint(err.Error()); why != "" {
+			err = fmt.Errorf("%w; %s", err, why)
+		}
 		return wrapHost(cctx, "daemon", err)
 	}
 	la.out.hangUp()
@@ -333,10 +356,11 @@ func (la *launch) neverStarted(why error) error {
 	if err := la.out.close(); err != nil {
 		return err
 	}
-	if err := la.l.deliver(la.s.e.ctx, la.l.rec); err != nil {
-		return err
+	err := la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(why.Error()), Detail: why.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
+	if err == nil {
+		la.l.deliver(la.s.e.ctx, la.l.rec)
 	}
-	return la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(why.Error()), Detail: why.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
+	return err
 }
 
 // undo leaves nothing of a start that failed. Of one whose container is not removed it leaves the record: that container may
@@ -344,12 +368,14 @@ func (la *launch) neverStarted(why error) error {
 func (la *launch) undo(ctx context.Context) {
 	ctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
 	defer cancel()
+	la.l.mu.Lock()
+	la.s.e.hearing.forget(la.l.id)
+	la.l.mu.Unlock()
 	if la.out != nil {
 		_ = la.out.close()
 	}
 	if la.made {
-		_, err := la.s.e.api.ContainerRemove(ctx, la.l.docker(), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-		if err != nil && !is(err, berth.ErrNotFound) {
+		if _, err := la.s.e.removeContainer(ctx, la.l.docker()); err != nil {
 			la.s.e.cfg.Logger.Error("container of a failed start not removed", "container", la.l.String(), "error", err)
 			la.s.e.drop(la.l)
 			return

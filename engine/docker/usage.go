@@ -13,11 +13,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 )
 
 // Stats says what the container uses: from the files of its cgroup where they are of this host, else from the daemon,
@@ -26,10 +28,17 @@ func (c *Container) Stats(ctx context.Context) (berth.Usage, error) {
 	if c.life.known() {
 		return berth.Usage{}, c.hasEnded("usage of")
 	}
-	if r, err := c.life.readRecord(); err == nil && r.Cgroup != "" {
-		if u := readLive(r.Cgroup); u.PIDs != nil && *u.PIDs > 0 {
-			return u, nil
+	files := cgroupFiles{root: cgroupRoot}
+	if r, err := c.life.readRecord(); err == nil {
+		files.path = r.Cgroup
+	}
+	if files.path == "" {
+		if f := c.life.files(ctx); f != nil {
+			files = *f
 		}
+	}
+	if u := readLive(files); u.PIDs != nil && *u.PIDs > 0 {
+		return u, nil
 	}
 	u, err := c.life.askUsage(ctx)
 	if err == nil && *u.PIDs == 0 { // what the daemon answers of a container that does not run
@@ -67,8 +76,8 @@ const (
 	usageMost  = time.Second
 )
 
-// keepUsage looks at what a container on another machine uses, whose cgroup cannot be read when it has ended, until ctx
-// ends: ten times in as long as it has run, and each second.
+// keepUsage looks at what a container uses whose cgroup cannot be read when it has ended, until ctx ends: ten times in as
+// long as it has run, and each second. On this machine the daemon is not asked, which takes much of a processor for it.
 func (l *life) keepUsage(ctx context.Context) {
 	for began := time.Now(); ; {
 		select {
@@ -76,8 +85,13 @@ func (l *life) keepUsage(ctx context.Context) {
 			return
 		case <-time.After(min(max(time.Since(began)/10, usageLeast), usageMost)):
 		}
-		u, err := l.askUsage(ctx)
-		if err != nil || *u.PIDs == 0 {
+		var u berth.Usage
+		if l.isRemote() {
+			u, _ = l.askUsage(ctx)
+		} else if f := l.files(ctx); f != nil {
+			u = readLive(*f)
+		}
+		if u.PIDs == nil || *u.PIDs == 0 {
 			continue // it has not begun, or has ended, or the daemon is away
 		}
 		l.mu.Lock()
@@ -99,7 +113,7 @@ func peaks(before, now berth.Usage) berth.Usage {
 	return berth.Usage{
 		CPUSeconds: now.CPUSeconds,
 		PeakMemory: most(before.PeakMemory, now.PeakMemory, now.Memory),
-		PeakPIDs:   most(before.PeakPIDs, now.PIDs),
+		PeakPIDs:   most(before.PeakPIDs, now.PeakPIDs, now.PIDs),
 	}
 }
 
@@ -107,22 +121,19 @@ const cgroupRoot = "/sys/fs/cgroup"
 
 // readUsage reads what was used in a cgroup and below it: of a container that has ended, in the one above its
 // own. What the kernel does not say is unknown.
-func readUsage(cgroup string) berth.Usage {
+func readUsage(files cgroupFiles) berth.Usage {
 	var u berth.Usage
-	if cgroup == "" {
-		return u
-	}
-	if n, ok := readNumber("cpuacct", cgroup, "cpuacct.usage"); ok {
+	if n, ok := files.number("cpuacct", "cpuacct.usage"); ok {
 		u.CPUSeconds = new(float64(n) / 1e9)
 	}
-	if n, ok := readNumber("memory", cgroup, "memory.max_usage_in_bytes"); ok {
+	if n, ok := files.number("memory", "memory.max_usage_in_bytes"); ok {
 		u.PeakMemory = &n
 	}
-	if n, ok := readNumber("pids", cgroup, "pids.peak"); ok {
+	if n, ok := files.number("pids", "pids.peak"); ok {
 		u.PeakPIDs = &n
 	}
 	// The unified hierarchy.
-	if raw, err := os.ReadFile(filepath.Join(cgroupRoot, cgroup, "cpu.stat")); err == nil {
+	if raw, err := os.ReadFile(files.name("", "cpu.stat")); err == nil {
 		for s := bufio.NewScanner(bytes.NewReader(raw)); s.Scan(); {
 			if v, ok := strings.CutPrefix(s.Text(), "usage_usec "); ok {
 				if n, err := strconv.ParseInt(v, 10, 64); err == nil {
@@ -131,18 +142,18 @@ func readUsage(cgroup string) berth.Usage {
 			}
 		}
 	}
-	if n, ok := readNumber("", cgroup, "memory.peak"); ok {
+	if n, ok := files.number("", "memory.peak"); ok {
 		u.PeakMemory = &n
 	}
-	if n, ok := readNumber("", cgroup, "pids.peak"); ok {
+	if n, ok := files.number("", "pids.peak"); ok {
 		u.PeakPIDs = &n
 	}
 	return u
 }
 
 // readLive is readUsage with what is used now.
-func readLive(cgroup string) berth.Usage {
-	u := readUsage(cgroup)
+func readLive(files cgroupFiles) berth.Usage {
+	u := readUsage(files)
 	for _, f := range []struct {
 		to               **int64
 		controller, file string
@@ -152,20 +163,11 @@ func readLive(cgroup string) berth.Usage {
 		{&u.Memory, "", "memory.current"},
 		{&u.PIDs, "", "pids.current"},
 	} {
-		if n, ok := readNumber(f.controller, cgroup, f.file); ok {
+		if n, ok := files.number(f.controller, f.file); ok {
 			*f.to = &n
 		}
 	}
 	return u
-}
-
-func readNumber(controller, cgroup, file string) (int64, bool) {
-	raw, err := os.ReadFile(filepath.Join(cgroupRoot, controller, cgroup, file))
-	if err != nil {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
-	return n, err == nil
 }
 
 // removeCgroup removes the step's cgroup, where that is not done.
@@ -181,32 +183,89 @@ func (l *life) removeCgroup(r *record) {
 	l.bare = true
 }
 
+// removeCgroupWhole is removeCgroup for a step whose container the daemon knows no more.
+func (l *life) removeCgroupWhole(r *record) {
+	l.mu.Lock()
+	bare := l.bare
+	l.mu.Unlock()
+	if !bare {
+		removeBeneath(r.Cgroup)
+		l.removeCgroup(r)
+	}
+}
+
+// removeBeneath removes what is left beneath a cgroup of a daemon that was killed while it started a container. Where a
+// process is in it, or beneath it, all stays: containers have empty cgroups of their own.
+func removeBeneath(cgroup string) {
+	if cgroup == "" {
+		return
+	}
+	for _, root := range hierarchies() {
+		var all []string
+		held := false
+		_ = filepath.WalkDir(root+cgroup, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && p != root+cgroup {
+				all = append(all, p)
+				procs, err := os.ReadFile(filepath.Join(p, "cgroup.procs"))
+				held = held || err != nil || len(procs) > 0
+			}
+			return nil
+		})
+		if held {
+			continue
+		}
+		for _, p := range slices.Backward(all) {
+			_ = unix.Rmdir(p)
+		}
+	}
+}
+
 // removeCgroup removes an empty cgroup from all hierarchies. It reports whether nothing is left of it: where it is not
 // empty yet, whoever removes the container tries again.
 func removeCgroup(cgroup string) bool {
 	if cgroup == "" {
 		return true
 	}
-	removeConmon(cgroup)
-	dirs, _ := filepath.Glob(cgroupRoot + "/*" + cgroup)
 	bare := true
-	for _, d := range append(dirs, cgroupRoot+cgroup) {
-		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, root := range hierarchies() {
+		removeConmon(root + cgroup)
+		if err := unix.Rmdir(root + cgroup); err != nil && !errors.Is(err, unix.ENOENT) {
 			bare = false
 		}
 	}
 	return bare
 }
 
-// sweepCgroups removes what is left of the cgroups of steps whose sandboxes are gone: Podman's conmon stays in them for
-// five minutes after an exec.
-func (e *Engine) sweepCgroups(sandboxes []fs.DirEntry) {
-	dirs, _ := filepath.Glob(cgroupRoot + "/*" + defaultParent + "/" + e.owner + "-*")
-	one, _ := filepath.Glob(cgroupRoot + defaultParent + "/" + e.owner + "-*")
-	for _, d := range append(dirs, one...) {
-		of := func(s fs.DirEntry) bool { return strings.HasPrefix(filepath.Base(d), e.owner+"-"+s.Name()+"-") }
-		if !slices.ContainsFunc(sandboxes, of) {
-			removeCgroup(path.Join(defaultParent, filepath.Base(d)))
+// hierarchies are the directories beneath which cgroups lie. They are as they were when the system has come up.
+var hierarchies = sync.OnceValue(func() []string {
+	roots := []string{cgroupRoot}
+	entries, _ := os.ReadDir(cgroupRoot)
+	for _, d := range entries {
+		if d.IsDir() && !exists(filepath.Join(cgroupRoot, "cgroup.controllers")) {
+			roots = append(roots, filepath.Join(cgroupRoot, d.Name()))
 		}
 	}
+	return roots
+})
+
+// sweepCgroups removes what is left of the cgroups of steps whose sandboxes are gone: Podman's conmon stays in them for
+// five minutes after an exec, and a daemon that is killed leaves those of what it starts. Those of another data directory, of
+// this owner for another daemon, have another name: an empty one may be that of a container which is being started.
+func (e *Engine) sweepCgroups() error {
+	dirs, _ := filepath.Glob(cgroupRoot + "/*" + defaultParent + "/" + e.group + "-*")
+	one, _ := filepath.Glob(cgroupRoot + defaultParent + "/" + e.group + "-*")
+	// In this order: a cgroup's sandbox is there before it.
+	sandboxes, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
+	if err != nil {
+		return err
+	}
+	for _, d := range append(dirs, one...) {
+		of := func(s fs.DirEntry) bool { return strings.HasPrefix(filepath.Base(d), e.group+"-"+s.Name()+"-") }
+		if !slices.ContainsFunc(sandboxes, of) {
+			cgroup := path.Join(defaultParent, filepath.Base(d))
+			removeBeneath(cgroup)
+			removeCgroup(cgroup)
+		}
+	}
+	return nil
 }

@@ -61,8 +61,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err != nil {
 		return err
 	}
+	var unfilled error
 	if out == nil {
-		if out, err = l.resumeOutput(r); err != nil {
+		if out, unfilled, err = l.resumeOutput(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -74,13 +75,14 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	var guards sync.WaitGroup
 	guards.Go(func() { l.keepTime(limits, r) })
 	guards.Go(func() { l.keepDisk(limits) })
-	if l.isRemote() {
+	if r.Cgroup == "" {
 		guards.Go(func() { l.keepUsage(limits) })
 	}
 	state, away, err := l.await(ctx)
+	cut := l.cutOff(r, away.ever)
 	past := make(chan history, 1)
 	if err == nil && state.Status != container.StateCreated {
-		l.e.wg.Go(func() { past <- l.history(ctx, r) })
+		l.e.wg.Go(func() { past <- l.past(ctx, r, state) })
 	} else {
 		past <- history{}
 	}
@@ -97,6 +99,11 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	case <-time.After(l.e.cfg.StreamsMax):
 		out.hangUp()
 		late = l.streamsLate()
+		select { // so that two do not read
+		case err := <-drained:
+			l.e.cfg.Logger.Debug("reading a container's output ended late", "container", l.String(), "error", err)
+		case <-time.After(endMax):
+		}
 	}
 	if (late != nil || away.ever) && !out.ephemeral {
 		late = l.catchUp(ctx, out, late)
@@ -108,18 +115,17 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		exit = l.exitOf(r, state, out.initSays())
 		out.refused = exit.Reason == berth.NeverStarted
 	}
+	if cut != "" && exit.Reason == berth.Exited {
+		exit.Detail = fmt.Sprintf("standard input %s was not handed over to its end: %s; it exited with code %d", r.Spec.Stdin, cut, exit.Code)
+		exit.Reason, exit.Code = berth.Lost, -1
+	}
 	if exit.Reason == berth.Exited {
 		l.foreign(&exit, <-past, l.e.liveRestore(ctx), away.since)
 	}
 	if err == nil && late == nil && !away.since.IsZero() {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
-	late = errors.Join(late, out.close())
-	if ctx.Err() == nil {
-		if err := l.deliver(ctx, r); err != nil {
-			late = errors.Join(late, err)
-		}
-	}
+	late = errors.Join(late, unfilled, out.close())
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}
@@ -129,7 +135,11 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if late != nil {
 		exit.Detail = appendDetail(exit.Detail, "output: "+late.Error())
 	}
-	return l.conclude(exit, r)
+	if err := l.conclude(exit, r); err != nil {
+		return err
+	}
+	l.deliver(ctx, r)
+	return nil
 }
 
 func (l *life) streamsLate() error {
@@ -163,6 +173,14 @@ func appendDetail(s, more string) string {
 // meanwhile, the daemon has the container still.
 func (l *life) conclude(exit berth.Exit, r *record) error {
 	f, err := putJSON(filepath.Join(l.dir, exitFile), exit)
+	if is(err, berth.ErrExhausted) {
+		// It is told all the same: who comes later asks the daemon again, which has the container until that is removed.
+		l.e.cfg.Logger.Error("the end of a container is not recorded", "container", l.String(), "error", err)
+		l.mu.Lock()
+		l.setExit(exit)
+		l.mu.Unlock()
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("record the exit of %s: %w: %w", l, kindOf(err), err)
 	}
@@ -181,7 +199,7 @@ func (l *life) conclude(exit berth.Exit, r *record) error {
 
 const reconnect = 500 * time.Millisecond
 
-// absence is when a daemon did not answer.
+// absence is when a daemon was gone: connections to it broke, or could not be made.
 type absence struct {
 	ever  bool
 	since time.Time // of the last absence, where it has not said since that the container runs
@@ -201,6 +219,14 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 	dog := time.NewTicker(l.e.cfg.Watchdog)
 	defer dog.Stop()
 	fails := 0
+	word := l.e.newOutage()
+	if l.e.cfg.Away != nil {
+		l.e.wg.Go(func() { l.e.watchAnswers(ctx, word) })
+	}
+	missed := func(err error) {
+		away.begin()
+		word.silent(away.since, err)
+	}
 	wait := l.askEnd(ctx)
 	var again <-chan time.Time
 	for {
@@ -208,9 +234,11 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 		select {
 		case <-ctx.Done():
 			return nil, away, context.Cause(ctx)
+		case <-l.removed: // Podman may not answer who waits for such
+			return nil, away, fmt.Errorf("it was removed: %w", berth.ErrNotFound)
 		case err := <-wait:
 			if err != nil {
-				away.begin()
+				missed(err)
 			}
 			wait, again = nil, time.After(reconnect)
 		case <-again:
@@ -219,6 +247,7 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 		case <-dog.C:
 			count = true
 		}
+		asked := time.Now()
 		ictx, icancel := context.WithTimeout(ctx, l.e.cfg.Watchdog)
 		c, err := l.inspect(ictx, l.docker())
 		icancel()
@@ -226,20 +255,27 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 		case err == nil && isOver(c.State):
 			return c.State, away, nil
 		case err == nil && (c.State.Running || c.State.Status == container.StateCreated):
-			fails, away.since = 0, time.Time{}
+			fails = 0
+			away.since = time.Time{}
+			word.answered()
 		case errors.Is(err, berth.ErrNotFound):
 			return nil, away, fmt.Errorf("the daemon does not know the container any more: %w", err)
 		default:
-			if err != nil {
-				away.begin()
-			} else {
-				err = fmt.Errorf("container is not running: state %q", c.State.Status)
+			switch {
+			case err == nil:
+				err = fmt.Errorf("container is not running: State=%s", c.State.Status)
+			case time.Since(asked) >= min(l.e.cfg.Watchdog, l.e.cfg.CallMax): // it hangs: connections are as they were
+				word.silent(asked, err)
+				err = fmt.Errorf("error inspecting container: %w", err)
+			default:
+				missed(err)
+				err = fmt.Errorf("error inspecting container: %w", err)
 			}
 			if !count {
 				continue
 			}
 			if fails++; fails >= watchdogMax {
-				return nil, away, fmt.Errorf("docker watchdog: given up after %d failures in a row: %w", fails, err)
+				return nil, away, fmt.Errorf("docker watchdog: giving up after %d failures in a row: %w", fails, err)
 			}
 			l.e.cfg.Logger.Warn("docker watchdog", "container", l.String(), "failures", fails, "error", err)
 		}
@@ -283,10 +319,29 @@ func (l *life) keepTime(ctx context.Context, r *record) {
 	}
 }
 
-// enforce ends the container for a limit.
+// enforce ends the container for a limit; where the daemon is away, once it answers.
 func (l *life) enforce(ctx context.Context, why intent, grace time.Duration) {
-	if err := l.end(ctx, why, grace); err != nil && ctx.Err() == nil {
-		l.e.cfg.Logger.Error("container not ended at its limit", "container", l.String(), "limit", why.Detail, "error", err)
+	var word sparse
+	for {
+		answers := l.e.Answers(ctx) // before it is noted that berth ends it: it may end by itself
+		err := answers
+		if err == nil {
+			err = l.end(ctx, why, grace)
+		}
+		if err == nil || ctx.Err() != nil {
+			if late, said := word.over(); said && answers == nil && l.e.ctx.Err() == nil {
+				l.e.cfg.Logger.Info("container was ended at its limit, late", "container", l.String(), "limit", why.Detail, "late", late)
+			}
+			return
+		}
+		if since, due := word.due(time.Now()); due {
+			l.e.cfg.Logger.Error("container not ended at its limit, which is tried again", "container", l.String(), "limit", why.Detail, "since", since, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(reconnect):
+		}
 	}
 }
 

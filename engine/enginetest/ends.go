@@ -367,21 +367,24 @@ func stopEnded(t *trial) error {
 }
 
 func stopSignal(t *trial) error {
-	_, c, err := t.start(`trap 'echo usr1; exit 8' USR1; trap 'echo term; exit 9' TERM; echo ready; `+loop, step(func(s *berth.StepSpec) { s.StopSignal = "USR1" }))
-	if err != nil {
-		return err
+	var errs []error
+	for name, number := range map[string]int{"USR1": 10, "SIGRTMIN+3": 37, "RTMIN+20": 54} { // the second is that of systemd, the third has no name in Docker
+		_, c, err := t.start(fmt.Sprintf(`trap 'echo its own; exit 8' %d; trap 'echo term; exit 9' TERM; echo ready; `+loop, number), step(func(s *berth.StepSpec) { s.StopSignal = name }))
+		if err != nil {
+			return err
+		}
+		if err := t.ready(c); err != nil {
+			return err
+		}
+		o, err := t.stopped(c, patience)
+		if err != nil {
+			return err
+		}
+		if o.Reason != berth.Stopped || o.Code != 8 || o.Out != "ready\nits own\n" {
+			errs = append(errs, fmt.Errorf("with the stop signal %s it ended with %s; want Canceled, code 8", name, o))
+		}
 	}
-	if err := t.ready(c); err != nil {
-		return err
-	}
-	o, err := t.stopped(c, patience)
-	if err != nil {
-		return err
-	}
-	if o.Reason != berth.Stopped || o.Code != 8 || o.Out != "ready\nusr1\n" {
-		return fmt.Errorf("with the stop signal USR1 it ended with %s; want Canceled, code 8", o)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func signal(t *trial) error {

@@ -19,6 +19,7 @@ func execs() []Check {
 		check("exec", execRuns, Execs),
 		check("exec that ends otherwise", execEnds, Execs),
 		check("exec as another user", execAs, Execs, Users),
+		check("capabilities of an exec as another user", execCapabilities, Execs, Users, Isolation),
 		check("exec is confined", execConfined, Execs, Isolation),
 		check("exec with a terminal", execTerminal, Execs, Terminals),
 		check("exec left running", execLeft, Execs, Terminals),
@@ -124,6 +125,22 @@ func execAs(t *trial) error {
 	return errors.Join(errs...)
 }
 
+// execCapabilities: root of a container has what it may have, also where the container's own user is another.
+func execCapabilities(t *trial) error {
+	e, _, err := t.running(step(func(s *berth.StepSpec) { s.User = "user" }))
+	if err != nil {
+		return err
+	}
+	const script = `eff=$(grep CapEff /proc/self/status | cut -f2); case $eff in
+		0000000000000000) echo none;; $(grep CapBnd /proc/self/status | cut -f2)) echo all;; *) echo $eff;; esac`
+	var errs []error
+	for user, want := range map[string]string{"": "none", "root": "all", "65534": "none"} {
+		x, err := t.exec(e, berth.ExecSpec{Command: []string{"sh", "-c", script}, User: user}, "")
+		errs = append(errs, err, same("capabilities of an exec as "+user, x.Out, want+"\n"))
+	}
+	return errors.Join(errs...)
+}
+
 // confinement is what confines a process, as it sees it itself.
 const confinement = `grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|Uid)' /proc/self/status
 	for n in pid mnt net ipc uts cgroup; do readlink /proc/self/ns/$n; done; cat /proc/self/cgroup; ulimit -n; cat /proc/self/oom_score_adj`
@@ -188,7 +205,7 @@ func execLeft(t *trial) error {
 	out := &watched{want: "here", seen: make(chan struct{})}
 	left := make(chan error, 1)
 	go func() {
-		_, err := e.Exec(ctx, berth.ExecSpec{Command: []string{"sh", "-c", "echo here; while ! [ -e /tmp/left ]; do sleep 0.02; done; seq 1 100000; echo $? >/tmp/wrote; exec sleep 1000"}, TTY: true},
+		_, err := e.Exec(ctx, berth.ExecSpec{Command: []string{"sh", "-c", "echo here; while ! [ -e /tmp/left ]; do sleep 0.02; done; dd if=/dev/zero bs=4096 count=150 2>/dev/null; echo $? >/tmp/wrote; exec sleep 1000"}, TTY: true},
 			berth.Stdio{In: in, Out: out})
 		left <- err
 	}()

@@ -40,19 +40,19 @@ type fake struct {
 
 // faults are what can be planted.
 type faults struct {
-	dropLastByte, mergeStderr, streamsAreFiles, mixOutputs, stdinStays, appendsToFiles        bool
-	tailOffByOne, followEndsEarly, offsetIgnored, sinceIgnored, logsRemoved                   bool
-	shiftCode, signalIsExit, codeIsSignal, forgetExit, wrongTimes, neverStartedIsExit         bool
-	neverStartedIsError, reasonOfStop, reasonOfTimeout, waitKills, waitHangs                  bool
-	startTwice, acceptOtherSpec, acceptOtherSandbox, openAfresh, acceptAll, attachToAnything  bool
-	stopFailsOnEnded, stopReturnsEarly, stopKills, stopIgnoresSignal, graceIsShort            bool
-	removeFailsTwice, removeKeepsEntry, removeLeavesRunning, closeKeepsEntry, closeFailsTwice bool
-	closeKeepsScratch, listForgetsLabels, statusStale, leaksSandbox, oneAtATime               bool
-	envSorted, envLeaks, noWorkdir, argsSplit                                                 bool
-	volumeNotShared, otherVolume, noCopyUp, sharedRoot                                        bool
-	waitFailsOnStop, leavesRunning, followOfNoneHangs, stopWaitsForReaders, startsAfterClose  bool
-	startForgets                                                                              bool
-	grantIgnored, grantsOfAll, grantUnchecked, grantsOfNonsense, envAsks, grantEnvIgnored     bool
+	dropLastByte, mergeStderr, streamsAreFiles, mixOutputs, stdinStays, appendsToFiles                    bool
+	tailOffByOne, followEndsEarly, offsetIgnored, sinceIgnored, logsRemoved                               bool
+	shiftCode, signalIsExit, codeIsSignal, forgetExit, wrongTimes, neverStartedIsExit                     bool
+	neverStartedIsError, reasonOfStop, reasonOfTimeout, waitKills, waitHangs                              bool
+	startTwice, acceptOtherSpec, acceptOtherSandbox, openAfresh, acceptAll, attachToAnything              bool
+	stopFailsOnEnded, stopReturnsEarly, stopKills, stopIgnoresSignal, graceIsShort                        bool
+	removeFailsTwice, removeKeepsEntry, removeLeavesRunning, closeKeepsEntry, closeFailsTwice             bool
+	closeKeepsScratch, listForgetsLabels, statusStale, leaksSandbox, oneAtATime                           bool
+	envSorted, envLeaks, noWorkdir, argsSplit                                                             bool
+	volumeNotShared, otherVolume, noCopyUp, sharedRoot                                                    bool
+	waitFailsOnStop, leavesRunning, followOfNoneHangs, stopWaitsForReaders, startsAfterClose, dropsUnread bool
+	startForgets                                                                                          bool
+	grantIgnored, grantsOfAll, grantUnchecked, grantsOfNonsense, envAsks, grantEnvIgnored                 bool
 }
 
 func newFake(t *testing.T, f faults) *enginetest.Env {
@@ -97,7 +97,7 @@ func newFake(t *testing.T, f faults) *enginetest.Env {
 		Engine: e, Image: berth.Image{ID: "image"}, Dir: t.TempDir(), Lendable: e.gpus,
 		Lacks: map[enginetest.Ability]string{
 			enginetest.Users: "the fake has one", enginetest.Mounts: "the fake has volumes only", enginetest.Limits: "none in the fake",
-			enginetest.Terminals: "none in the fake", enginetest.Bridge: "none in the fake", enginetest.Restart: "the fake lives in the test",
+			enginetest.Terminals: "none in the fake", enginetest.Bridge: "none in the fake", enginetest.Ports: "none in the fake", enginetest.Restart: "the fake lives in the test",
 			enginetest.Hooks: "none in the fake", enginetest.Archives: "none in the fake", enginetest.Execs: "none in the fake", enginetest.UsageOf: "not measured",
 		},
 	}
@@ -266,7 +266,7 @@ func (s *fakeSandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Con
 			return nil, err
 		}
 	}
-	if err := s.lent.Fits(); err != nil && !s.e.faults.grantUnchecked {
+	if err := s.lent.Fits(nil); err != nil && !s.e.faults.grantUnchecked {
 		return nil, err
 	}
 	s.e.mu.Lock()
@@ -560,6 +560,9 @@ func (k *sink) Write(b []byte) (int, error) {
 	if k.copy != nil {
 		_, _ = k.copy.Write(b)
 	}
+	if k.c.s.e.faults.dropsUnread && k.c.spec.Hold && k.offset > k.c.spec.LogLimit {
+		return n, nil
+	}
 	if k.offset > 64<<20 { // a flood is not to fill the test's disk
 		return n, nil
 	}
@@ -723,8 +726,8 @@ func (c *fakeContainer) end(why berth.Reason, grace time.Duration) error {
 	c.because = why
 	c.mu.Unlock()
 	sig := unix.SIGTERM
-	if c.spec.StopSignal == "USR1" && !f.stopIgnoresSignal {
-		sig = unix.SIGUSR1
+	if own, err := berth.ParseSignal(c.spec.StopSignal); err == nil && !f.stopIgnoresSignal {
+		sig = own
 	}
 	if f.stopKills {
 		sig = unix.SIGKILL

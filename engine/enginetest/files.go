@@ -270,6 +270,8 @@ func archive(t *trial) error {
 	errs = append(errs, err, same("the archive through a link to the root", got, "enginetest 640 image"))
 	_, err = a.Archive(t.ctx, "/none")
 	errs = append(errs, kind("the archive of what is not there", err, berth.ErrNotFound))
+	_, err = a.Archive(t.ctx, "/data/one/none")
+	errs = append(errs, kind("the archive of what is below a file", err, berth.ErrNotFound))
 	return errors.Join(append(errs, s.Close(t.ctx))...)
 }
 

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -19,6 +21,7 @@ func isolation() []Check {
 		check("no file of the host", noHostFiles, Isolation),
 		check("no mounting", noMounting, Isolation),
 		check("devices", devices, Isolation),
+		check("null device of its own", nullDevice, Isolation),
 		check("masked paths", maskedPaths, Isolation),
 		check("read-only paths", readOnlyPaths, Isolation),
 		check("capabilities", capabilities, Isolation),
@@ -104,6 +107,29 @@ func devices(t *trial) error {
 		return err
 	}
 	return scripts{{"those that all have", "mknod /tmp/null c 1 3 2>/dev/null; for f in null zero full random urandom; do head -c 1 /dev/$f >/dev/null || echo no $f; done; (echo x >/dev/full) 2>/dev/null || echo full", "full\n", nil}}.check(t)
+}
+
+// nullDevice: what a command reads without a standard input is the null device of its own /dev. Of the host's, root of
+// the container could change mode and owner, and so take it from everybody.
+func nullDevice(t *trial) error {
+	o, err := t.sh("stat -L -c %d:%i /proc/self/fd/0; stat -c %d:%i /dev/null; chmod 666 /proc/self/fd/0 2>/dev/null && echo may change it")
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(os.DevNull, &st); err != nil {
+		return err
+	}
+	host := fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+	in, rest, _ := strings.Cut(o.Out, "\n")
+	own, may, _ := strings.Cut(rest, "\n")
+	switch {
+	case in == "" || in != own:
+		return fmt.Errorf("standard input is the device %s, and its own null device is %s: %s", in, own, o)
+	case in == host && may != "": // in a user namespace the host's is bound, and belongs to nobody there
+		return errors.New("standard input is the host's null device, and its mode can be changed")
+	}
+	return nil
 }
 
 func maskedPaths(t *trial) error {

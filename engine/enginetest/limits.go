@@ -26,6 +26,7 @@ func limits() []Check {
 		check("out of disk", outOfDisk, DiskLimit),
 		check("out of disk in a volume", outOfDiskInVolume, DiskLimit),
 		check("below the disk limit", belowDiskLimit, DiskLimit),
+		check("out of disk survived", outOfDiskSurvived, DiskLimit),
 		check("size of a volume", volumeSize, DiskLimit),
 		check("usage at the end", usage, UsageOf),
 		check("usage while it runs", stats, UsageOf),
@@ -201,6 +202,43 @@ func belowDiskLimit(t *trial) error {
 	return o.exited(5)
 }
 
+// outOfDiskSurvived: a write was refused, and the command made do without it; which is told all the same. Where the limit
+// is sampled nothing is refused.
+func outOfDiskSurvived(t *trial) error {
+	s, err := t.sandbox(diskLimit)
+	if err != nil || s.DiskEnforcement() == berth.DiskSampled {
+		return err
+	}
+	o, err := t.in(s, "dd if=/dev/zero of=/room bs=1k count=24 2>/dev/null; dd if=/dev/zero of=/f bs=1M count=20 2>/dev/null; rm /room; exit 0")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(o.Detail, "the disk limit of 16 MiB was full") {
+		err = fmt.Errorf("20 MiB were written within a disk limit of 16 MiB, and the detail is %q", o.Detail)
+	}
+	if err := errors.Join(o.exited(0), err); err != nil {
+		return err
+	}
+	// A step after it is not told to have filled what it has found full.
+	if o, err = t.in(s, "exit 0"); err != nil {
+		return err
+	}
+	if strings.Contains(o.Detail, "full, or all but full") {
+		err = fmt.Errorf("it has written nothing after a step that has filled the disk, and the detail is %q", o.Detail)
+	}
+	if err := errors.Join(o.exited(0), err); err != nil {
+		return err
+	}
+	// Nor is the disk below it blamed where there is no room at all to start it.
+	if o, err = t.in(s, "dd if=/dev/zero of=/rest bs=1k count=400 2>/dev/null; exit 0"); err == nil {
+		o, err = t.in(s, "exit 0")
+	}
+	if err != nil || o.Reason == berth.OutOfDisk && strings.Contains(o.Detail, "the disk limit of 16 MiB is full") {
+		return err
+	}
+	return o.exited(0)
+}
+
 func volumeSize(t *trial) error {
 	o, err := t.sh(fmt.Sprintf(fill, "/sized"), sandbox(func(s *berth.SandboxSpec) { s.Volumes = []berth.Volume{{Path: "/sized", Size: disk}} }))
 	if err != nil {
@@ -214,16 +252,24 @@ const work = `while read -r x </proc/$$/stat && set -- $x && [ $((${14}+${15})) 
 	for i in 1 2 3 4 5; do sleep 0.3 & done; wait`
 
 func usage(t *trial) error {
-	o, err := t.sh("dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; " + work)
+	// It says itself what it and its children used, in hundredths: on a slow or loaded machine dd alone takes seconds.
+	o, err := t.sh("dd if=/dev/zero of=/dev/null bs=40M count=1 2>/dev/null; " + work + `
+	read -r x </proc/$$/stat && set -- $x && echo $((${14}+${15}+${16}+${17}))`)
 	if err != nil {
 		return err
 	}
+	if err := o.exited(0); err != nil {
+		return err
+	}
+	used, err := strconv.Atoi(strings.TrimSpace(o.Out))
+	if err != nil || used < 50 {
+		return fmt.Errorf("the command says that it used %q hundredths of a CPU second; want 50 and more", o.Out)
+	}
+	own := float64(used) / 100
 	u := o.Usage
 	switch {
-	case o.exited(0) != nil:
-		return o.exited(0)
-	case u.CPUSeconds == nil || *u.CPUSeconds < 0.49 || *u.CPUSeconds > 3: // what started the container may count, too
-		return fmt.Errorf("CPU seconds %s of a command that used 0.5", show(u.CPUSeconds))
+	case u.CPUSeconds == nil || *u.CPUSeconds < own-0.02 || *u.CPUSeconds > own+2.5: // what started the container may count, too
+		return fmt.Errorf("CPU seconds %s of a command that used %.2f", show(u.CPUSeconds), own)
 	case u.PeakMemory == nil || *u.PeakMemory < 40<<20 || *u.PeakMemory > 120<<20:
 		return fmt.Errorf("peak memory %s of a command that held 40 MiB", show(u.PeakMemory))
 	case u.PeakPIDs != nil && (*u.PeakPIDs < 6 || *u.PeakPIDs > 40):

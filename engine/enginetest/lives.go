@@ -388,10 +388,11 @@ func closeDuringStarts(t *trial) error {
 				continue // it came too late, or not to its end
 			}
 			// Gone, or ended: but it does not run.
-			ctx, cancel := context.WithTimeoutCause(t.ctx, time.Second, errors.New("a container of a closed sandbox runs"))
+			ctx, cancel := context.WithTimeoutCause(t.ctx, 10*time.Second, errors.New("a container of a closed sandbox runs"))
 			e, err := st.Wait(ctx)
 			if ctx.Err() != nil {
-				errs = append(errs, context.Cause(ctx))
+				cancel()
+				return context.Cause(ctx)
 			} else if err == nil && e.Reason == berth.Exited { // sleep does not end by itself
 				errs = append(errs, fmt.Errorf("a container of a closed sandbox ended with %s", outcome{Exit: e}))
 			}

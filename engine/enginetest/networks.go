@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,7 @@ func networks() []Check {
 		check("host network", hostNetwork, HostNetwork),
 		check("bridge network", bridgeNetwork, Bridge),
 		check("bridge address is reachable", bridgeAddress, Bridge),
+		check("published port", publishedPort, Bridge, Ports),
 	}
 }
 
@@ -162,6 +164,50 @@ func bridgeAddress(t *trial) error {
 		return fmt.Errorf("%w; %s answered %s, error %w", err, address, quoted(got), orNone(failed))
 	}
 	return nil
+}
+
+// publishedPort talks to a container by a port of this host, which the engine chooses and tells.
+func publishedPort(t *trial) error {
+	for _, mode := range []berth.NetworkMode{berth.NetworkNone, berth.NetworkHost} {
+		_, err := t.sandbox(network(mode), ports(berth.Port{Container: 7080}))
+		if err := kind("a port published with the network "+string(mode), err, berth.ErrInvalid); err != nil {
+			return err
+		}
+	}
+	answer := "HTTP/1.1 418 " + rand.Text()
+	_, c, err := t.start(`echo ready; while :; do nc -l -p 7080 -e printf '`+answer+`\r\n\r\n'; done`, network(berth.NetworkBridge),
+		ports(berth.Port{HostIP: "127.0.0.1", Container: 7080, Protocol: "tcp"}))
+	if err != nil {
+		return err
+	}
+	p, ok := c.(berth.Publisher)
+	if !ok {
+		return errors.New("the container is no berth.Publisher")
+	}
+	if err := t.ready(c); err != nil {
+		return err
+	}
+	all, err := p.Published(t.ctx)
+	if err != nil {
+		return fmt.Errorf("published: %w", err)
+	}
+	if len(all) != 1 || all[0].Host == 0 || all[0] != (berth.Port{HostIP: "127.0.0.1", Host: all[0].Host, Container: 7080, Protocol: "tcp"}) {
+		return fmt.Errorf("published are %+v", all)
+	}
+	var got string
+	var failed error
+	err = t.eventually("the published port answers", func() (bool, error) {
+		got, failed = talk(t.ctx, net.JoinHostPort(all[0].HostIP, strconv.Itoa(int(all[0].Host))))
+		return strings.HasPrefix(got, answer), nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w; %+v answered %s, error %w", err, all[0], quoted(got), orNone(failed))
+	}
+	return nil
+}
+
+func ports(all ...berth.Port) setup {
+	return sandbox(func(s *berth.SandboxSpec) { s.Network.Ports = all })
 }
 
 // talk asks a server and returns its answer, with the error that ended it.

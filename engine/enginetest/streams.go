@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -30,6 +31,8 @@ func streams() []Check {
 		check("logs from an offset", logsOffset),
 		check("logs since a time", logsSince),
 		check("logs are bounded", logsBounded),
+		check("logs wait for their readers", logsHeld),
+		check("logs wait for no reader that fails", logsLetGo),
 		check("logs outlive the container", logsOutlive),
 		check("logs of a command that never started", logsOfNone),
 		check("logs of a flood", func(t *trial) error { return logsOfFlood(t, false) }),
@@ -95,7 +98,7 @@ func numbered(last int) []byte {
 }
 
 func outputAtFullSpeed(t *trial) error {
-	const lines = 1_000_000 // 7 MB on each stream
+	const lines = 300_000 // 2 MB on each stream, more than all pipes between hold; daemons take each line by itself
 	o, err := t.sh(fmt.Sprintf("seq 1 %d & seq 1 %d >&2; wait", lines, lines))
 	if err != nil {
 		return err
@@ -252,7 +255,8 @@ func logsBounded(t *trial) error {
 	if err != nil {
 		return err
 	}
-	_, c, err := t.start("seq 1 1000000; echo last", step(func(s *berth.StepSpec) { s.LogDir, s.LogLimit = dir, limit }))
+	const lines = 300_000 // eight times the limit
+	_, c, err := t.start(fmt.Sprintf("seq 1 %d; echo last", lines), step(func(s *berth.StepSpec) { s.LogDir, s.LogLimit = dir, limit }))
 	if err != nil {
 		return err
 	}
@@ -260,10 +264,10 @@ func logsBounded(t *trial) error {
 		return err
 	}
 	got, err := t.logs(c, berth.LogOptions{Tail: 3})
-	if err := errors.Join(err, same("the end of bounded logs", quoted(got), quoted("999999\n1000000\nlast\n"))); err != nil {
+	if err := errors.Join(err, same("the end of bounded logs", quoted(got), quoted("299999\n300000\nlast\n"))); err != nil {
 		return err
 	}
-	whole := append(numbered(1000000), "last\n"...)
+	whole := append(numbered(lines), "last\n"...)
 	got, err = t.logs(c, berth.LogOptions{Offset: int64(len(whole)) - 1000})
 	if err := errors.Join(err, same("bounded logs from an offset", quoted(got), quoted(string(whole[len(whole)-1000:])))); err != nil {
 		return err
@@ -276,6 +280,70 @@ func logsBounded(t *trial) error {
 		return fmt.Errorf("logs bounded to %d bytes take %d on disk", limit, used)
 	}
 	return nil
+}
+
+// logsHeld: of a step whose readers are announced nothing is dropped before they come, however late.
+func logsHeld(t *trial) error {
+	const size = 5_000_000 // in no lines: daemons take each line by itself
+	_, c, err := t.start(fmt.Sprintf("head -c %d /dev/zero; head -c %[1]d /dev/zero >&2", size), sandbox(func(s *berth.SandboxSpec) { s.Bound = true }),
+		step(func(s *berth.StepSpec) { s.LogLimit, s.Hold = 256<<10, true }))
+	if err != nil {
+		return err
+	}
+	time.Sleep(time.Second) // it is a whole log ahead by then; where it is not, nothing is found
+	var errs [2]error
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() {
+			r, err := c.(berth.LogReader).Logs(t.ctx, berth.LogOptions{Follow: true, Hold: true, Stderr: i == 1})
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			defer r.Close()
+			got, err := io.ReadAll(r)
+			if err == nil && !bytes.Equal(got, make([]byte, size)) {
+				err = fmt.Errorf("of the %d bytes of a step whose reader was announced %d came, or others", size, len(got))
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	e, err := c.Wait(t.ctx)
+	if err == nil && !e.OK() {
+		err = fmt.Errorf("it ended with %s", outcome{Exit: e})
+	}
+	return err
+}
+
+// logsLetGo: a reader that was announced, and that cannot read the log, holds the container up no longer.
+func logsLetGo(t *trial) error {
+	dir := filepath.Join(t.env.Dir, berth.NewID())
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	_, c, err := t.start("head -c 5000000 /dev/zero", sandbox(func(s *berth.SandboxSpec) { s.Bound = true }),
+		step(func(s *berth.StepSpec) { s.LogDir, s.LogLimit, s.Hold = dir, 256<<10, true }))
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(dir, "stdout"), filepath.Join(dir, "away")); err != nil {
+		return fmt.Errorf("LogDir: %w", err)
+	}
+	if r, err := c.(berth.LogReader).Logs(t.ctx, berth.LogOptions{Follow: true, Hold: true}); err == nil {
+		_ = r.Close()
+	}
+	ctx, cancel := context.WithTimeoutCause(t.ctx, 20*time.Second, errors.New("it waits for a reader that could not read"))
+	defer cancel()
+	e, err := c.Wait(ctx)
+	if err == nil && !e.OK() {
+		err = fmt.Errorf("it ended with %s", outcome{Exit: e})
+	}
+	return err
 }
 
 func logsOutlive(t *trial) error {
@@ -334,7 +402,8 @@ func logsOfNone(t *trial) error {
 // logsOfFlood: a follower that does not read keeps nobody from stopping a container that writes far more than its
 // logs may hold. When the check's context ends, so does a stop that hangs.
 func logsOfFlood(t *trial, hold bool) error {
-	_, c, err := t.start("yes | head -c 50000000 & yes | head -c 50000000 >&2; wait; exec sleep 1000", step(func(s *berth.StepSpec) { s.LogLimit = 256 << 10 }))
+	line := strings.Repeat("y", 63) // and no shorter: daemons take each line by itself
+	_, c, err := t.start(fmt.Sprintf("yes %s | head -c 20000000 & yes %[1]s | head -c 20000000 >&2; wait; exec sleep 1000", line), step(func(s *berth.StepSpec) { s.LogLimit = 256 << 10 }))
 	if err != nil {
 		return err
 	}
@@ -367,7 +436,7 @@ func logsOfFlood(t *trial, hold bool) error {
 		return err
 	}
 	// The last line may be cut off: the write was.
-	if lines := strings.Split(strings.TrimSuffix(tail, "\n"), "\n"); len(lines) != 5 || lines[0] != "y" || lines[3] != "y" {
+	if lines := strings.Split(strings.TrimSuffix(tail, "\n"), "\n"); len(lines) != 5 || lines[0] != line || lines[3] != line {
 		return fmt.Errorf("the end of the flood reads %s", quoted(tail))
 	}
 	return nil

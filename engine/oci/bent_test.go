@@ -144,7 +144,7 @@ func TestSuiteCatches(t *testing.T) {
 		{"too many capabilities", bent{step: func(s *berth.StepSpec) { s.CapAdd = []string{"ALL"} }}, []string{"capabilities", "no mounting"}},
 		{"no seccomp", bent{step: func(s *berth.StepSpec) { s.Seccomp = "unconfined" }}, []string{"seccomp", "seccomp profile of the user"}},
 		{"everybody is root", bent{step: func(s *berth.StepSpec) { s.User = "" }}, []string{"user", "volume of another user", "exec as another user"}},
-		{"an exec is root's", bent{exec: func(s *berth.ExecSpec) { s.User = "root" }}, []string{"exec as another user"}},
+		{"an exec is root's", bent{exec: func(s *berth.ExecSpec) { s.User = "root" }}, []string{"exec as another user", "capabilities of an exec as another user"}},
 		{"an exec begins in the root directory", bent{exec: func(s *berth.ExecSpec) { s.WorkingDir = "/" }}, []string{"exec"}},
 		{"there is no init", bent{step: func(s *berth.StepSpec) { s.NoInit = true }}, []string{"init", "end by signal", "zombies are reaped"}},
 		{"there is always an init", bent{step: func(s *berth.StepSpec) { s.NoInit = false }}, []string{"no init"}},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -13,7 +12,6 @@ import (
 	"github.com/berth-project/berth/engine/oci/runtime"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/image"
-	"golang.org/x/sys/unix"
 )
 
 func checkLimits(l berth.Limits) error {
@@ -47,8 +45,10 @@ func checkStep(s *berth.StepSpec) error {
 			}
 		}
 	}
-	if s.StopSignal != "" && !isSignal(s.StopSignal) {
-		return fmt.Errorf("stop signal %q: %w: it is a name (TERM, SIGTERM) or a number from 1 to 64", s.StopSignal, berth.ErrInvalid)
+	if s.StopSignal != "" {
+		if _, err := berth.ParseSignal(s.StopSignal); err != nil {
+			return fmt.Errorf("stop %w", err)
+		}
 	}
 	if s.Timeout < 0 || s.Grace < 0 {
 		return fmt.Errorf("timeout %s, grace %s: %w: they are not negative", s.Timeout, s.Grace, berth.ErrInvalid)
@@ -129,11 +129,4 @@ func checkKept(ctx context.Context, whole, step berth.Limits) error {
 	}
 	defer func() { _ = host.Close() }()
 	return host.Keeps(asked)
-}
-
-func isSignal(s string) bool {
-	if n, err := strconv.Atoi(s); err == nil {
-		return n >= 1 && n <= 64
-	}
-	return unix.SignalNum("SIG"+strings.TrimPrefix(strings.ToUpper(s), "SIG")) != 0
 }

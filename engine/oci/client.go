@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/companion"
 	"github.com/berth-project/berth/engine/oci/monitor"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"golang.org/x/sys/unix"
@@ -56,10 +56,18 @@ func (c *client) callFiles(ctx context.Context, req *wire.Request, a *wire.Answe
 		if conn, err = c.conn(ctx); err != nil {
 			return nil, err
 		}
+		if ctx.Err() != nil { // before it is sent: the monitor would do it
+			c.keep(conn)
+			return nil, context.Cause(ctx)
+		}
 		var files []*os.File
 		files, err = ask(ctx, conn, req, a)
 		if err == nil {
-			c.keep(conn)
+			if ctx.Err() == nil {
+				c.keep(conn)
+			} else { // its deadline may pass at any moment: see ask
+				_ = conn.Close()
+			}
 			return files, a.Err.Err()
 		}
 		_ = conn.Close()
@@ -142,7 +150,7 @@ func (c *client) dial(ctx context.Context) (*wire.Conn, error) {
 			return nil, context.Cause(ctx)
 		}
 		switch serr := c.spawn(ctx); {
-		case errors.Is(serr, errKilledAtStart): // no fault of its own: the next one may live
+		case errors.Is(serr, companion.ErrKilled): // no fault of its own: the next one may live
 			err = serr
 		case serr != nil:
 			return nil, fmt.Errorf("monitor: %w", serr)
@@ -159,10 +167,13 @@ func (c *client) greet(ctx context.Context, conn *wire.Conn) error {
 	var a wire.Answer
 	within, cancel := context.WithTimeout(ctx, greetMax)
 	defer cancel()
-	if _, err := ask(within, conn, &wire.Request{Op: wire.OpHello}, &a); err != nil {
-		if within.Err() != nil && ctx.Err() == nil {
-			return fmt.Errorf("monitor: %w: it has not answered for %s: the machine is too busy, or the process was stopped (SIGCONT lets it go on)", berth.ErrUnavailable, greetMax)
-		}
+	_, err := ask(within, conn, &wire.Request{Op: wire.OpHello}, &a)
+	switch {
+	case ctx.Err() != nil: // the connection's deadline may pass at any moment: see ask
+		return context.Cause(ctx)
+	case within.Err() != nil:
+		return fmt.Errorf("monitor: %w: it has not answered for %s: the machine is too busy, or the process was stopped (SIGCONT lets it go on)", berth.ErrUnavailable, greetMax)
+	case err != nil:
 		return err
 	}
 	if a.Version != wire.Version {
@@ -184,75 +195,22 @@ func (c *client) running() bool {
 	return true
 }
 
-// connect names the socket by its directory's descriptor: a socket's path may be no longer than 107 bytes.
-func connect(dir string) (*net.UnixConn, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = d.Close() }()
-	return net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/monitor.sock", d.Fd()), Net: "unix"})
-}
-
-// logMax bounds the monitor's own log, in bytes, at the start of a monitor.
-const logMax = 1 << 20
-
-// errKilledAtStart says that somebody killed the monitor before it could be connected to.
-var errKilledAtStart = errors.New("the monitor was killed")
+func connect(dir string) (*net.UnixConn, error) { return companion.Dial(dir, monitor.SocketName) }
 
 // spawn starts a monitor and waits until it can be connected to. That another one runs already is no error.
 func (c *client) spawn(ctx context.Context) error {
-	path := filepath.Join(monitor.SocketDir(c.dir), "monitor.log")
-	if st, err := os.Stat(path); err == nil && st.Size() > logMax {
-		_ = os.Rename(path, path+".old")
-	}
-	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Close() }()
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = r.Close() }()
-	cmd := c.monitorCommand()
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
-	err = cmd.Start()
-	_ = w.Close()
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w: a mount namespace is not allowed here: run berth as root, or let it make user namespaces: %w", berth.ErrDenied, err)
-	}
-	if err != nil {
-		return err
-	}
-	ended := make(chan struct{})
-	go func() { // only reaps: the monitor outlives us
-		defer close(ended)
-		_ = cmd.Wait()
-	}()
-	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	said, err := io.ReadAll(r)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	switch text := string(bytes.TrimSpace(said)); {
-	case err != nil:
-		return err
-	case text == readyWord, text == runningWord:
-		return nil
-	case text == "":
-		err := fmt.Errorf("%w: it ended as it started; see %s", berth.ErrUnavailable, path)
-		<-ended // it has closed what it had open, so it ends
-		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == unix.SIGKILL {
-			return fmt.Errorf("%w: %w", errKilledAtStart, err)
-		}
-		return err
-	default:
-		kind, rest, _ := strings.Cut(text, "\x00")
+	err := companion.Start(ctx, c.monitorCommand(), filepath.Join(monitor.SocketDir(c.dir), "monitor.log"))
+	if failed, ok := errors.AsType[*companion.FailedError](err); ok {
+		kind, rest, _ := strings.Cut(failed.Why, "\x00")
 		return (&wire.Error{Kind: kind, Text: rest}).Err()
 	}
+	if p, ok := errors.AsType[*fs.PathError](err); ok && p.Op == "fork/exec" && errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: a mount namespace is not allowed here: run berth as root, or let it make user namespaces: %w", berth.ErrDenied, err)
+	}
+	if errors.Is(err, companion.ErrEnded) || errors.Is(err, companion.ErrKilled) {
+		return fmt.Errorf("%w: %w", berth.ErrUnavailable, err)
+	}
+	return err
 }
 
 func (c *client) monitorCommand() *exec.Cmd {
@@ -304,7 +262,7 @@ func (c *client) bindOnce(ctx context.Context, req *wire.Request) (*wire.Conn, *
 			return nil, nil, err
 		}
 		_, err = ask(ctx, conn, req, &a)
-		if err == nil && a.Err == nil {
+		if err == nil && a.Err == nil && ctx.Err() == nil {
 			return conn, &a, nil
 		}
 		_ = conn.Close()

@@ -181,6 +181,11 @@ func (c *Container) Logs(ctx context.Context, opts berth.LogOptions) (io.ReadClo
 		}
 	}
 	r, err := logfile.Open(c.desc.LogDir, c.desc.LogPrefix+stream, logfile.From{Offset: opts.Offset, Tail: opts.Tail, Since: opts.Since})
+	if err != nil && opts.Hold { // the log waits for this reader otherwise, which reads nothing
+		f := &follow{c: c, stream: stream, hold: true}
+		f.leave(0)
+		f.drop()
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("logs of %s: %w", c.id, berth.ErrNotFound)
 	}
@@ -229,6 +234,7 @@ func (r *followReader) Skipped() int64 { return r.log.Skipped() }
 
 func (r *followReader) Close() error {
 	err := r.ReadCloser.Close()
+	r.f.leave(r.log.Pos())
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	if r.f.conn != nil {
@@ -242,8 +248,9 @@ type follow struct {
 	stream string
 	hold   bool
 
-	mu   sync.Mutex
-	conn *wire.Conn
+	mu    sync.Mutex
+	conn  *wire.Conn
+	known bool // to the monitor
 }
 
 // wait blocks until the log may have more than have bytes, or has ended.
@@ -275,6 +282,22 @@ func (f *follow) drop() {
 		_ = f.conn.Close()
 		f.conn = nil
 	}
+}
+
+// leaveMax is how long the monitor may take to hear that an announced reader is gone.
+const leaveMax = 5 * time.Second
+
+// leave makes a reader known that holds the log and was not yet: the log waits for it otherwise, though it reads no more.
+func (f *follow) leave(pos int64) {
+	f.mu.Lock()
+	known := f.known
+	f.mu.Unlock()
+	if !f.hold || known {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveMax)
+	defer cancel()
+	_, _ = f.tell(ctx, pos) // a monitor that is gone waits for nobody
 }
 
 // next acknowledges what was read, and waits for news.
@@ -313,6 +336,9 @@ func (f *follow) tell(ctx context.Context, have int64) (*wire.Progress, error) {
 		}
 		return nil, err
 	}
+	f.mu.Lock()
+	f.known = true
+	f.mu.Unlock()
 	if a.Err != nil {
 		return nil, a.Err.Err()
 	}

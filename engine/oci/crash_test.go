@@ -89,7 +89,7 @@ func TestMonitorKilled(t *testing.T) {
 			if err != nil || exit.Reason != berth.Lost {
 				t.Fatalf("Wait = %+v, %v; want Lost", exit, err)
 			}
-			waitFor(t, "the end of the container's processes", 2*time.Second, func() bool { return marked("sleep "+mark) == 0 })
+			waitFor(t, "the end of the container's processes", ample, func() bool { return marked("sleep "+mark) == 0 })
 			again, err := sb.Start(t.Context(), spec)
 			if err != nil {
 				t.Fatal("the same step again:", err)
@@ -108,10 +108,56 @@ func TestMonitorKilled(t *testing.T) {
 	}
 }
 
+// TestMonitorTold: a monitor that is told to end ends its containers, and says so, to who waits already as to who asks later.
+func TestMonitorTold(t *testing.T) {
+	for _, bound := range []bool{true, false} {
+		t.Run(fmt.Sprint("bound ", bound), func(t *testing.T) {
+			e, img := newEngine(t, "direct")
+			sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1", Bound: bound})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "echo before; sleep 1000"}})
+			waitFor(t, "the container's command", ample, func() bool { return logs(t, c, false) != "" })
+			later, err := sb.Container(t.Context(), "s1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			type end struct {
+				exit berth.Exit
+				err  error
+			}
+			waited := make(chan end, 1)
+			go func() {
+				x, err := c.Wait(t.Context())
+				waited <- end{x, err}
+			}()
+			if err := syscall.Kill(monitorPid(t, e.Dir()), syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			for _, w := range []func() end{
+				func() end { return <-waited },
+				func() end { x, err := later.Wait(t.Context()); return end{x, err} },
+			} {
+				if got := w(); got.err != nil || got.exit.Reason != berth.Preempted || got.exit.Started.IsZero() || !strings.Contains(got.exit.Detail, "SIGTERM") {
+					t.Errorf("Wait = %+v, %v; want Preempted", got.exit, got.err)
+				}
+			}
+			if got := logs(t, c, false); got != "before\n" {
+				t.Errorf("its log is %q", got)
+			}
+			if err := sb.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t, e, e.Dir())
+		})
+	}
+}
+
 // nothingLeft checks that neither sandboxes nor cgroups of the data directory are there.
 func nothingLeft(t testing.TB, e *oci.Engine, dir string) {
 	t.Helper()
-	waitFor(t, "an empty list", 2*time.Second, func() bool {
+	waitFor(t, "an empty list", ample, func() bool {
 		l, err := e.List(context.Background())
 		return err == nil && len(l) == 0
 	})
@@ -122,7 +168,7 @@ func nothingLeft(t testing.TB, e *oci.Engine, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the end of the cgroups", 5*time.Second, func() bool {
+	waitFor(t, "the end of the cgroups", ample, func() bool {
 		left, _ := filepath.Glob("/sys/fs/cgroup/*/berth/" + id + "/t1.s1")
 		return len(left) == 0
 	})
@@ -179,7 +225,7 @@ func TestClientKilled(t *testing.T) {
 			}
 			defer func() { _ = e.Close() }()
 			if bound {
-				waitFor(t, "the end of the bound sandbox", 2*time.Second, func() bool {
+				waitFor(t, "the end of the bound sandbox", ample, func() bool {
 					_, err := e.Attach(t.Context(), "t1")
 					return errors.Is(err, berth.ErrNotFound)
 				})
@@ -220,7 +266,7 @@ func TestMonitorIdles(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = e.Close()
-	waitFor(t, "the end of the idle monitor", 5*time.Second, func() bool { return monitorPid(t, dir) == 0 })
+	waitFor(t, "the end of the idle monitor", 9*time.Second, func() bool { return monitorPid(t, dir) == 0 })
 	// The sandbox is there all the same, and its container's end.
 	e2, err := oci.New(oci.Config{Dir: dir, Idle: 300 * time.Millisecond})
 	if err != nil {
@@ -260,12 +306,12 @@ func TestDataDirectoryRemoved(t *testing.T) {
 	}
 	mark := fmt.Sprint(5_000_000 + os.Getpid())
 	start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sleep", mark}})
-	waitFor(t, "the container's command", 5*time.Second, func() bool { return marked("sleep "+mark) > 0 })
+	waitFor(t, "the container's command", ample, func() bool { return marked("sleep "+mark) > 0 })
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the end of the container", 5*time.Second, func() bool { return marked("sleep "+mark) == 0 })
-	waitFor(t, "the end of the monitor", 5*time.Second, func() bool { return monitorPid(t, dir) == 0 })
+	waitFor(t, "the end of the container", ample, func() bool { return marked("sleep "+mark) == 0 })
+	waitFor(t, "the end of the monitor", ample, func() bool { return monitorPid(t, dir) == 0 })
 }
 
 func TestNoRecordsStay(t *testing.T) {
@@ -289,7 +335,7 @@ func TestNoRecordsStay(t *testing.T) {
 		t.Errorf("the image is held by %v (%v)", holds, err)
 	}
 	_ = e.Close()
-	waitFor(t, "the end of the idle monitor", 5*time.Second, func() bool { return monitorPid(t, e.Dir()) == 0 })
+	waitFor(t, "the end of the idle monitor", 9*time.Second, func() bool { return monitorPid(t, e.Dir()) == 0 })
 	for _, pattern := range []string{"/run/berth/state/", "/dev/shm/berth-state/"} {
 		if _, err := os.Lstat(pattern + id); err == nil {
 			t.Errorf("%s%s stays", pattern, id)
@@ -329,7 +375,7 @@ func TestCutOffClose(t *testing.T) {
 	if err := sb.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "empty trash", 5*time.Second, func() bool {
+	waitFor(t, "empty trash", ample, func() bool {
 		left, err := os.ReadDir(trash)
 		return err == nil && len(left) == 0
 	})

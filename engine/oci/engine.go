@@ -54,7 +54,7 @@ var (
 )
 
 // LabelResume is a label that, set to "1" on a sandbox, has the monitor call the worker command when a container of the
-// sandbox has ended, or when its client is gone.
+// sandbox has ended, when an earlier monitor was killed and the containers with it, or when its client is gone.
 const LabelResume = "berth.resume"
 
 // New opens the engine of a data directory, which is made where it is not there.

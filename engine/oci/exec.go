@@ -194,8 +194,11 @@ func (s *Sandbox) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Pr
 				}
 			}
 		}
-		if id.UID != 0 && p.Capabilities != nil {
-			p.Capabilities.Effective, p.Capabilities.Permitted, p.Capabilities.Ambient = nil, nil, nil
+		if caps := p.Capabilities; caps != nil {
+			caps.Effective, caps.Permitted, caps.Ambient = nil, nil, nil
+			if id.UID == 0 { // what root of this container would have had, as with Podman
+				caps.Effective, caps.Permitted = slices.Clone(caps.Bounding), slices.Clone(caps.Bounding)
+			}
 		}
 	}
 	return p, nil

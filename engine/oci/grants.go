@@ -3,7 +3,6 @@ package oci
 import (
 	"cmp"
 	"fmt"
-	"os"
 
 	"github.com/moby/sys/userns"
 	cdispecs "tags.cncf.io/container-device-interface/specs-go"
@@ -18,7 +17,7 @@ import (
 // environment ask for no other device.
 func (b *builder) grants() error {
 	if e := b.lent.Edits; e != nil {
-		if err := b.lent.Fits(); err != nil {
+		if err := b.lent.Fits(b.place); err != nil {
 			return err
 		}
 		if err := checkGIDs(e.AdditionalGIDs); err != nil {
@@ -35,17 +34,9 @@ func (b *builder) grants() error {
 	return nil
 }
 
-// places are where what was lent is mounted. What is not there any more Fits has found.
-func places(lent *grant.Set) (all []wire.Place) {
-	if lent.Edits == nil {
-		return nil
-	}
-	for _, m := range lent.Edits.Mounts {
-		if st, err := os.Stat(m.HostPath); err == nil {
-			all = append(all, wire.Place{Path: m.ContainerPath, Dir: st.IsDir()})
-		}
-	}
-	return all
+// place notes where something that was lent is mounted.
+func (b *builder) place(m *cdispecs.Mount, dir bool) {
+	wire.AddPlace(&b.places, m.ContainerPath, dir)
 }
 
 // bound are edits whose device nodes are bind mounts of the host's: in a user namespace nobody can make nodes.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	goruntime "runtime"
 	"slices"
 	"strings"
@@ -52,6 +53,7 @@ func hostInfo(ctx context.Context, cfg Config) (berth.Info, error) {
 		info.Version += ", rootless"
 	}
 	info.Lacks = append(info.Lacks, cg.Lacks()...)
+	info.Offers, info.Lacks = overlay(cfg.Dir, info.Offers, info.Lacks)
 	info.Offers, info.Lacks = kernel(info.Offers, info.Lacks)
 	nets := network.New(network.Options{Pool: -1})
 	lacks := nets.Lacks()
@@ -85,13 +87,20 @@ func diskLimits(dir string) (offer berth.Offer, lack berth.Lack) {
 	return offer, lack
 }
 
+// overlay tells whether containers can have their roots: the kernel's part in that, and the data directory's.
+func overlay(dir string, offers []berth.Offer, lacks []berth.Lack) ([]berth.Offer, []berth.Lack) {
+	if err := rootfs.HasOverlay(); err != nil {
+		return offers, append(lacks, berth.Lack{What: "overlay file system", Why: "no container can start without it", Remedy: rootfs.OverlayRemedy})
+	}
+	// What is left of a look that was killed the next monitor removes there.
+	if err := rootfs.HoldsUppers(filepath.Join(dir, "sandboxes"), userns.RunningInUserNS()); err != nil {
+		return offers, append(lacks, berth.Lack{What: "overlay file system in the data directory", Why: "no container can start without it: " + err.Error(), Remedy: rootfs.UpperRemedy})
+	}
+	return append(offers, berth.Offer{What: "overlay", How: "yes"}), lacks
+}
+
 // kernel tells what the embedded engine needs of the kernel, and what of it is lacking.
 func kernel(offers []berth.Offer, lacks []berth.Lack) ([]berth.Offer, []berth.Lack) {
-	if err := rootfs.HasOverlay(); err != nil {
-		lacks = append(lacks, berth.Lack{What: "overlay file system", Why: "no container can start without it", Remedy: rootfs.OverlayRemedy})
-	} else {
-		offers = append(offers, berth.Offer{What: "overlay", How: "yes"})
-	}
 	if err := unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0); err != nil {
 		lacks = append(lacks, berth.Lack{
 			What: "seccomp", Why: "the kernel was built without it", Remedy: "use a kernel with CONFIG_SECCOMP_FILTER, or --security-opt seccomp=unconfined",

@@ -60,46 +60,82 @@ func cdiHook(t testing.TB) string {
 // BenchmarkLent says what lent devices add to a start, in one run: the starts of each kind come one after another in
 // turn, and their medians are compared.
 func BenchmarkLent(b *testing.B) {
-	e, img := newEngine(b, "direct")
-	gpus := lendable(b)
-	node := gpus[0]
-	node.Container = "/dev/nvidia0"
-	kinds := []struct {
-		name   string
-		grants []berth.Grant
-	}{
-		{"none", nil},
-		{"node", []berth.Grant{{Vendor: "amd", UUID: "GPU-0", Nodes: []berth.Node{node}}}},
-		{"nvidia-without-hooks", []berth.Grant{lentLikeNVIDIA(b, gpus[0], "")}},
-		{"nvidia", []berth.Grant{lentLikeNVIDIA(b, gpus[0], cdiHook(b))}},
+	kinds := newLentKinds(b)
+	for b.Loop() {
+		kinds.start(b)
 	}
-	took := make([][]time.Duration, len(kinds))
-	for i := 0; b.Loop(); i++ {
-		for k, kind := range kinds {
-			sb, err := e.Open(b.Context(), berth.SandboxSpec{ID: fmt.Sprintf("b%d-%d", i, k), Grants: kind.grants})
-			if err != nil {
-				b.Fatal(err)
-			}
-			begin := time.Now()
-			c, err := sb.Start(b.Context(), berth.StepSpec{ID: "s", Image: img, Command: []string{"true"}})
-			took[k] = append(took[k], time.Since(begin))
-			if err != nil {
-				b.Fatal(err)
-			}
-			if x, err := c.Wait(b.Context()); err != nil || !x.OK() {
-				b.Fatalf("%+v, %v", x, err)
-			}
-			if err := sb.Close(b.Context()); err != nil {
-				b.Fatal(err)
-			}
+	none := kinds.median(0)
+	b.ReportMetric(none, "ms-none")
+	for k := 1; k < len(kinds.names); k++ {
+		b.ReportMetric(kinds.median(k)-none, "ms-added-by-"+kinds.names[k])
+	}
+}
+
+// TestLentIsQuick: lent devices add about a millisecond to a start, and three with all of NVIDIA's hooks. The bounds are for busy machines and the race detector.
+func TestLentIsQuick(t *testing.T) {
+	kinds := newLentKinds(t)
+	for range 15 {
+		kinds.start(t)
+	}
+	least := func(k int) time.Duration { return slices.Min(kinds.took[k]) }
+	for k, most := range []time.Duration{0, 20 * time.Millisecond, 40 * time.Millisecond, 80 * time.Millisecond} {
+		added := least(k) - least(0)
+		t.Logf("%s: %v added to %v", kinds.names[k], added, least(0))
+		if added > most {
+			t.Errorf("what is lent (%s) adds %v to a start", kinds.names[k], added)
 		}
 	}
-	median := func(d []time.Duration) float64 {
-		slices.Sort(d)
-		return float64(d[len(d)/2].Microseconds()) / 1000
+}
+
+// lentKinds are kinds of lent devices, and how long starts with them took. The first is none.
+type lentKinds struct {
+	e      berth.Engine
+	img    berth.Image
+	names  []string
+	grants [][]berth.Grant
+	took   [][]time.Duration
+}
+
+func newLentKinds(tb testing.TB) *lentKinds {
+	tb.Helper()
+	e, img := newEngine(tb, "direct")
+	gpus := lendable(tb)
+	node := gpus[0]
+	node.Container = "/dev/nvidia0"
+	return &lentKinds{
+		e: e, img: img,
+		names: []string{"none", "node", "nvidia-without-hooks", "nvidia"},
+		grants: [][]berth.Grant{
+			nil, {{Vendor: "amd", UUID: "GPU-0", Nodes: []berth.Node{node}}}, {lentLikeNVIDIA(tb, gpus[0], "")}, {lentLikeNVIDIA(tb, gpus[0], cdiHook(tb))},
+		},
+		took: make([][]time.Duration, 4),
 	}
-	b.ReportMetric(median(took[0]), "ms-none")
-	for k := 1; k < len(kinds); k++ {
-		b.ReportMetric(median(took[k])-median(took[0]), "ms-added-by-"+kinds[k].name)
+}
+
+// start starts a container of each kind.
+func (l *lentKinds) start(tb testing.TB) {
+	tb.Helper()
+	for k, grants := range l.grants {
+		sb, err := l.e.Open(tb.Context(), berth.SandboxSpec{ID: fmt.Sprintf("b%d-%d", len(l.took[k]), k), Grants: grants})
+		if err != nil {
+			tb.Fatal(err)
+		}
+		begin := time.Now()
+		c, err := sb.Start(tb.Context(), berth.StepSpec{ID: "s", Image: l.img, Command: []string{"true"}})
+		l.took[k] = append(l.took[k], time.Since(begin))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if x, err := c.Wait(tb.Context()); err != nil || !x.OK() {
+			tb.Fatalf("%+v, %v", x, err)
+		}
+		if err := sb.Close(tb.Context()); err != nil {
+			tb.Fatal(err)
+		}
 	}
+}
+
+func (l *lentKinds) median(k int) float64 {
+	d := slices.Sorted(slices.Values(l.took[k]))
+	return float64(d[len(d)/2].Microseconds()) / 1000
 }

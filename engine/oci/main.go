@@ -5,11 +5,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"time"
 
+	"github.com/berth-project/berth/companion"
 	"github.com/berth-project/berth/engine/oci/monitor"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"golang.org/x/sys/unix"
@@ -17,12 +17,6 @@ import (
 
 // MonitorName is the name (argv[0]) under which a program that calls MonitorMain is started as the monitor.
 const MonitorName = "berth-monitor"
-
-// What a monitor says on descriptor 3 when it has started, or another one runs.
-const (
-	readyWord   = "ready"
-	runningWord = "running"
-)
 
 // MonitorMain runs the monitor and ends the process, if that is what this process was started for: by the
 // name MonitorName. Otherwise it returns at once. A program that uses this engine without giving
@@ -40,8 +34,10 @@ func (w *words) String() string     { return fmt.Sprint(*w) }
 func (w *words) Set(s string) error { *w = append(*w, s); return nil }
 
 func monitorMain(args []string) int {
+	// What containers see of what is made for them, mount points and their parents above all, is for all their users.
+	umask := unix.Umask(0o022)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	ready := os.NewFile(3, "ready")
+	starter := companion.Started()
 	var worker words
 	fl := flag.NewFlagSet(MonitorName, flag.ContinueOnError)
 	dir := fl.String("data-dir", "", "")
@@ -56,21 +52,21 @@ func monitorMain(args []string) int {
 	}
 	instance, err := Instance(*dir)
 	if err == nil {
+		err = beOrdinary()
+	}
+	if err == nil {
 		ctx, cancel := monitor.Signals(context.Background())
 		defer cancel()
-		err = monitor.Run(ctx, monitor.Config{Dir: *dir, Instance: instance, Idle: *idle, Worker: worker, Logger: log}, func() {
-			_, _ = io.WriteString(ready, readyWord)
-			_ = ready.Close()
-		})
+		err = monitor.Run(ctx, monitor.Config{Dir: *dir, Instance: instance, Idle: *idle, Worker: worker, Umask: umask, Logger: log}, starter.Ready)
 	}
 	switch {
 	case errors.Is(err, monitor.ErrRunning):
-		_, _ = io.WriteString(ready, runningWord)
+		starter.Running()
 		return 0
 	case err != nil:
 		log.Error("monitor", "err", err)
 		e := wire.ErrorOf(err)
-		_, _ = io.WriteString(ready, e.Kind+"\x00"+e.Text)
+		starter.Failed(e.Kind + "\x00" + e.Text)
 		return 1
 	}
 	return 0

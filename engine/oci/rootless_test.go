@@ -2,13 +2,17 @@ package oci_test
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
 	"github.com/berth-project/berth/engine/enginetest"
+	"github.com/berth-project/berth/engine/enginetest/nested"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,7 +59,7 @@ func TestSuiteRootless(t *testing.T) {
 	}
 	for _, run := range runs {
 		out, err := asUser(t, dir, lacks, skips, "-test.run="+run)
-		report(t, parseResults(out))
+		nested.Report(t, out)
 		if err != nil && !t.Failed() {
 			t.Errorf("%s: %v\n%s", run, err, out)
 		}
@@ -128,6 +132,20 @@ func delegated(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() { _ = os.Remove(dir) })
+	t.Cleanup(func() {
+		var dirs []string
+		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, p)
+			}
+			return nil
+		})
+		for _, d := range slices.Backward(dirs) { // what ended last may have left cgroups of its own
+			waitFor(t, "the end of what was in "+d, ample, func() bool {
+				err := os.Remove(d)
+				return err == nil || errors.Is(err, fs.ErrNotExist) // a monitor that ends removes its own
+			})
+		}
+	})
 	return dir
 }

@@ -1,8 +1,9 @@
 package oci
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path"
@@ -60,7 +61,7 @@ func (e *Engine) prepare(sb *wire.Sandbox, lent *grant.Set, step berth.StepSpec)
 			return nil, err
 		}
 	}
-	raw, err := json.Marshal(b.spec)
+	raw, err := wire.EncodeSpec(b.spec)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func (e *Engine) prepare(sb *wire.Sandbox, lent *grant.Set, step berth.StepSpec)
 	if runtime == "" {
 		runtime = e.cfg.Runtime
 	}
-	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes, Places: places(lent)}, nil
+	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes, Places: b.places.String()}, nil
 }
 
 func newSpec() *specs.Spec {
@@ -87,6 +88,8 @@ type builder struct {
 	lent *grant.Set
 	step *berth.StepSpec
 	spec *specs.Spec
+
+	places strings.Builder // see wire.Start
 }
 
 func (b *builder) process() error {
@@ -302,6 +305,9 @@ func (b *builder) mounts() error {
 	}
 	for _, name := range files {
 		if p := "/etc/" + name; !seen[p] {
+			if err := b.roomFor(p); err != nil {
+				return err
+			}
 			own = append(own, specs.Mount{Destination: p, Type: "bind", Source: filepath.Join(b.sb.Files, name), Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec"}})
 		}
 	}
@@ -311,6 +317,21 @@ func (b *builder) mounts() error {
 	b.spec.Mounts = append(ms, own...)
 	b.spec.Root.Readonly = b.step.ReadOnly
 	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
+	return nil
+}
+
+// roomFor refuses a read-only mount on the directory of a file that berth puts there, which has no such file to cover.
+func (b *builder) roomFor(p string) error {
+	dir, name := path.Split(p)
+	for _, m := range b.step.Mounts {
+		if !m.ReadOnly || m.Type == berth.MountTmpfs || path.Clean(m.Target) != path.Clean(dir) {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(m.Source, name)); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("mount target %s: %w: what is to be mounted there, read-only, has no file %s, over which berth puts its own; add an empty one, or choose another path",
+				path.Clean(dir), berth.ErrInvalid, name)
+		}
+	}
 	return nil
 }
 

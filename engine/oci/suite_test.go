@@ -54,7 +54,7 @@ func suiteEnv(t *testing.T, rt string) *enginetest.Env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lacks := map[enginetest.Ability]string{}
+	lacks := map[enginetest.Ability]string{enginetest.Ports: "it publishes none, and refuses them by name"}
 	if v := os.Getenv(lacksVar); v != "" {
 		if err := json.Unmarshal([]byte(v), &lacks); err != nil {
 			t.Fatal(err)

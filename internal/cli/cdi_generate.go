@@ -9,17 +9,19 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	specs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/inject"
+	"github.com/berth-project/berth/device/intel"
 	"github.com/berth-project/berth/device/nvidia"
 )
 
 type cdiGenerateOptions struct {
 	root, vendor, output, format, hook string
-	noGroups                           bool
+	noGroups, mei                      bool
 }
 
 func (a *app) cdiGenerateCommand() *cobra.Command {
@@ -32,7 +34,8 @@ and all of NVIDIA's and of AMD's. With several vendors, standard output has a YA
 vendor. A spec is written at the lowest version of CDI that has all it uses, and only if the GPUs can be used: no node,
 driver or library is missing.
 
-The hooks of specs of NVIDIA's GPUs are berth-cdi-hook, which lies beside berth; --hook names another place.`,
+The hooks of specs of NVIDIA's GPUs are berth-cdi-hook, which lies beside berth, and on a recorded host in
+/usr/local/bin; --hook names another place.`,
 		Example: `  berth cdi generate
   berth cdi generate --vendor nvidia --output /etc/cdi/nvidia.yaml`,
 		Args: noArgs,
@@ -44,6 +47,7 @@ The hooks of specs of NVIDIA's GPUs are berth-cdi-hook, which lies beside berth;
 	flags.Var(choiceValue{&o.format, []string{"yaml", "json"}}, "format", "yaml or json (default by the name of the file, else yaml)")
 	flags.StringVar(&o.hook, "hook", "", "absolute `PATH` of berth-cdi-hook, as container runtimes find it")
 	flags.BoolVar(&o.noGroups, "no-groups", false, "leave out the groups of nodes that not everybody may open, which readers of CDI before 0.7 do not know")
+	flags.BoolVar(&o.mei, "mei", false, "write intel.com/gpu-mei instead: the management interfaces of Intel's GPUs, by which their firmware is updated")
 	rootFlag(cmd, &o.root)
 	return cmd
 }
@@ -53,7 +57,10 @@ func (a *app) cdiGenerate(ctx context.Context, o *cdiGenerateOptions) error {
 	if err != nil {
 		return err
 	}
-	found, err := findGPUs(ctx, h)
+	if o.mei {
+		return a.cdiGenerateMEI(ctx, h, o)
+	}
+	found, err := a.findGPUs(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -68,7 +75,7 @@ func (a *app) cdiGenerate(ctx context.Context, o *cdiGenerateOptions) error {
 	case len(vendors) > 1 && o.output != stdStream:
 		return invalid("cdi generate: --output: this host has GPUs of %s, and a file has those of one vendor; give --vendor", strings.Join(vendors, " and "))
 	}
-	data, err := a.generate(host, vendors, o)
+	data, err := device.Within(ctx, a.patience, "a driver of GPUs", func() ([]byte, error) { return a.generate(host, vendors, o) })
 	if err != nil {
 		return err
 	}
@@ -78,12 +85,35 @@ func (a *app) cdiGenerate(ctx context.Context, o *cdiGenerateOptions) error {
 	return a.writeTo(o.output, data)
 }
 
+func (a *app) cdiGenerateMEI(ctx context.Context, h *device.Host, o *cdiGenerateOptions) error {
+	if o.vendor != "" && o.vendor != intel.Vendor {
+		return invalid("cdi generate: --mei: the GPUs of %s have no such interface", o.vendor)
+	}
+	spec, err := device.Within(ctx, a.patience, "the driver of "+intel.Vendor, func() (*specs.Spec, error) {
+		return intel.Generator{Host: h, Groups: !o.noGroups}.MEI(intel.Find(h))
+	})
+	if err != nil {
+		return err
+	}
+	marshal, _ := o.marshal()
+	data, err := marshal(spec)
+	if err != nil {
+		return err
+	}
+	return a.writeTo(o.output, data)
+}
+
+// marshal is how specs are written, and what stands between them.
+func (o *cdiGenerateOptions) marshal() (marshal func(*specs.Spec) ([]byte, error), between string) {
+	if o.format == "json" || o.format == "" && filepath.Ext(o.output) == ".json" {
+		return cdi.MarshalJSON, ""
+	}
+	return cdi.Marshal, "---\n"
+}
+
 // generate writes the specs of vendors: YAML documents, or a JSON object a vendor.
 func (a *app) generate(host inject.Host, vendors []string, o *cdiGenerateOptions) ([]byte, error) {
-	marshal, between := cdi.Marshal, "---\n"
-	if o.format == "json" || o.format == "" && filepath.Ext(o.output) == ".json" {
-		marshal, between = cdi.MarshalJSON, ""
-	}
+	marshal, between := o.marshal()
 	var out []byte
 	for i, vendor := range vendors {
 		if vendor == nvidia.Vendor {
@@ -124,15 +154,27 @@ func hookProgram(named string, h *device.Host) (string, error) {
 	if h.Root() != "/" {
 		return "/usr/local/bin/" + hookName, nil
 	}
+	path, err := hookHere()
+	if err != nil {
+		return "", fmt.Errorf("%w, or name it with --hook", err)
+	}
+	return path, nil
+}
+
+// hookHere is the program of the hooks on this machine, whatever host's devices are lent.
+func hookHere() (string, error) {
+	place := "a directory of the path"
 	if exe, err := os.Executable(); err == nil {
-		if beside := filepath.Join(filepath.Dir(exe), hookName); isFile(beside) {
+		beside := filepath.Join(filepath.Dir(exe), hookName)
+		if isFile(beside) {
 			return beside, nil
 		}
+		place = beside
 	}
 	if path, err := exec.LookPath(hookName); err == nil && filepath.IsAbs(path) {
 		return path, nil
 	}
-	return "", fmt.Errorf("%s: %w: neither beside berth nor in the path; build it with: go build ./cmd/%s, or name it with --hook", hookName, berth.ErrNotFound, hookName)
+	return "", fmt.Errorf("%s: %w: neither beside berth nor in the path; build it with: CGO_ENABLED=0 go build ./cmd/%s, and install it as %s", hookName, berth.ErrNotFound, hookName, place)
 }
 
 func isFile(path string) bool {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/devicetest"
 )
@@ -45,6 +48,43 @@ func TestCDIGenerateFile(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("%v is left", entries)
+	}
+}
+
+// TestMissingHook: a missing program is told with what helps: a flag is named only where the command has it.
+func TestMissingHook(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	here, err := device.OpenHost("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hookHere(); !errors.Is(err, berth.ErrNotFound) || strings.Contains(err.Error(), "--hook") || !strings.Contains(err.Error(), "go build ./cmd/berth-cdi-hook, and install it as /") {
+		t.Errorf("berth run: %v", err)
+	}
+	if _, err := hookProgram("", here); !errors.Is(err, berth.ErrNotFound) || !strings.HasSuffix(err.Error(), ", or name it with --hook") {
+		t.Errorf("berth cdi generate: %v", err)
+	}
+}
+
+// TestCDIGenerateMEI writes the specs of management interfaces, which are of a kind of their own.
+func TestCDIGenerateMEI(t *testing.T) {
+	code, out, errs := berthOf(t, "", "cdi", "generate", "--mei", "--root", recordedHost(t, "arc"))
+	if code != 0 {
+		t.Errorf("exit code %d, %s", code, errs)
+	}
+	golden(t, "cdi/arc-mei.yaml", out)
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--root", recordedHost(t, "h200")}, 3, "nothing that could be in it"},
+		{[]string{"--root", recordedHost(t, "arc"), "--vendor", "amd"}, 2, "amd have no such interface"},
+	} {
+		code, _, errs := berthOf(t, "", append([]string{"cdi", "generate", "--mei"}, c.args...)...)
+		if code != c.code || !strings.Contains(errs, c.says) {
+			t.Errorf("%v: exit code %d, %s", c.args, code, errs)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -39,6 +40,9 @@ type app struct {
 	called bool
 	// retrying is told why inputs are fetched again; nil where nobody is.
 	retrying func(text string)
+	// patience is how long a GPU's driver may take to answer; 0 is device.AnswerTimeout.
+	patience time.Duration
+	away     func(since time.Duration, why error) // is told of a daemon that does not answer; nil: nobody is
 }
 
 // globalOptions are the flags that every command has.
@@ -51,7 +55,9 @@ type globalOptions struct {
 	hideFigures bool
 	gpuRoot     string
 	brokenHook  string
-	debug       bool
+	// Of --engine docker; 0 is the engine's own.
+	watchdog, outputWait time.Duration
+	debug                bool
 }
 
 // Main runs berth with the arguments, streams and environment of this process, and returns its exit code.
@@ -99,14 +105,22 @@ func (a *app) fullDisk(err error) error {
 		return err
 	}
 	if errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "berth.db: exhausted: the disk is full") {
-		return fmt.Errorf("%w; make room in %s (berth rm --all, berth image prune), or give another --data-dir", err, dir)
+		text := err.Error()
+		for _, told := range []string{" (`berth image prune` removes what is not in use)", ""} { // the same, in the words of a library
+			text = strings.ReplaceAll(text, "; free some of it"+told+", or choose another data directory", "")
+		}
+		return &quietError{fmt.Sprintf("%s; make room in %s (berth rm --all, berth image prune), or give another --data-dir", text, dir), err}
 	}
 	return err
 }
 
 // withoutLibrary says why not all is known of NVIDIA's GPUs to a berth that cannot ask their library.
 func withoutLibrary(err error, built bool) error {
-	if built || !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "is not known: such are lent to who names them") {
+	if built || !errors.Is(err, berth.ErrExhausted) {
+		return err
+	}
+	text := err.Error()
+	if !strings.Contains(text, "is lent to who names") && !strings.Contains(text, "are lent to who names") && !strings.Contains(text, "no shares of it can be counted") {
 		return err
 	}
 	return fmt.Errorf("%w; of NVIDIA's, a berth that was built with cgo knows it", err)
@@ -194,6 +208,8 @@ outputs that are yours, and nothing left behind.`,
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
 	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
 	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock, tcp://host:2376 or ssh://user@host (default $DOCKER_HOST, else the Docker context's)")
+	flags.Var(waitValue{&a.global.watchdog}, "docker-watchdog", "how often --engine docker looks at a running container, and how long a look may take; after 5 failures in a row its end is Lost (default 2m)")
+	flags.Var(waitValue{&a.global.outputWait}, "docker-output-wait", "how long the rest of a container's output may take with --engine docker, once it has ended (default 5m)")
 	flags.StringVar(&a.global.gpuRoot, "gpu-root", "/", "root `DIR` of the host whose GPUs are lent, for tests")
 	flags.StringVar(&a.global.brokenHook, "broken-hook", "", "`PROGRAM` to run once where nothing can run on the daemon's host: tasks then wait until it is mended (see berth system mended)")
 	flags.BoolVar(&a.global.hideFigures, "hide-figures", false, "do not tell in messages how much this machine has")

@@ -84,14 +84,16 @@ func stopDaemons() {
 func TestScriptsDocker(t *testing.T) { scriptsOn(t, startDockerd(t)) }
 
 // TestScriptsPodman runs them on Podman's service.
-func TestScriptsPodman(t *testing.T) { scriptsOn(t, startPodman(t)) }
+func TestScriptsPodman(t *testing.T) { scriptsOn(t, startPodman(t), "again") }
 
 // TestScriptsRemote runs them on a Docker daemon on another machine.
-func TestScriptsRemote(t *testing.T) { scriptsWith(t, startRemote(t).Remote().Env(), "remote") }
+func TestScriptsRemote(t *testing.T) {
+	scriptsWith(t, startRemote(t).Remote().Env(), "remote", "again")
+}
 
-func scriptsOn(t *testing.T, d *dockertest.Daemon) {
+func scriptsOn(t *testing.T, d *dockertest.Daemon, conditions ...string) {
 	t.Helper()
-	scriptsWith(t, []string{"DOCKER_HOST=" + d.Host()})
+	scriptsWith(t, []string{"DOCKER_HOST=" + d.Host()}, conditions...)
 }
 
 func scriptsWith(t *testing.T, vars []string, conditions ...string) {
@@ -160,14 +162,18 @@ func (b *bench) goneFrom(d *dockertest.Daemon) {
 	}
 }
 
-// gone waits until nothing is left of the tasks but their records and logs.
+// word is a word by which processes of this data directory's tasks can be told from all others of the host, where they have it in
+// their command lines.
+func (b *bench) word() string { return "in-the-task:" + b.data }
+
+// gone waits until nothing is left of the tasks but their records and logs: no process with the word.
 func (b *bench) gone(within time.Duration) {
 	b.t.Helper()
 	var left, pids []string
 	for end := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
 		left, _ = filepath.Glob(filepath.Join(b.data, "docker", "*", "sandboxes", "*"))
 		pids = pids[:0]
-		for _, pid := range processes("in-the-task") {
+		for _, pid := range processes(b.word()) {
 			pids = append(pids, fmt.Sprint(pid))
 		}
 		if len(left)+len(pids) == 0 {
@@ -204,7 +210,7 @@ func TestDockerKilledInTheForeground(t *testing.T) { onDaemons(t, dockerKilledIn
 
 func dockerKilledInTheForeground(t *testing.T, b *bench) {
 	t.Helper()
-	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	cmd, _, _ := b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, b.word())
 	b.signal(cmd, syscall.SIGKILL)
 	_ = cmd.Wait()
 	b.gone(daemonsTime) // two on a machine that has nothing else to do
@@ -222,7 +228,7 @@ func TestDockerKeeperKilled(t *testing.T) { onDaemons(t, dockerKeeperKilled) }
 
 func dockerKeeperKilled(t *testing.T, b *bench) {
 	t.Helper()
-	cmd, rest, _ := b.start("bb", "sh", "-c", `echo up; sleep 3; echo done`, "in-the-task")
+	cmd, rest, _ := b.start("bb", "sh", "-c", `echo up; sleep 3; echo done`, b.word())
 	first := b.keeper()
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -234,7 +240,7 @@ func dockerKeeperKilled(t *testing.T, b *bench) {
 		t.Error(err)
 	}
 	b.gone(daemonsTime)
-	cmd, _, _ = b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, "in-the-task")
+	cmd, _, _ = b.start("bb", "sh", "-c", `echo up; while true; do sleep 0.05; done`, b.word())
 	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -256,8 +262,8 @@ func TestDockerDetached(t *testing.T) { onDaemons(t, dockerDetached) }
 func dockerDetached(t *testing.T, b *bench) {
 	t.Helper()
 	doc := `{"name": "job", "executors": [
-	  {"image": "bb", "command": ["sh", "-c", "echo one; while [ ! -e /v/go ]; do sleep 0.05; done; seq 1000", "in-the-task"]},
-	  {"image": "bb", "command": ["sh", "-c", "echo two; exit 6", "in-the-task"]}], "volumes": ["/v"]}`
+	  {"image": "bb", "command": ["sh", "-c", "echo one; while [ ! -e /v/go ]; do sleep 0.05; done; seq 1000", "` + b.word() + `"]},
+	  {"image": "bb", "command": ["sh", "-c", "echo two; exit 6", "` + b.word() + `"]}], "volumes": ["/v"]}`
 	if err := os.WriteFile(filepath.Join(b.dir, "task.json"), []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +300,7 @@ func TestDockerRemoteOutputs(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, code := b.output("run", "--detach", "--name", "job", "--input", "in:/in/file", "--output", "out:/v/out", "--volume", "/v", "bb",
-		"sh", "-c", "echo up; while [ ! -e /v/go ]; do sleep 0.05; done; cp /in/file /v/out", "in-the-task"); code != 0 {
+		"sh", "-c", "echo up; while [ ! -e /v/go ]; do sleep 0.05; done; cp /in/file /v/out", b.word()); code != 0 {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	b.env = nil
@@ -322,7 +328,7 @@ func TestDockerElsewhere(t *testing.T) { onDaemons(t, dockerElsewhere) }
 
 func dockerElsewhere(t *testing.T, b *bench) {
 	t.Helper()
-	if out, code := b.output("run", "--detach", "--name", "job", "bb", "sh", "-c", "echo up; while true; do sleep 0.1; done", "in-the-task"); code != 0 {
+	if out, code := b.output("run", "--detach", "--name", "job", "bb", "sh", "-c", "echo up; while true; do sleep 0.1; done", b.word()); code != 0 {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	b.env = nil // the embedded engine

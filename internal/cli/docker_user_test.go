@@ -44,6 +44,13 @@ func TestOrdinaryUserDocker(t *testing.T) {
 		}
 	}
 	b.gone(10 * time.Second)
+	// What it uses is read where the daemon has put it, while it runs.
+	if out, code := b.output("run", "--result", "u.json", "bb", "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"); out != "" || code != 0 {
+		t.Errorf("run: exit code %d, %s", code, out)
+	}
+	if raw, err := os.ReadFile(filepath.Join(b.dir, "u.json")); err != nil || !strings.Contains(string(raw), `"cpu_seconds"`) || !strings.Contains(string(raw), `"peak_memory`) {
+		t.Errorf("no usage: %s, %v", raw, err)
+	}
 	id, code := b.output("run", "--detach", "--output", "y:/work/y", "bb", "sh", "-c", "umask 077; echo later >/work/y")
 	if code != 0 {
 		t.Fatalf("detached: %s", id)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci"
 	"github.com/berth-project/berth/ledger"
 )
@@ -88,6 +89,16 @@ func (f *farLedger) find(ctx context.Context) (*ledger.Ledger, error) {
 	}
 	f.ledger, err = ledger.New(ledger.Config{Dirs: ledger.Dirs{Shared: filepath.Join(f.dir, "ledger")}, Capacity: c, Instance: instance})
 	return f.ledger, err
+}
+
+// remembered is what the machine of a daemon that cannot be asked is known to have; 0 is unknown.
+func (a *app) remembered(ctx context.Context, h *host) (berth.Limits, error) {
+	know, err := (&farLedger{h: h, dir: dockerDir(h.dir, a.global.daemon)}).ask(ctx)
+	if err != nil || know.Elsewhere {
+		return berth.Limits{CPU: know.CPU, Memory: know.Memory}, err
+	}
+	c, err := ledger.Host(h.dir)
+	return berth.Limits{CPU: c.CPU, Memory: c.Memory}, err
 }
 
 // ask asks the daemon. What is not known of one that is away is what was known before; else it is on this machine.

@@ -85,6 +85,23 @@ func (v durationValue) String() string {
 	return berth.FormatDuration(*v.d)
 }
 
+// waitValue is a flag with a length of time that berth waits at least a second and at most a day.
+type waitValue struct{ d *time.Duration }
+
+func (v waitValue) Set(s string) error {
+	d, err := berth.ParseDuration(s)
+	if err != nil {
+		return err
+	}
+	if d < time.Second || d > 24*time.Hour {
+		return invalid("%q is not from 1s to 1d", s)
+	}
+	*v.d = d
+	return nil
+}
+func (v waitValue) Type() string   { return "DURATION" }
+func (v waitValue) String() string { return durationValue(v).String() }
+
 // choiceValue is a flag with one of some words.
 type choiceValue struct {
 	to      *string

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"archive/tar"
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"os"
 	"os/exec"
@@ -93,6 +95,21 @@ func TestFullDisk(t *testing.T) {
 	push(t, host+"/big:1", layer, v1.ConfigFile{OS: "linux", Architecture: "amd64"})
 	out, code := b.output("run", host+"/big:1", "true")
 	one("while pulling", out, code, 125, "berth: ", host+"/big:1", "no space left on device")
+	var big bytes.Buffer
+	w := tar.NewWriter(&big)
+	noise := make([]byte, 100<<20)
+	_, _ = rand.Read(noise)
+	err = w.WriteHeader(&tar.Header{Name: "big", Mode: 0o600, Size: int64(len(noise))})
+	_, bad := w.Write(noise)
+	if err := errFirst(err, bad, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	cmd = b.berth("image", "import", "-", "big")
+	cmd.Stdin = &big
+	told, err := cmd.CombinedOutput()
+	if text := string(told); err == nil || strings.Count(text, "make room in "+b.data)+strings.Count(text, "choose another data directory") != 1 {
+		t.Errorf("an import that fills the disk: %v, and not one remedy: %s", err, text)
+	}
 	if out, _ := b.output("image", "ls", "-q"); strings.Count(out, "\n") != 1 {
 		t.Errorf("images are left: %s", out)
 	}
@@ -273,8 +290,16 @@ func TestHostLacks(t *testing.T) {
 	}
 	mount := "mount -t overlay -o lowerdir=" + overlay + "/l,upperdir=" + overlay + "/u,workdir=" + overlay + "/w x " + overlay + "/m && cp -a " + b.data + " " + overlay + "/m/data"
 	out, code = lacking(mount, "--data-dir", overlay+"/m/data", "run", "bb", "true")
-	if code != 125 || strings.Count(out, "\n") != 1 || !strings.Contains(out, "overlay") {
+	if code != 125 || strings.Count(out, "\n") != 1 || !strings.Contains(out, overlay+"/m/data/") || !strings.Contains(out, "(overlay) cannot hold containers' writable layers: unsupported: give --data-dir a directory on ext4, xfs, btrfs or tmpfs") {
 		t.Errorf("a data directory in which there can be no overlay: exit code %d, %s", code, out)
 	}
 	endMonitor(overlay + "/m/data")
+	mount, _, _ = strings.Cut(mount, " && ")
+	out, code = lacking(mount, "--data-dir", overlay+"/m/data", "info")
+	if code != 0 || strings.Contains(out, "overlay: yes") || !strings.Contains(out, "overlay file system in the data directory") || !strings.Contains(out, "give --data-dir a directory on ext4, xfs, btrfs or tmpfs") {
+		t.Errorf("info of such a directory: exit code %d, %s", code, out)
+	}
+	if left, err := filepath.Glob(overlay + "/u/data/sandboxes/*"); err != nil || len(left) > 0 {
+		t.Errorf("info leaves %v, %v", left, err)
+	}
 }

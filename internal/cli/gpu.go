@@ -66,19 +66,21 @@ func vendors(h *device.Host, more func(context.Context, []device.Device) ([]devi
 	return []device.Vendor{n, amd.NewDriver(h), intel.NewDriver(h)}
 }
 
-// findGPUs finds the GPUs of a host. That some cannot be used is no error of its own.
-func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
+// findGPUs finds the GPUs of a host. That some cannot be used, or a driver does not answer, is no error of its own.
+func (a *app) findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
 	g := gpus{Host: h, unfound: map[string]error{}}
+	facts := make(chan *nvml.Facts, 1) // who asked may have been left behind
 	more := func(ctx context.Context, devices []device.Device) ([]device.Device, error) {
-		var err error
-		if g.facts, err = asker(h).Facts(ctx); err != nil || g.facts == nil {
+		said, err := asker(h).Facts(ctx)
+		if err != nil || said == nil {
 			return devices, err
 		}
-		return g.facts.Add(devices), nil
+		facts <- said
+		return said.Add(devices), nil
 	}
 	var errs []error
 	for _, v := range vendors(h, more) {
-		devices, err := v.Devices(ctx)
+		devices, err := device.Ask(ctx, v, a.patience)
 		if ctx.Err() != nil {
 			return g, context.Cause(ctx)
 		}
@@ -86,8 +88,13 @@ func findGPUs(ctx context.Context, h *device.Host) (gpus, error) {
 		errs = append(errs, err)
 		g.unfound[v.Name()] = err
 	}
+	select {
+	case g.facts = <-facts:
+	default:
+	}
 	if slices.ContainsFunc(g.devices, func(d device.Device) bool { return d.Vendor == nvidia.Vendor }) {
-		errs = append(errs, nvidia.NewDriver(h).CheckLibraries())
+		_, err := device.Within(ctx, a.patience, "the driver of "+nvidia.Vendor, func() (any, error) { return nil, nvidia.NewDriver(h).CheckLibraries() })
+		errs = append(errs, err)
 	}
 	g.unusable = errors.Join(errs...)
 	return g, nil
@@ -126,7 +133,7 @@ func (a *app) poolOf(g gpus, hook string) (*device.Pool, *ledger.Ledger, error) 
 		devices := slices.DeleteFunc(slices.Clone(g.devices), func(d device.Device) bool { return d.Vendor != v.Name() })
 		found = append(found, foundVendor{v, devices, g.unfound[v.Name()]})
 	}
-	return a.newPool(g.Host, dir, l, found), l, nil
+	return a.newPool(g.Host, dir, l, found, nil), l, nil
 }
 
 // faults are why GPUs of a host are in quarantine, by UUID.

@@ -93,7 +93,7 @@ func (a *app) gpuExplain(ctx context.Context, cmd *cobra.Command, o *gpuExplainO
 	var d *inject.Decision
 	var err error
 	if len(args) > 0 {
-		d, err = a.explainTask(ctx, args[0])
+		d, err = a.explainTask(ctx, args[0], o.root)
 	} else {
 		d, err = a.explainContainer(ctx, o)
 	}
@@ -122,7 +122,7 @@ func (a *app) explainContainer(ctx context.Context, o *gpuExplainOptions) (*inje
 	if host.Config, _, err = inject.ReadConfig(h, a.getenv); err != nil {
 		return nil, err
 	}
-	found, err := findGPUs(ctx, h)
+	found, err := a.findGPUs(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,10 @@ func (a *app) explainContainer(ctx context.Context, o *gpuExplainOptions) (*inje
 	if o.gpus != "" {
 		d, err = a.explainRequest(ctx, host, found, c, o.gpus)
 	} else {
-		d = host.Decide(c)
+		d, err = device.Within(ctx, a.patience, "a driver of GPUs", func() (*inject.Decision, error) { return host.Decide(c), nil })
+		if err != nil {
+			return nil, err
+		}
 		if o.bundle == "" && d.Strategy != inject.None {
 			a.say("by the conventions of container toolkits; berth run would lend nothing without --gpus")
 		}
@@ -217,8 +220,8 @@ func (a *app) explainRequest(ctx context.Context, host inject.Host, found gpus, 
 	return host.Lend(c, uuids, grants, r.Capabilities, "--gpus "+request, err)
 }
 
-// explainTask says what a task was lent, from its record.
-func (a *app) explainTask(ctx context.Context, ref string) (*inject.Decision, error) {
+// explainTask says what a task was lent, from its record; what the host with a root has now of what its image requires.
+func (a *app) explainTask(ctx context.Context, ref, root string) (*inject.Decision, error) {
 	h, err := a.openTasks(ctx)
 	if err != nil {
 		return nil, err
@@ -239,12 +242,12 @@ func (a *app) explainTask(ctx context.Context, ref string) (*inject.Decision, er
 	if rec.Admitted == nil && rec.Result == nil {
 		return nil, fmt.Errorf("task %s: %w: nothing has been lent to it yet", r.ID, berth.ErrUnavailable)
 	}
-	return a.explainLent(ctx, rec, "resources.gpus "+asked)
+	return a.explainLent(ctx, rec, "resources.gpus "+asked, root)
 }
 
 // explainLent says what the devices that a task was lent brought into its containers, and what its images require of them.
-func (a *app) explainLent(ctx context.Context, rec *runner.Record, rule string) (*inject.Decision, error) {
-	dev, err := a.openHost("/")
+func (a *app) explainLent(ctx context.Context, rec *runner.Record, rule, root string) (*inject.Decision, error) {
+	dev, err := a.openHost(root)
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +268,7 @@ func (a *app) explainLent(ctx context.Context, rec *runner.Record, rule string) 
 			uuids = append(uuids, lent.ID)
 		}
 	}
-	found, err := findGPUs(ctx, dev)
+	found, err := a.findGPUs(ctx, dev)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +292,7 @@ func (a *app) explainLent(ctx context.Context, rec *runner.Record, rule string) 
 func (a *app) containersOf(ctx context.Context, rec *runner.Record) (all []inject.Container, err error) {
 	for _, s := range rec.Task.Steps {
 		var env []string
-		if im, ok := rec.Image(s.Image, s.Platform); ok {
+		if im, ok := rec.Image(&s); ok {
 			env = im.Config.Env
 		} else if err := a.at(placeOf(rec.Task)).withImages(ctx, func(ctx context.Context, images imageStore) error {
 			info, err := images.Inspect(ctx, s.Image)

@@ -105,7 +105,7 @@ func (a *app) gpuLs(ctx context.Context, o *gpuLsOptions) error {
 
 // gpuLines finds the GPUs of a host and who has them. The notes say what could not be found.
 func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, notes []string, err error) {
-	g, err := findGPUs(ctx, h)
+	g, err := a.findGPUs(ctx, h)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -122,23 +122,38 @@ func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, no
 	if err != nil {
 		return nil, nil, err
 	}
+	uses, err := device.Within(ctx, a.patience, "a driver of GPUs", func() (all []device.Use, err error) {
+		for _, d := range g.devices {
+			all = append(all, g.use(d))
+		}
+		return all, nil
+	})
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
 	lines = []gpuLine{}
-	for _, d := range g.devices {
-		line := gpuLine{Device: d, Use: g.use(d), HeldBy: []gpuHolder{}, Unseen: unseen, Quarantine: []device.Fault{}}
+	for i, d := range g.devices {
+		use := device.Use{}
+		if err != nil {
+			use.Unknown = err.Error()
+		} else {
+			use = uses[i]
+		}
+		line := gpuLine{Device: d, Use: use, HeldBy: []gpuHolder{}, Unseen: unseen, Quarantine: []device.Fault{}}
 		for _, u := range append(device.Units([]device.Device{d}), device.Unit{Device: d}) {
-			if f, ok := faults[u.UUID()]; ok && !slices.Contains(line.Quarantine, f) {
+			if f, ok := device.FaultOf(faults, u); ok && !slices.Contains(line.Quarantine, f) {
 				line.Quarantine = append(line.Quarantine, f)
 			}
 		}
 		for _, u := range device.Units([]device.Device{d}) {
-			line.HeldBy = append(line.HeldBy, held[u.UUID()]...)
+			line.HeldBy = append(line.HeldBy, held[u.Key()]...)
 		}
 		lines = append(lines, line)
 	}
 	return lines, notes, nil
 }
 
-// gpuHolders finds who has which GPU or slice, by its UUID: the tasks to which it is lent, and processes that have
+// gpuHolders finds who has which GPU or slice, by its key: the tasks to which it is lent, and processes that have
 // it open and are no such task's. Nobody has those of a recorded host.
 func (a *app) gpuHolders(ctx context.Context, g gpus) (map[string][]gpuHolder, error) {
 	held := map[string][]gpuHolder{}
@@ -153,19 +168,24 @@ func (a *app) gpuHolders(ctx context.Context, g gpus) (map[string][]gpuHolder, e
 	if err != nil {
 		return nil, err
 	}
-	for uuid, t := range s.Devices {
-		for _, task := range t.Tasks {
-			held[uuid] = append(held[uuid], gpuHolder{UUID: uuid, Task: task})
-		}
-	}
 	foreign, err := pool.Foreign(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for uuid, processes := range foreign {
-		for _, p := range processes {
-			held[uuid] = append(held[uuid], gpuHolder{UUID: uuid, Process: &p})
+	for _, u := range device.Units(g.devices) {
+		var all []gpuHolder
+		for id, t := range s.Devices {
+			for _, task := range t.Tasks {
+				if u.Is(id) {
+					all = append(all, gpuHolder{UUID: u.UUID(), Task: task})
+				}
+			}
 		}
+		slices.SortFunc(all, func(a, b gpuHolder) int { return strings.Compare(a.Task, b.Task) })
+		for _, p := range foreign[u.Key()] {
+			all = append(all, gpuHolder{UUID: u.UUID(), Process: &p})
+		}
+		held[u.Key()] = all
 	}
 	return held, nil
 }
@@ -210,16 +230,18 @@ func printGPUs(out *bytes.Buffer, lines []gpuLine, o *gpuLsOptions) error {
 			dash(l.CUDA), known(l.NUMA), busy(l.Use), l.heldBy(l.UUID),
 		}
 		_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
-		for _, s := range l.Slices {
-			row := []string{fmt.Sprintf("%s %d:%d", l.Vendor, l.Index, s.Index), s.UUID, "", "", s.Profile, memoryOf(s.Memory), "", "", "", "", l.heldBy(s.UUID)}
+		for i, s := range l.Slices {
+			key := device.Unit{Device: l.Device, Slice: &l.Slices[i]}.Key()
+			row := []string{fmt.Sprintf("%s %d:%d", l.Vendor, l.Index, s.Index), s.UUID, "", "", s.Profile, memoryOf(s.Memory), "", "", "", "", l.heldBy(s.UUID, key)}
 			_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
 		}
 	}
 	return w.Flush()
 }
 
-// heldBy says who has the GPU or the slice with a UUID. A GPU that is divided is held by nobody: its slices are.
-func (l gpuLine) heldBy(uuid string) string {
+// heldBy says who has the GPU or the slice with a UUID, which may be noted by other names too. A GPU that is divided is held
+// by nobody: its slices are.
+func (l gpuLine) heldBy(uuid string, names ...string) string {
 	var who []string
 	for _, h := range l.HeldBy {
 		switch {
@@ -233,12 +255,15 @@ func (l gpuLine) heldBy(uuid string) string {
 	slices.Sort(who)
 	who = slices.Compact(who)
 	for _, f := range l.Quarantine {
-		if f.UUID == uuid {
+		if f.UUID == uuid || slices.Contains(names, f.UUID) {
 			who = append(who, "quarantine: "+f.String())
 		}
 	}
 	if who == nil && uuid == l.UUID && len(l.Slices) > 0 {
 		return "(divided)"
+	}
+	if who == nil && uuid == l.UUID && l.MIG {
+		return "(in MIG mode, without slices)"
 	}
 	if who == nil && l.Unseen {
 		return "(other users' processes not seen)"

@@ -92,9 +92,9 @@ func (a *app) gpuMeter(ctx context.Context, process string, of []string) error {
 	}()
 	units := map[string]device.Unit{}
 	for _, v := range injectors(h, filepath.Join(dir, "gpu"), hookHere) {
-		devices, _ := v.Devices(ctx) // those that can be used; others were not lent
+		devices, _ := device.Ask(ctx, v, a.patience) // those that can be used; others were not lent
 		for _, u := range device.Units(devices) {
-			units[u.UUID()] = u
+			units[u.UUID()], units[u.Key()] = u, u
 		}
 	}
 	library := sync.OnceValue(func() *nvml.Gauges { return nvml.OpenGauges(h) })

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/record"
 )
 
@@ -35,11 +36,12 @@ func (a *app) gpuRecord(ctx context.Context, root, dir string) error {
 	if err != nil {
 		return err
 	}
-	g, err := findGPUs(ctx, h)
+	g, err := a.findGPUs(ctx, h)
 	if err != nil {
 		return err
 	}
-	if err := record.Write(h, g.facts, a.abs(dir)); err != nil {
+	_, err = device.Within(ctx, a.patience, "a driver of GPUs", func() (any, error) { return nil, record.Write(h, g.facts, a.abs(dir)) })
+	if err != nil {
 		return err
 	}
 	for _, note := range g.notes() {

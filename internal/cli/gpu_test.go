@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/device"
 	"github.com/berth-project/berth/device/devicetest"
@@ -144,6 +145,11 @@ func TestGPUExplain(t *testing.T) {
 		"upgraded":    {"upgraded", []string{"--gpus", "1"}},
 		"amd":         {"mi300x-cpx", []string{"-e", "AMD_VISIBLE_DEVICES=8"}},
 		"model":       {"arc", []string{"--gpus", "model=A770"}},
+		"least":       {"h200", []string{"--gpus", "memory=40GiB"}},
+		"several":     {"a100x8-mig", []string{"--gpus", "memory=40GiB"}},
+		"fraction":    {"a100x8-mig", []string{"--gpus", "memory=8GiB,vendor=nvidia"}},
+		"profile":     {"a100x8-mig", []string{"--gpus", "mig=1g.10gb,count=2"}},
+		"uuid":        {"a100x8-mig", []string{"--gpus", "MIG-7dc499e0-a3ce-5a8e-9a6e-f1b71b58a434"}},
 		"memory":      {"mi300x-cpx", []string{"--gpus", "memory=100GiB"}},
 		"nothing":     {"none", []string{"-e", "A=1"}},
 	} {
@@ -239,9 +245,81 @@ func TestWithoutLibrary(t *testing.T) {
 	if got := withoutLibrary(err, true); got != err { //nolint:errorlint // it is the same
 		t.Error(got)
 	}
+	for request, want := range map[string]string{
+		"shared,memory=1GiB":          "nothing here fits, but the memory of 1 is not known: no shares of such can be counted, and the whole is lent to who names it, as in device=0; ",
+		"device=0,shared,memory=1GiB": "the memory of 0 is not known, so that no shares of it can be counted; ask for the whole of it; ",
+	} {
+		share, err := device.ParseRequest(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = share.Match([]device.Device{{Vendor: "nvidia", UUID: "GPU-1"}})
+		if got := withoutLibrary(err, false).Error(); !strings.Contains(got, want) || !strings.HasSuffix(got, "; of NVIDIA's, a berth that was built with cgo knows it") {
+			t.Error(got)
+		}
+	}
 	_, err = r.Match([]device.Device{{Vendor: "nvidia", UUID: "GPU-1", Memory: 1 << 20}})
 	if got := withoutLibrary(err, false); got != err { //nolint:errorlint // it is the same
 		t.Error(got)
+	}
+}
+
+// A GPU in MIG mode that has no slices is listed, and comes into no container, by whatever convention.
+func TestGPUMIGModeWithoutSlices(t *testing.T) {
+	h := devicetest.New(t, devicetest.Options{NVIDIA: 2, Recorded: true})
+	h.Write("/nvml.json", fmt.Sprintf(`{"gpus":[{"uuid":%q,"mig":true},{"uuid":%q}]}`, h.NVIDIA[0].UUID, h.NVIDIA[1].UUID))
+	if _, out, errs := berthOf(t, "", "gpu", "ls", "--root", h.Root); strings.Count(out, "(in MIG mode, without slices)") != 1 {
+		t.Error(out, errs)
+	}
+	if _, out, errs := berthOf(t, "", "cdi", "generate", "--hook", "/h", "--root", h.Root); strings.Contains(out, h.NVIDIA[0].UUID) || !strings.Contains(out, h.NVIDIA[1].UUID) {
+		t.Error(out, errs)
+	}
+	for value, want := range map[string]bool{"all": false, "0": true, h.NVIDIA[0].UUID: true, "1": false} {
+		_, out, errs := berthOf(t, "", "gpu", "explain", "--hook", "/h", "--root", h.Root, "-e", "NVIDIA_VISIBLE_DEVICES="+value)
+		if strings.Contains(out, h.NVIDIA[0].Node.Path) || strings.Contains(out, "nvidia-smi mig -i 0 -cgi") != want {
+			t.Errorf("%s: %s%s", value, out, errs)
+		}
+	}
+}
+
+// A driver that does not answer costs its time limit, and is told; it holds up no command for ever.
+func TestGPUDriverHangs(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fifo string // what nobody writes to
+		args []string
+		code int
+	}{
+		"ls":         {"/sys/class/kfd/kfd/topology/nodes/1/properties", []string{"gpu", "ls"}, 0},
+		"use":        {"/sys/bus/pci/devices/0000:50:00.0/gpu_busy_percent", []string{"gpu", "ls"}, 0},
+		"topology":   {"/sys/class/kfd/kfd/topology/nodes/1/properties", []string{"gpu", "topology"}, 0},
+		"explain":    {"/sys/class/kfd/kfd/topology/nodes/1/properties", []string{"gpu", "explain", "--gpus", "1"}, 3},
+		"convention": {"/sys/class/kfd/kfd/topology/nodes/1/properties", []string{"gpu", "explain", "-e", "AMD_VISIBLE_DEVICES=0"}, 5},
+		"record":     {"/sys/class/kfd/kfd/topology/nodes/1/properties", []string{"gpu", "record", "DIR"}, 0},
+		"generate":   {"/sys/class/kfd/kfd/topology/nodes/1/properties", []string{"cdi", "generate", "--vendor", "amd"}, 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+			fifo := h.Path(tt.fifo)
+			if err := os.Remove(fifo); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { // who waits for it ends
+				if f, err := os.OpenFile(fifo, os.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
+					time.AfterFunc(10*time.Second, func() { _ = f.Close() })
+				}
+			})
+			var out, errs bytes.Buffer
+			dir := t.TempDir()
+			a := &app{in: strings.NewReader(""), out: &out, err: &errs, env: []string{"HOME=" + dir, "BERTH_DATA_DIR=" + filepath.Join(dir, "data")}, dir: dir, patience: 100 * time.Millisecond}
+			code := a.run(t.Context(), append(tt.args, "--root", h.Root))
+			if code != tt.code || !strings.Contains(errs.String()+out.String(), "has not answered for 100ms") && name != "use" {
+				t.Errorf("exit code %d, %s%s", code, out.String(), errs.String())
+			}
+		})
 	}
 }
 
@@ -274,6 +352,14 @@ func TestGPURelease(t *testing.T) {
 	}
 	if _, out, _ := berthOf(t, "", "gpu", "ls", "--root", h.Root); strings.Contains(out, "quarantine") {
 		t.Error(out)
+	}
+	// So is one whose error nobody has noted yet.
+	h.Write(device.FaultFile, h.AMD[0].UUID+" fan stopped\n")
+	if code, out, errs := berthOf(t, "", "gpu", "release", "--root", h.Root, h.AMD[0].UUID); code != 0 || out != h.AMD[0].UUID+"\n" {
+		t.Errorf("exit code %d, %s%s", code, out, errs)
+	}
+	if faults, err := quarantine(o, t.TempDir()).Hold(device.FindFaults(o, []device.Device{{UUID: h.AMD[0].UUID}})...); err != nil || len(faults) != 0 {
+		t.Errorf("held: %v, %v", faults, err)
 	}
 }
 

@@ -47,14 +47,17 @@ func (a *app) gpuTopology(ctx context.Context, o *gpuTopologyOptions) error {
 	if err != nil {
 		return err
 	}
-	g, err := findGPUs(ctx, h)
+	g, err := a.findGPUs(ctx, h)
 	if err != nil {
 		return err
 	}
 	for _, note := range g.notes() {
 		a.say("%s", note)
 	}
-	t := device.FindTopology(h, g.devices, g.links)
+	t, err := device.Within(ctx, a.patience, "a driver of GPUs", func() (device.Topology, error) { return device.FindTopology(h, g.devices, g.links), nil })
+	if err != nil {
+		return err
+	}
 	if o.format == "json" {
 		enc := jsonEncoder(a.out)
 		enc.SetIndent("", "  ")

@@ -33,6 +33,8 @@ type host struct {
 	closers []func() error
 	// elsewhere is the address of what runs tasks, where that is on another machine; nil is on this one.
 	elsewhere func(context.Context) (string, error)
+	// sweep removes what the engine has of no task; nil where its own process does.
+	sweep func(context.Context) error
 }
 
 // imageStore is where an engine has its images; *image.Store is one.

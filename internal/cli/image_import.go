@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,8 +15,13 @@ import (
 	"github.com/berth-project/berth/image"
 )
 
+// importSilent is for how long nothing is said of an import: most are done by then.
+const importSilent = time.Second
+
 type imageImportOptions struct {
 	platform, workdir, user, stopSignal string
+	progress                            string
+	quiet                               bool
 	env, labels, entrypoint, cmd        []string
 }
 
@@ -43,6 +49,9 @@ The image's ID is printed. The flags say how the image wants to be run.`,
 	flags.StringVarP(&o.workdir, "workdir", "w", "", "working `DIR` of the image")
 	flags.StringVar(&o.user, "user", "", "`UID[:GID]` or name of the image's user")
 	flags.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the image's command to end")
+	flags.BoolVar(&o.quiet, "quiet", false, "show no progress")
+	o.progress = "auto"
+	flags.Var(choiceValue{&o.progress, []string{"auto", "plain", "none"}}, "progress", "how to show the progress of an import that takes more than a second")
 	return cmd
 }
 
@@ -84,7 +93,20 @@ func (a *app) imageImport(ctx context.Context, o *imageImportOptions, file, name
 		in = io.Reader(f)
 	}
 	return a.withImages(ctx, func(ctx context.Context, images imageStore) error {
-		img, err := images.Import(ctx, in, name, image.ImportOptions{Platform: o.platform, Config: config})
+		progress := a.newProgress(o.progress, o.quiet)
+		progress.doing, progress.done = "importing", "imported"
+		begun := time.Now()
+		opts := image.ImportOptions{Platform: o.platform, Config: config, Progress: func(p berth.Progress) {
+			if time.Since(begun) > importSilent {
+				progress.report(name, p)
+			}
+		}}
+		progress.report(name, berth.Progress{Phase: "resolve"}) // from now on, that nothing comes is told, too
+		img, err := images.Import(ctx, in, name, opts)
+		if err == nil {
+			progress.report(name, berth.Progress{Phase: "done"})
+		}
+		progress.close()
 		if err != nil {
 			return ofArchive(err, file, name)
 		}

@@ -19,7 +19,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use:   "inspect TASK...",
 		Short: "Tell all that is known of tasks, as a JSON list",
 		Long: `Tell all that is known of tasks, as a JSON list with an object for each: the task document, the steps, what
-happened, and how it ended. Of a running step, its IP address and what it uses now.`,
+happened, and how it ended. Of a running step, its IP address, the host's ports that lead to it, and what it uses now.`,
 		Example:     `  berth inspect align`,
 		Args:        argCount(1, -1),
 		Annotations: map[string]string{asRoot: "yes"},
@@ -49,6 +49,7 @@ type stepDetails struct {
 	Running bool         `json:"running"`
 	LogDir  string       `json:"log_dir"`
 	Address string       `json:"address,omitempty"`
+	Ports   []berth.Port `json:"ports,omitempty"` // published
 	Usage   *berth.Usage `json:"usage,omitempty"` // now
 	Exit    *berth.Exit  `json:"exit,omitempty"`
 }
@@ -131,6 +132,11 @@ func (h *host) live(ctx context.Context, task string, step *stepDetails) {
 	if addresser, ok := c.(berth.Addresser); ok {
 		if address, err := addresser.Address(ctx); err == nil {
 			step.Address = address
+		}
+	}
+	if p, ok := c.(berth.Publisher); ok {
+		if ports, err := p.Published(ctx); err == nil {
+			step.Ports = ports
 		}
 	}
 }

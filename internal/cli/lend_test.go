@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,7 +26,11 @@ func TestGPUsAreInOneContainer(t *testing.T) {
 	b := newBench(t, "BERTH_GPU_ROOT="+h.Root)
 	const script = `set -- /dev/dri/renderD*; exec 5<$1; [ -z "$2" ] || exec 6<$2; sleep 0.0$0`
 	used, stop := watchGPUs(t, h.AMD)
-	const processes, tasks = 8, 5
+	const processes = 8
+	tasks := 5
+	if n, err := strconv.Atoi(os.Getenv("BERTH_TEST_GPU_TASKS")); err == nil { // all together
+		tasks = n / processes
+	}
 	var wg sync.WaitGroup
 	var ended, killed atomic.Int64
 	for i := range processes {

@@ -32,7 +32,8 @@ func (a *app) logsCommand() *cobra.Command {
 		Long: `Print what the steps of a task wrote, in their order: standard output to standard output, standard error to
 standard error, exact to the byte. Of each stream of a step the last 64 MiB are kept (at times up to 72 MiB): what was
 dropped before is told on standard error. What berth run shows in the foreground is whole, and so is what --stdout and
---stderr of berth run write to files, however much it is.`,
+--stderr of berth run write to files, however much it is; but for what a full disk of the data directory, by which all
+of it goes, has no room for: a warning says so.`,
 		Example: `  berth logs -f align
   berth logs --tail 20 --stream stderr align`,
 		Args: argCount(1, 1),

@@ -59,8 +59,9 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, params(t, setup, engineOCI))
 }
 
-// params are those of the scripts. The condition of an engine's name holds on that engine, and remote where that is on
-// another machine.
+// params are those of the scripts. The condition of an engine's name holds on that engine, remote where that is on
+// another machine, and again where TestScriptsDocker has run the script on the same engine's code with another daemon: a
+// script in which the daemon has no part is left out there, as Podman takes a second for each task.
 func params(t *testing.T, setup func(*testscript.Env) error, holds ...string) testscript.Params {
 	return testscript.Params{
 		Dir:                 "testdata/script",
@@ -70,7 +71,7 @@ func params(t *testing.T, setup func(*testscript.Env) error, holds ...string) te
 			return setup(env)
 		},
 		Condition: func(cond string) (bool, error) {
-			if !slices.Contains(append(engines(), "remote"), cond) {
+			if !slices.Contains(append(engines(), "remote", "again"), cond) {
 				return false, fmt.Errorf("there is no engine %q", cond)
 			}
 			return slices.Contains(holds, cond), nil
@@ -141,8 +142,20 @@ func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(err)
 	}
 	if got != want {
+		if got == 0 && slices.Contains(args, "--detach") && waited(ts, strings.TrimSpace(ts.ReadFile("stdout"))) {
+			cmdCode(ts, false, args)
+			return
+		}
 		ts.Fatalf("exit code %d, want %d", got, want)
 	}
+}
+
+// waited reports whether a detached task had to wait for room, as that of another test: nobody waits for such. Then it
+// waits for its end.
+func waited(ts *testscript.TestScript, id string) bool {
+	_ = ts.Exec("berth", "wait", id)
+	ts.Check(ts.Exec("berth", "inspect", id))
+	return strings.Contains(ts.ReadFile("stdout"), `"waiting for `)
 }
 
 // waits is what a task says that had to wait: tests that run at once share the machine's ledger.
@@ -232,10 +245,11 @@ func cmdClean(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// cmdGPUs makes a host with GPUs, whose GPUs are lent from here on: gpus NVIDIA AMD, how many there are of each.
+// cmdGPUs makes a host with GPUs, whose GPUs are lent from here on: gpus NVIDIA AMD [SLICES], how many there are of each, and of
+// the first of NVIDIA's.
 func cmdGPUs(ts *testscript.TestScript, _ bool, args []string) {
 	var o devicetest.Options
-	_, err := fmt.Sscan(strings.Join(args, " "), &o.NVIDIA, &o.AMD)
+	_, err := fmt.Sscan(strings.Join(append(args, "0"), " "), &o.NVIDIA, &o.AMD, &o.MIG)
 	ts.Check(err)
 	h := devicetest.New(ts.Value(testKey{}).(testing.TB), o)
 	ts.Setenv("BERTH_GPU_ROOT", h.Root)
@@ -243,6 +257,10 @@ func cmdGPUs(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Setenv(fmt.Sprintf("GPU%d", i), g.UUID)
 		ts.Setenv(fmt.Sprintf("NODE%d", i), g.Node.Path)
 		ts.Setenv(fmt.Sprintf("HOSTNODE%d", i), h.Path(g.Node.Path))
+		for j, s := range g.Slices {
+			ts.Setenv(fmt.Sprintf("SLICE%d", j), s.UUID)
+			ts.Setenv(fmt.Sprintf("SLICENODE%d", j), s.Node.Path)
+		}
 	}
 }
 

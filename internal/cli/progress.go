@@ -16,6 +16,8 @@ import (
 // progress shows how far pulls are. It may be used by several goroutines.
 type progress struct {
 	mode  string // "bars", "plain" or "none"
+	doing string // what is said of each, "pulling"
+	done  string // and at its end, "pulled"
 	out   io.Writer
 	say   func(format string, args ...any)
 	now   func() time.Time
@@ -55,7 +57,7 @@ type layerBar struct {
 const plainEvery = 5 * time.Second
 
 func (a *app) newProgress(mode string, quiet bool) *progress {
-	p := &progress{mode: mode, out: a.err, say: a.say, now: time.Now, pulls: map[string]*pull{}, waits: map[string]*waitWord{}}
+	p := &progress{mode: mode, doing: "pulling", done: "pulled", out: a.err, say: a.say, now: time.Now, pulls: map[string]*pull{}, waits: map[string]*waitWord{}}
 	switch {
 	case quiet:
 		p.mode = "none"
@@ -98,7 +100,7 @@ func (p *progress) report(image string, r berth.Progress) {
 		p.bar(pl, r)
 	case p.now().Sub(pl.told) >= plainEvery && p.now().Sub(pl.began) >= plainEvery:
 		pl.told = p.now()
-		p.say("pulling %s: %s", image, pl.text())
+		p.say("%s %s: %s", p.doing, image, pl.text())
 	}
 }
 
@@ -156,7 +158,7 @@ func (p *progress) settle() {
 
 func (p *progress) begin(image string) {
 	if p.mode == "plain" {
-		p.say("pulling %s", image)
+		p.say("%s %s", p.doing, image)
 		return
 	}
 	if p.bars == nil {
@@ -174,6 +176,11 @@ func (pl *pull) downloaded() (done, total int64) {
 
 func (pl *pull) text() string {
 	done, total := pl.downloaded()
+	for _, l := range pl.layers {
+		if l.Total == 0 && l.Done > 0 { // nobody knows how much there is
+			return bytesOf(done)
+		}
+	}
 	return fmt.Sprintf("%s of %s", bytesOf(done), bytesOf(total))
 }
 
@@ -186,7 +193,7 @@ func (p *progress) end(image string, pl *pull) {
 		p.bars = nil
 	}
 	_, total := pl.downloaded()
-	p.say("pulled %s: %s in %.1f s", image, bytesOf(total), p.now().Sub(pl.began).Seconds())
+	p.say("%s %s: %s in %.1f s", p.done, image, bytesOf(total), p.now().Sub(pl.began).Seconds())
 }
 
 func (p *progress) bar(pl *pull, r berth.Progress) {

@@ -34,18 +34,23 @@ func tell(res berth.Result) told {
 	return told{res, taskExit(res)}
 }
 
-// checkResultFile refuses, before anything runs, a file that could not be written.
-func (a *app) checkResultFile(command, name string) error {
+// checkResultFile refuses, before anything runs, a file that could not be written; of a task that could write at the real
+// paths writable.
+func (a *app) checkResultFile(command, name string, writable []string) error {
 	if name == "" {
 		return nil
 	}
 	path := a.abs(name)
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		return invalid("%s: --result: %s is a directory; name a file", command, name)
-	} else if err == nil && (!st.Mode().IsRegular() || isOpen(path)) {
+	}
+	there, err := isStream(path, writable)
+	if there {
 		return nil
 	}
-	path, err := staging.Target(path)
+	if err == nil {
+		path, err = staging.Target(path, writable)
+	}
 	if err != nil {
 		return &quietError{fmt.Sprintf("%s: --result: cannot write %s: %v", command, name, err), berth.ErrConflict}
 	}
@@ -86,12 +91,12 @@ func (a *app) removeResult(command, name, document string) error {
 }
 
 // writeResult writes a result to a file, which appears whole or not at all.
-func (a *app) writeResult(name string, res berth.Result) error {
+func (a *app) writeResult(name string, res berth.Result, writable []string) error {
 	data, err := json.MarshalIndent(tell(res), "", "  ")
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	if err := a.writeWhole(name, append(data, '\n')); err != nil {
+	if err := a.writeWhole(name, append(data, '\n'), writable); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	return nil

@@ -2,6 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -9,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/runner"
 	"github.com/berth-project/berth/tes"
 	"github.com/berth-project/berth/tes/document"
 )
@@ -76,7 +80,8 @@ for, and nobody else is, until its end; it waits its turn, or with --no-wait is 
 
 Exit codes: the task's own; 128+n where signal n ended it; 124 for the time limit; 137 for the memory limit;
 130 canceled; 126 the command cannot be run; 127 it is not there; 125 for all that is berth's own. A task's
-own 124, 125 or 137 looks the same: the last line on standard error and --result tell them apart.`,
+own 124, 125 or 137 looks the same: the last line on standard error and --result tell them apart. A task whose
+output nobody reads any more, as after berth run ... | head, is canceled, and nothing is said of it.`,
 		Example: `  berth run debian:12 cat /etc/os-release
   berth run --cpus 2 --memory 1GiB --input reads.fq:/in/reads.fq --output out/:/work/*.bam IMAGE align /in/reads.fq
   berth run --gpus 2,model=H200 IMAGE train.py
@@ -130,7 +135,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	list(&o.tmpfs, "tmpfs", "", "DST[:SIZE]", "mount a directory in memory (repeat)")
 	list(&o.ulimits, "ulimit", "", "NAME=SOFT[:HARD]", "limit a resource of each process, as in nofile=1024 (repeat)")
 	o.overCapacity = overDeny
-	flags.Var(choiceValue{&o.overCapacity, []string{overDeny, overTry}}, "over-capacity", "what to do with a task that asks for more CPUs or memory than there are")
+	flags.Var(choiceValue{&o.overCapacity, []string{overDeny, overTry}}, "over-capacity", "what to do with a task that asks for more CPUs, memory or disk than there are")
 	flags.Var(durationValue{&o.timeout}, "timeout", "end the task after this time, as in 90s or 1h30m; 0s is no limit")
 	o.grace = -1
 	flags.Var(durationValue{&o.grace}, "grace", "time between the stop signal and KILL (default 10s)")
@@ -138,7 +143,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.noInit, "no-init", false, "run the command itself as process 1")
 
 	flags.StringVar(&o.network, "network", "", "network of the task: `none|host|bridge`, or one of the daemon's own with --engine docker (default none)")
-	list(&o.publish, "publish", "p", "[HOST:]PORT", "let the host's port lead to the task's, with --engine docker (repeat)")
+	list(&o.publish, "publish", "p", "[HOST:]PORT", "let the host's port, any that is free if not given (see berth inspect), lead to the task's: with --engine docker and a --network (repeat)")
 	list(&o.addHost, "add-host", "", "NAME:ADDRESS", "add a line to /etc/hosts (repeat)")
 	flags.StringVar(&o.hostname, "hostname", "", "host `NAME` in the container")
 	flags.StringVar(&o.user, "user", "", "run as this `UID[:GID]` or name (default the image's)")
@@ -182,7 +187,10 @@ func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
 	}
 	task, warnings, err := a.taskOf(o, args)
 	if err == nil {
-		err = a.checkResultFile("run", o.result)
+		err = a.checkResultFile("run", o.result, runner.Writable(&task))
+	}
+	if err == nil {
+		err = a.checkBrokenHook()
 	}
 	if err != nil {
 		return err
@@ -208,6 +216,17 @@ func (a *app) runTask(ctx context.Context, o *runOptions, args []string) error {
 	return a.runForeground(ctx, o, task)
 }
 
+// checkBrokenHook refuses a hook that could not be run when it is needed.
+func (a *app) checkBrokenHook() error {
+	if a.global.brokenHook == "" {
+		return nil
+	}
+	if _, err := exec.LookPath(a.global.brokenHook); err != nil {
+		return &quietError{fmt.Sprintf("run: --broken-hook: %s cannot be run (%v); name a program that is there", a.global.brokenHook, errors.Unwrap(err)), berth.ErrInvalid}
+	}
+	return nil
+}
+
 // documentFlags are those that make no sense with a document, which says them for each of its executors.
 var documentFlags = []string{"entrypoint", "workdir", "stdin", "stdout", "stderr"}
 
@@ -224,6 +243,8 @@ func (o *runOptions) check(args []string) error {
 		return invalid("run: --detach and --interactive contradict each other: a detached task has no standard input")
 	case o.detach && o.ephemeral:
 		return invalid("run: --detach and --ephemeral contradict each other: what a detached task writes is kept by the daemon while no berth reads it")
+	case o.changed("format") && !o.dryRun:
+		return invalid("run: --format is that of the document which --dry-run prints; add --dry-run, or for a result in JSON write --result FILE")
 	case o.detach && o.result != "":
 		return invalid("run: --result needs a task in the foreground; of a detached one, berth wait --result FILE writes it")
 	}

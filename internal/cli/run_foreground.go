@@ -29,34 +29,43 @@ type foreground struct {
 	waiting  bool
 	sizes    <-chan berth.Size
 	streams  sync.WaitGroup // that copy what the running step writes
+	unended  func()         // has them end though their step has not; nil while none runs
 
 	unread atomic.Bool  // nobody reads what the task writes
 	given  atomic.Bool  // up to show what it wrote: nobody reads it
 	moved  atomic.Int64 // bytes that were shown
-	asked  func() bool  // whether this process was told to end the task
+	asked  func() bool  // whether this process was told to end the task, or another was
+	ending atomic.Bool  // another process has asked for the task's end
 	mu     sync.Mutex
 	lost   error // the first reason for which something could not be shown
 }
 
 // runForeground runs a task to its end. Its exit code is that of the task.
 func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task) error {
+	writable := runner.Writable(&task)
 	res, lost, err := a.drive(ctx, o, task)
 	if err != nil {
-		err = forUser(err, task.ID)
+		err = forUser(a.unfigured(err), task.ID)
 		res = refused(task, err)
 	}
 	if o.result != "" {
-		if bad := a.writeResult(o.result, res); err == nil {
+		if bad := a.writeResult(o.result, res, writable); err == nil {
 			err = bad
 		}
 	}
 	if err != nil {
+		if lost != nil {
+			a.say("warning: what the task wrote was not all shown: %v", lost)
+		}
 		return err
 	}
 	if res.Kept != "" && !o.quiet {
 		a.say("kept in %s until: berth rm %s", res.Kept, res.ID)
 	}
-	if last := verdict(res); last != "" {
+	if lost != nil && taskExit(res) != 0 {
+		a.say("warning: what the task wrote was not all shown: %v", lost)
+	}
+	if last := verdict(res); last != "" && (res.State != berth.Canceled || res.Detail != unreadDetail) { // which its user has chosen, as by head
 		a.say("%s", oneLine(errors.New(asFlags(last)+missingDir(o.outputs, last))))
 	}
 	if lost != nil && taskExit(res) == 0 {
@@ -64,6 +73,9 @@ func (a *app) runForeground(ctx context.Context, o *runOptions, task berth.Task)
 	}
 	return exitOf(taskExit(res))
 }
+
+// unreadDetail is why a task was ended whose output goes to a pipe that nobody reads.
+const unreadDetail = "nobody reads its output any more"
 
 // missingDir says how a directory is had that a task was to write into and did not find: HOST/ does not make it one.
 func missingDir(outputs []string, last string) string {
@@ -122,6 +134,9 @@ func refused(task berth.Task, err error) berth.Result {
 func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res berth.Result, lost, err error) {
 	f := &foreground{a: a, o: o, id: task.ID, progress: a.newProgress(o.progress, o.quiet)}
 	a.retrying = f.phase.retrying
+	if !o.quiet {
+		a.away = a.sayAway
+	}
 	h, err := a.open(ctx)
 	if err != nil {
 		return berth.Result{}, nil, err
@@ -140,7 +155,7 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	defer f.phase.end()
 	ctx, stop := twice(ctx, f.endNow)
 	defer stop()
-	f.asked = func() bool { return ctx.Err() != nil }
+	f.asked = func() bool { return ctx.Err() != nil || f.ending.Load() }
 	defer f.tellOfGrace(ctx)()
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
 		f.sizes = sizes
@@ -150,19 +165,34 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 		})
 		return err
 	})
+	if f.unended != nil { // a step that nobody can end
+		f.unended()
+		f.shown(true)
+	}
 	if !f.given.Load() {
 		f.streams.Wait()
 	}
 	if f.unread.Load() && res.State == berth.Canceled {
-		res.Detail = "nobody reads its output any more"
+		res.Detail = unreadDetail
 	}
 	return res, f.lost, err
+}
+
+// sayAway tells of a daemon that does not answer while a task runs on it.
+func (a *app) sayAway(since time.Duration, why error) {
+	after := berth.FormatDuration(since.Round(time.Second))
+	if why == nil {
+		a.say("the daemon answers again, after %s", after)
+		return
+	}
+	a.say("the daemon has not answered for %s: the task may run on, its time limit is kept once the daemon is back, and berth waits for that; interrupt twice to end berth: %s", after, oneLine(why))
 }
 
 // graceWord is how long a task may take to end before one is told that it can be ended at once.
 const graceWord = time.Second
 
-// tellOfGrace says, of a task that does not end soon after an interrupt, what a second one does.
+// tellOfGrace says, of a task that does not end soon after an interrupt, what a second one does. Where nobody reads its output
+// any more there was none.
 func (f *foreground) tellOfGrace(ctx context.Context) (done func()) {
 	ended := make(chan struct{})
 	var wg sync.WaitGroup
@@ -172,7 +202,7 @@ func (f *foreground) tellOfGrace(ctx context.Context) (done func()) {
 			return
 		case <-ctx.Done():
 		}
-		if f.o.quiet || !errors.Is(context.Cause(ctx), berth.ErrCanceled) {
+		if f.o.quiet || f.unread.Load() || !errors.Is(context.Cause(ctx), berth.ErrCanceled) {
 			return
 		}
 		select {
@@ -212,11 +242,13 @@ func (f *foreground) hooks(task *berth.Task) runner.Hooks {
 		Progress: f.progress.report,
 		Warn: func(text string) {
 			if !f.o.quiet {
-				f.a.say("warning: %s", asFlags(text)+missingDir(f.o.outputs, text))
+				f.a.say("warning: %s", oneLine(errors.New(asFlags(text)+missingDir(f.o.outputs, text))))
 			}
 		},
 		Started: f.started,
+		Holds:   true,
 		Ended:   f.ended,
+		Ending:  func() { f.ending.Store(true) },
 	}
 }
 
@@ -236,7 +268,8 @@ func (f *foreground) wait(why string) {
 // started connects a step's streams to berth's.
 func (f *foreground) started(_ int, c berth.Container) {
 	// The streams end with the container, not with what asks for its end.
-	ctx := context.Background()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	f.unended = func() { cancel(errUnended) }
 	logs, ok := c.(berth.LogReader)
 	if !ok {
 		f.a.say("warning: what the task writes cannot be shown: the engine keeps no logs")
@@ -253,7 +286,11 @@ func (f *foreground) started(_ int, c berth.Container) {
 		}
 		f.streams.Go(func() {
 			defer func() { _ = r.Close() }()
-			f.copied(io.Copy(counted{s.to, &f.moved}, r))
+			n, err := io.Copy(counted{s.to, &f.moved}, r)
+			if log, ok := r.(interface{ Skipped() int64 }); ok && err == nil && log.Skipped() > 0 {
+				err = fmt.Errorf("%d bytes of it were dropped", log.Skipped())
+			}
+			f.copied(n, err)
 		})
 	}
 	if f.o.interactive {
@@ -270,9 +307,14 @@ func (f *foreground) started(_ int, c berth.Container) {
 	}
 }
 
+// errUnended: what a step writes from now on is not shown, as nobody can end it.
+var errUnended = errors.New("the container is left as it is")
+
 // ended waits for what a step wrote to be shown, and tells what of it is not kept.
 func (f *foreground) ended(_ int, e berth.Exit) {
 	f.shown(e.Reason == berth.Stopped)
+	f.unended()
+	f.unended = nil
 	// A daemon does not know a code of 128+n from a signal: that is no loss.
 	may := fmt.Sprintf("exit code %d, or killed by signal %d", e.Code, e.Code-128)
 	lost := e.Detail != "" && (!strings.HasPrefix(e.Detail, may) || strings.Contains(e.Detail, "; "))
@@ -324,12 +366,11 @@ func (f *foreground) shown(asked bool) {
 // copied ends the task where nobody reads its output any more, as a pipe does with a command.
 func (f *foreground) copied(_ int64, err error) {
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, errUnended):
 	case errors.Is(err, syscall.EPIPE):
 		f.unread.Store(true)
 		f.cancel(berth.ErrCanceled)
 	default:
-		f.a.say("warning: what the task writes could not be shown: %v", err)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if f.lost == nil {
@@ -376,7 +417,7 @@ func (a *app) runDetached(ctx context.Context, o *runOptions, task berth.Task) e
 		return err
 	})
 	if err != nil {
-		return forUser(err, task.ID)
+		return forUser(a.unfigured(err), task.ID)
 	}
 	if err := a.startWorker(h.dir, id); err != nil {
 		return err

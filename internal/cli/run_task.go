@@ -33,6 +33,7 @@ func (a *app) taskOf(o *runOptions, args []string) (task berth.Task, warnings []
 	} else if task, warnings, err = a.readTask(o.file); err != nil {
 		return task, nil, err
 	}
+	asked := task.Ephemeral // by the document
 	task.CallerDir = a.dir
 	network, err := a.ownNetwork(o)
 	if err != nil {
@@ -42,6 +43,9 @@ func (a *app) taskOf(o *runOptions, args []string) (task berth.Task, warnings []
 		if err := apply(o, &task); err != nil {
 			return task, nil, err
 		}
+	}
+	if err := a.checkDir(&task); err != nil {
+		return task, nil, err
 	}
 	if err := tes.Check(task); err != nil {
 		return task, nil, inFlags(err)
@@ -56,10 +60,60 @@ func (a *app) taskOf(o *runOptions, args []string) (task berth.Task, warnings []
 		}
 		task.Network.Ports = append(task.Network.Ports, p)
 	}
+	if asked && o.detach {
+		return task, nil, invalid("run: --detach and the document's ephemeral contradict each other: what a detached task writes is kept by the daemon while no berth reads it")
+	}
+	if asked && a.global.engine == engineOCI {
+		return task, nil, unsupported("run: %s: ephemeral: it is about the copy that a daemon keeps of what a task writes, and the engine oci has none; leave it out, or see --engine docker", o.file)
+	}
+	if o.changed("ephemeral") && o.ephemeral && a.global.engine == engineOCI {
+		return task, nil, unsupported("run: --ephemeral: it is about the copy that a daemon keeps of what a task writes, and the engine oci has none; leave it out, or see --engine docker")
+	}
 	if len(task.Network.Ports) > 0 && a.global.engine == engineOCI {
 		return task, nil, unsupported("run: --publish: the engine oci publishes no ports; see --network host, and --engine docker")
 	}
+	if a.global.engine == engineOCI && slices.ContainsFunc(task.Steps, func(s berth.Step) bool { return remounts(&task, s) }) {
+		warnings = append(warnings, "with CAP_SYS_ADMIN the task can mount its inputs and read-only mounts anew, and change their sources on this host")
+	}
 	return task, warnings, nil
+}
+
+// remounts reports whether a step can mount anew what is read-only for it.
+func remounts(t *berth.Task, s berth.Step) bool {
+	admin := slices.ContainsFunc(s.CapAdd, func(c string) bool {
+		name := strings.TrimPrefix(strings.ToUpper(c), "CAP_")
+		return name == "ALL" || name == "SYS_ADMIN"
+	})
+	return admin && (len(t.Inputs) > 0 || slices.ContainsFunc(s.Mounts, func(m berth.Mount) bool { return m.ReadOnly && m.Type != berth.MountTmpfs }))
+}
+
+// checkDir refuses paths that begin at a working directory that is gone.
+func (a *app) checkDir(t *berth.Task) error {
+	if a.dir != "" {
+		return nil
+	}
+	files := [][3]string{}
+	for _, in := range t.Inputs {
+		files = append(files, [3]string{"--input", in.Path, in.URL})
+	}
+	for _, out := range t.Outputs {
+		files = append(files, [3]string{"--output", out.Path, out.URL})
+	}
+	for _, s := range t.Steps {
+		for _, m := range s.Mounts {
+			files = append(files, [3]string{"--mount", m.Target, m.Source})
+		}
+	}
+	for _, f := range files {
+		flag, inside, name := f[0], f[1], f[2]
+		if path.Dir(inside) == streamDir {
+			flag = "--" + path.Base(inside)
+		}
+		if name != "" && !path.IsAbs(name) && !strings.Contains(name, "://") {
+			return invalid("run: %s: %q begins at the current directory, which is gone; give an absolute path, or run berth in a directory that is there", flag, name)
+		}
+	}
+	return nil
 }
 
 // ownNetwork takes the name of one of the daemon's own networks out of the flags, which documents and other engines do
@@ -522,6 +576,9 @@ func (a *app) applyStreams(o *runOptions, t *berth.Task) error {
 		return nil
 	}
 	s := &t.Steps[0]
+	if o.stdout != "" && o.stderr != "" && !covers(t, o.stdout) && path.Clean(a.hostURL(o.stdout)) == path.Clean(a.hostURL(o.stderr)) {
+		return invalid("run: --stdout and --stderr: both name %s, and one would be lost; name two files, or have the task write both into one: --stdout %s IMAGE sh -c 'COMMAND 2>&1'", o.stdout, o.stdout)
+	}
 	for _, stream := range []struct {
 		name, file string
 		to         *string
@@ -537,7 +594,7 @@ func (a *app) applyStreams(o *runOptions, t *berth.Task) error {
 		default:
 			out := berth.Output{URL: a.hostURL(stream.file), Path: inside, Type: berth.File}
 			if st, err := os.Stat(out.URL); err == nil && !st.IsDir() {
-				if _, err := staging.Target(out.URL); err != nil {
+				if _, err := staging.Target(out.URL, nil); err != nil {
 					return &quietError{fmt.Sprintf("--%s: cannot write %s: %v; without the flag the task's output is berth's own", stream.name, stream.file, err), berth.ErrConflict}
 				}
 			}

@@ -47,13 +47,29 @@ func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
 	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
 		err := h.runner.Cancel(ctx, id, o.now)
 		if err == nil {
-			_, err = h.runner.Wait(ctx, id)
+			err = awaitEnd(ctx, h, id)
 		}
 		if err != nil && errors.Is(context.Cause(ctx), errNoLongerWaiting) {
 			return a.leaveEnding(context.WithoutCancel(ctx), h, id)
 		}
 		return err
 	})
+}
+
+// awaitEnd waits until a task has ended. That a container of it may still run is an error.
+func awaitEnd(ctx context.Context, h *host, id string) error {
+	res, err := h.runner.Wait(ctx, id)
+	if err != nil {
+		return err
+	}
+	r, err := h.runner.Record(ctx, id)
+	if isNotFound(err) { // it was removed meanwhile
+		return nil
+	}
+	if err == nil && r.MayRun() {
+		err = &quietError{"stop: task " + id + ": " + oneLine(errors.New(res.Detail)), berth.ErrUnavailable}
+	}
+	return err
 }
 
 var errNoLongerWaiting = errors.New("no longer waiting")

@@ -85,6 +85,9 @@ func (a *app) cleanupHere(ctx context.Context, format string) error {
 	}
 	defer h.close()
 	found, err := a.reconcile(ctx, h)
+	if h.sweep != nil {
+		err = errors.Join(err, h.sweep(ctx))
+	}
 	for _, f := range found {
 		err = errors.Join(err, f.Err, a.printFound(f, format))
 	}

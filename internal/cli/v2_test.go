@@ -37,7 +37,7 @@ monitors() { grep -l ^berth-monitor /proc/[0-9]*/cmdline 2>/dev/null | grep -o '
 ended() { while [ "$(monitors)" ]; do sleep 0.1; done; }
 
 echo == import
-/as "berth image import /image.tar bb" >/dev/null; echo exit $?
+/as "berth image import --quiet /image.tar bb" >/dev/null; echo exit $?
 
 echo == nothing is delegated
 /as "berth info" | grep -A1 'memory limits'
@@ -64,7 +64,7 @@ kill $(monitors); ended
 
 echo == without overlay
 export BERTH_DATA_DIR=/mnt/root
-berth image import /image.tar bb >/dev/null
+berth image import --quiet /image.tar bb >/dev/null
 rmmod overlay; echo removed $?
 berth info | grep -A1 'overlay'
 berth run bb true; echo exit $?

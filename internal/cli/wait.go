@@ -39,7 +39,7 @@ func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
 	if o.result != "" && len(refs) > 1 {
 		return invalid("wait: --result takes one task, not %d", len(refs))
 	}
-	if err := a.checkResultFile("wait", o.result); err != nil {
+	if err := a.checkResultFile("wait", o.result, nil); err != nil {
 		return err
 	}
 	h, err := a.openTasks(ctx)
@@ -63,16 +63,24 @@ func (a *app) wait(ctx context.Context, o *waitOptions, refs []string) error {
 		if err != nil {
 			return err
 		}
-		if err := a.printResult(o, res); err != nil {
+		var writable []string
+		if o.result != "" {
+			rec, err := h.runner.Record(ctx, id)
+			if err != nil {
+				return err
+			}
+			writable = rec.Writable()
+		}
+		if err := a.printResult(o, res, writable); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (a *app) printResult(o *waitOptions, res berth.Result) error {
+func (a *app) printResult(o *waitOptions, res berth.Result, writable []string) error {
 	if o.result != "" {
-		if err := a.writeResult(o.result, res); err != nil {
+		if err := a.writeResult(o.result, res, writable); err != nil {
 			return err
 		}
 	}

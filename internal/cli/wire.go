@@ -118,11 +118,18 @@ func (a *app) openDocker(dir string) (*host, error) {
 		return nil, err
 	}
 	a.global.daemon = here.daemon
-	engine, err := docker.New(docker.Config{Dir: dockerDir(dir, here.daemon), Owner: instance, Host: here.daemon, Worker: a.workerArgs(dir), Logger: a.logger()})
+	engine, err := docker.New(a.dockerConfig(dir, instance))
 	if err != nil {
 		return nil, err
 	}
-	return &host{dir: dir, engine: resuming{engine}, images: engine.Images(), closers: []func() error{engine.Close}, elsewhere: engine.Elsewhere}, nil
+	return &host{dir: dir, engine: resuming{engine}, images: engine.Images(), closers: []func() error{engine.Close}, elsewhere: engine.Elsewhere, sweep: engine.Sweep}, nil
+}
+
+func (a *app) dockerConfig(dir, instance string) docker.Config {
+	return docker.Config{
+		Dir: dockerDir(dir, a.global.daemon), Owner: instance, Host: a.global.daemon, Worker: a.workerArgs(dir), Logger: a.logger(),
+		Watchdog: a.global.watchdog, StreamsMax: a.global.outputWait, Away: a.away,
+	}
 }
 
 func (a *app) openOCI(dir string) (*host, error) {
@@ -204,12 +211,36 @@ func (e resuming) Broken(err error) (broken, answered bool) {
 	return false, false
 }
 
+// Answers is the engine's, where it has one.
+func (e resuming) Answers(ctx context.Context) error {
+	if a, ok := e.puller.(runner.Answerer); ok {
+		return a.Answers(ctx)
+	}
+	return nil
+}
+
 // Check is the engine's, where it has one.
 func (e resuming) Check(ctx context.Context, spec berth.SandboxSpec, steps []berth.StepSpec) error {
 	if c, ok := e.puller.(runner.Checker); ok {
 		return c.Check(ctx, spec, steps)
 	}
 	return nil
+}
+
+// Orphans are the engine's, where it tells of them.
+func (e resuming) Orphans(ctx context.Context) ([]string, error) {
+	if p, ok := e.puller.(runner.Purger); ok {
+		return p.Orphans(ctx)
+	}
+	return nil, nil
+}
+
+// Purge is the engine's, where it has one.
+func (e resuming) Purge(ctx context.Context, id string) (bool, error) {
+	if p, ok := e.puller.(runner.Purger); ok {
+		return p.Purge(ctx, id)
+	}
+	return false, nil
 }
 
 func (e resuming) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbox, error) {

@@ -76,6 +76,11 @@ func (a *app) workerArgs(dir string) []string {
 	if a.global.daemon != "" {
 		args = append(args, "--docker-host", a.global.daemon)
 	}
+	for flag, d := range map[string]time.Duration{"--docker-watchdog": a.global.watchdog, "--docker-output-wait": a.global.outputWait} {
+		if d > 0 {
+			args = append(args, flag, d.String())
+		}
+	}
 	if a.global.gpuRoot != "/" {
 		args = append(args, "--gpu-root", a.global.gpuRoot)
 	}

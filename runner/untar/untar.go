@@ -18,13 +18,17 @@ import (
 // Into unpacks files, directories and links of an archive into root, with the permissions and times, but not the
 // owners, that they have there; its owner may read all, and write in directories. Nothing is written outside root,
 // whatever the archive says. What is neither wraps berth.ErrUnsupported.
-func Into(r io.Reader, root *os.Root) error {
-	return Each(r, root, func(h *tar.Header) (bool, error) {
-		if Special(h) {
-			return false, fmt.Errorf("unpack %s: %w: it is neither a file nor a directory", h.Name, berth.ErrUnsupported)
-		}
-		return true, nil
-	})
+func Into(r io.Reader, root *os.Root) error { return each(r, root, plain, false) }
+
+// Whole is Into for what comes by a connection, which may break between two files: an archive that ends without the mark
+// of its end wraps berth.ErrUnavailable.
+func Whole(r io.Reader, root *os.Root) error { return each(r, root, plain, true) }
+
+func plain(h *tar.Header) (bool, error) {
+	if Special(h) {
+		return false, fmt.Errorf("unpack %s: %w: it is neither a file nor a directory", h.Name, berth.ErrUnsupported)
+	}
+	return true, nil
 }
 
 // Special reports whether an entry is neither a file, a directory nor a link.
@@ -32,14 +36,22 @@ func Special(h *tar.Header) bool {
 	return h.Typeflag == tar.TypeFifo || h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock
 }
 
-// Each is Into where take is asked about each entry, which it may name otherwise. What it does not take is left out, and
+// Each is Whole where take is asked about each entry, which it may name otherwise. What it does not take is left out, and
 // so is what is Special; its error ends the unpacking.
 func Each(r io.Reader, root *os.Root, take func(*tar.Header) (bool, error)) error {
-	for tr := tar.NewReader(r); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
+	return each(r, root, take, true)
+}
+
+func each(r io.Reader, root *os.Root, take func(*tar.Header) (bool, error), whole bool) error {
+	end := &endMark{r: r}
+	for tr := tar.NewReader(end); ; {
+		h, err := next(tr, end)
+		if errors.Is(err, io.EOF) && (!whole || end.zeros >= endMarkSize) {
 			return nil
 		} else if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
 			return fmt.Errorf("read archive: %w: %w", berth.ErrUnavailable, err)
 		}
 		if taken, err := take(h); err != nil {
@@ -55,6 +67,42 @@ func Each(r io.Reader, root *os.Root, take func(*tar.Header) (bool, error)) erro
 			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
+}
+
+// endMarkSize is how many zeros end an archive, in bytes.
+const endMarkSize = 2 * 512
+
+// endMark counts the zeros at the end of what was read of an archive, without those of files.
+type endMark struct {
+	r     io.Reader
+	files bool // what is read now may be a file
+	zeros int
+}
+
+func (e *endMark) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if e.files {
+		return n, err
+	}
+	rest := len(bytes.TrimRight(p[:n], "\x00"))
+	if rest > 0 {
+		e.zeros = 0
+	}
+	e.zeros += n - rest
+	return n, err
+}
+
+// next goes on to the next file of an archive.
+func next(tr *tar.Reader, end *endMark) (*tar.Header, error) {
+	if end.files {
+		if _, err := io.Copy(io.Discard, tr); err != nil { // what was not taken of it
+			return nil, err
+		}
+	}
+	end.files, end.zeros = false, 0
+	h, err := tr.Next()
+	end.files = true
+	return h, err
 }
 
 // holeBlock is what is looked at for zeros at once, in bytes.

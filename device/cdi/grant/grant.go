@@ -145,12 +145,13 @@ func (s *Set) complete(n *berth.Node) error {
 func number(n *berth.Node) string { return fmt.Sprintf("%s %d:%d", n.Type, n.Major, n.Minor) }
 
 // Fits compares what was lent with this host: numbers of nodes, files that are mounted, hooks, the driver's
-// version. ErrConflict says what is no longer as it was when the devices were lent.
-func (s *Set) Fits() error {
+// version. ErrConflict says what is no longer as it was when the devices were lent. It tells found, where that is not nil, of
+// what is there to be mounted.
+func (s *Set) Fits(found func(m *specs.Mount, dir bool)) error {
 	if s.Edits == nil {
 		return nil
 	}
-	causes, err := cdi.Differences(cdi.Host{}, s.Edits)
+	causes, err := cdi.Compare(cdi.Host{}, s.Edits, found)
 	if err != nil {
 		return fmt.Errorf("lent devices: %w: %w", berth.ErrUnavailable, err)
 	}

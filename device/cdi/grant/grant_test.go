@@ -3,9 +3,11 @@ package grant
 import (
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -45,7 +47,7 @@ func TestParse(t *testing.T) {
 	if want := []berth.Node{node("/dev/nvidia3", "", 195, 3), ctl, node("/host/dev/nvidia5", "/dev/nvidia5", 195, 5)}; !slices.Equal(set.Nodes, want) {
 		t.Errorf("nodes %+v, want %+v", set.Nodes, want)
 	}
-	if none, err := Parse(nil); err != nil || none.Edits != nil || none.Fits() != nil {
+	if none, err := Parse(nil); err != nil || none.Edits != nil || none.Fits(nil) != nil {
 		t.Errorf("no grants: %+v, %v", none, err)
 	}
 }
@@ -129,6 +131,9 @@ func TestProveNodes(t *testing.T) {
 		"another":         {[]berth.Node{node("", "dev/dri/renderD128", 10, 229)}, Container{}, "c 10:229, and not c 10:237"},
 		"too many":        {[]berth.Node{node("", "dev/dri/renderD128", 10, 237), node("", "dev/dri/renderD129", 10, 229)}, Container{}, "/dev/dri/renderD129 (c 10:229) is there"},
 		"given besides":   {[]berth.Node{node("", "dev/dri/renderD128", 10, 237), node("", "dev/fuse", 10, 229)}, Container{Others: []berth.Node{node("/dev/fuse", "", 10, 229)}}, ""},
+		"no kin":          {[]berth.Node{node("", "dev/dri/renderD128", 10, 237), node("", "dev/loop", 7, 1)}, Container{Kin: true}, ""},
+		"kin":             {[]berth.Node{node("", "dev/dri/renderD128", 10, 237), node("", "dev/fuse", 10, 229)}, Container{Kin: true}, "/dev/fuse (c 10:229) is there"},
+		"a GPU":           {[]berth.Node{node("", "dev/dri/renderD128", 10, 237), node("", "dev/nvidia1", 195, 1)}, Container{Kin: true}, "/dev/nvidia1 (c 195:1) is there"},
 		"the host's /dev": {[]berth.Node{node("", "dev/dri/renderD128", 10, 237), node("", "dev/fuse", 10, 229)}, Container{Bound: true}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -159,19 +164,56 @@ func TestProveNodes(t *testing.T) {
 	}
 }
 
-func TestDirectory(t *testing.T) {
-	const mounts = `24 19 0:21 / /sys/fs/cgroup ro - tmpfs tmpfs ro
+// TestProveNodesBounds: a command that runs already may have filled its /dev.
+func TestProveNodesBounds(t *testing.T) {
+	dir := t.TempDir()
+	sub := filepath.Join(dir, "dev/sub")
+	if err := os.MkdirAll(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for i := range maxEntries - 1 { // with the directory itself as many as may be
+		if err := unix.Mknod(filepath.Join(sub, strconv.Itoa(i)), unix.S_IFREG|0o600, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := (&Set{}).ProveNodes(Container{Root: root}); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(sub, "more"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&Set{}).ProveNodes(Container{Root: root}); !errors.Is(err, berth.ErrExhausted) || errors.Is(err, ErrDiffers) {
+		t.Errorf("one too many: %v", err)
+	}
+}
+
+func TestGroupIn(t *testing.T) {
+	const v1 = `24 19 0:21 / /sys/fs/cgroup ro - tmpfs tmpfs ro
 30 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
 31 24 0:28 /docker/c1 /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
 `
-	for _, tt := range []struct{ own, want string }{
-		{"3:devices:/docker/c1/berth/x\n2:cpu,cpuacct:/\n0::/\n", "/sys/fs/cgroup/devices/berth/x"},
-		{"3:devices:/docker/c1\n", "/sys/fs/cgroup/devices"},
-		{"3:devices:/docker/c2\n", ""},
-		{"0::/x\n", ""},
+	const v2 = "30 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+	const hybrid = v1 + "32 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+	for _, tt := range []struct {
+		mounts, own string
+		want        Group
+	}{
+		{v1, "3:devices:/docker/c1/berth/x\n2:cpu,cpuacct:/\n0::/\n", Group{"/sys/fs/cgroup/devices/berth/x", false}},
+		{v1, "3:devices:/docker/c1\n", Group{"/sys/fs/cgroup/devices", false}},
+		{v1, "3:devices:/docker/c2\n", Group{}},
+		{v1, "0::/x\n", Group{}},
+		{v2, "0::/x\n", Group{"/sys/fs/cgroup/x", true}},
+		{v2, "3:devices:/docker/c1\n0::/x\n", Group{"/sys/fs/cgroup/x", true}}, // v1 is there, and not mounted here
+		{hybrid, "3:devices:/docker/c1/y\n0::/x\n", Group{"/sys/fs/cgroup/devices/y", false}},
+		{hybrid, "0::/x\n", Group{"/sys/fs/cgroup/unified/x", true}},
 	} {
-		if got := directory(tt.own, mounts); got != tt.want {
-			t.Errorf("%q: %q, want %q", tt.own, got, tt.want)
+		if got, ok := groupIn(tt.own, tt.mounts); got != tt.want || ok != (got.Dir != "") {
+			t.Errorf("%q: %v, want %v", tt.own, got, tt.want)
 		}
 	}
 }
@@ -206,5 +248,25 @@ func TestFold(t *testing.T) {
 	}
 	if Fold(nil) != nil {
 		t.Error("there is something in nothing")
+	}
+}
+
+// TestHierarchies: what is known of mounts answers as what is looked up anew does, and what has become false is looked up again.
+func TestHierarchies(t *testing.T) {
+	want, bad := GroupOf(os.Getpid())
+	h := &Hierarchies{}
+	for range 2 {
+		if got, err := h.groupOf(os.Getpid()); got != want || (err == nil) != (bad == nil) {
+			t.Errorf("%+v, %v, want %+v, %v", got, err, want, bad)
+		}
+	}
+	rules, bad := RulesOf(os.Getpid())
+	h.mounts = strings.ReplaceAll(h.mounts, " /sys/", " /nowhere/sys/")
+	if got, err := h.RulesOf(os.Getpid()); !slices.Equal(got, rules) || (err == nil) != (bad == nil) {
+		t.Errorf("after its mounts have moved: %q, %v, want %q, %v", got, err, rules, bad)
+	}
+	h.mounts = "1 1 0:1 / /x rw - cgroup2 none rw\n"
+	if _, err := h.groupOf(1 << 30); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no process: %v", err)
 	}
 }

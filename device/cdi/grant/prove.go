@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -22,6 +23,8 @@ type Container struct {
 	Others []berth.Node
 	// Bound: its /dev is a directory of the host's, which holds more.
 	Bound bool
+	// Kin: of nodes that are there beside, only those count that could be GPUs, by their major numbers.
+	Kin bool
 	// Optional says of a lent node that it may be missing; nil: none may.
 	Optional func(path string) bool
 }
@@ -103,10 +106,11 @@ func (s *Set) beyond(c Container) (what []string, err error) {
 	for _, n := range slices.Concat(everywhere(), s.Nodes, c.Others) {
 		known[number(&n)] = true
 	}
-	err = walk(fd, "/dev", func(p string, st *unix.Stat_t) {
+	left := maxEntries
+	err = walk(fd, "/dev", &left, func(p string, st *unix.Stat_t) {
 		n := numberOf(st)
 		terminal := st.Mode&unix.S_IFMT == unix.S_IFCHR && isPts(unix.Major(st.Rdev))
-		if !known[n] && !terminal && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if !known[n] && !terminal && st.Mode&unix.S_IFMT != unix.S_IFDIR && (!c.Kin || s.isKin(st)) {
 			what = append(what, fmt.Sprintf("%s (%s) is there, which was not lent", p, n))
 		}
 	})
@@ -114,17 +118,33 @@ func (s *Set) beyond(c Container) (what []string, err error) {
 	return what, err
 }
 
-// walk visits the device nodes below a directory, which it closes, but not what is mounted there.
-func walk(fd int, at string, visit func(string, *unix.Stat_t)) error {
+// isKin reports whether a node could be that of a GPU, by its major number.
+func (s *Set) isKin(st *unix.Stat_t) bool {
+	major := unix.Major(st.Rdev)
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && slices.Contains(gpuMajors, major) ||
+		slices.ContainsFunc(s.Nodes, func(n berth.Node) bool {
+			return n.Major == major && (n.Type == "b") == (st.Mode&unix.S_IFMT == unix.S_IFBLK)
+		})
+}
+
+// maxEntries bounds how much of a container's /dev is looked through: where its command runs already, it may fill it.
+const maxEntries = 1 << 14
+
+// walk visits the device nodes below a directory, which it closes, but not what is mounted there. left is how many
+// entries more it looks at.
+func walk(fd int, at string, left *int, visit func(string, *unix.Stat_t)) error {
 	dir := os.NewFile(uintptr(fd), at)
 	defer func() { _ = dir.Close() }()
 	var own unix.Stat_t
 	if err := unix.Fstat(fd, &own); err != nil {
 		return err
 	}
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
+	names, err := dir.Readdirnames(*left + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
+	}
+	if *left -= len(names); *left < 0 {
+		return fmt.Errorf("%s: %w: /dev has more than %d entries", at, berth.ErrExhausted, maxEntries)
 	}
 	for _, name := range names {
 		var st unix.Stat_t
@@ -144,7 +164,7 @@ func walk(fd int, at string, visit func(string, *unix.Stat_t)) error {
 			if err != nil {
 				return err
 			}
-			if err := walk(sub, at+"/"+name, visit); err != nil {
+			if err := walk(sub, at+"/"+name, left, visit); err != nil {
 				return err
 			}
 		}
@@ -184,12 +204,12 @@ func (s *Set) ProveRules(list []string, c Container, runtimes ...berth.Node) err
 		}
 		device, access := line[:i], line[i+1:]
 		have[device] = merge(have[device], access)
-		if beyond := without(access, allowed[device]+wanted[device]); beyond != "" {
+		if beyond := Without(access, allowed[device]+wanted[device]); beyond != "" {
 			what = append(what, fmt.Sprintf("its device rules allow %q, which was not lent", line))
 		}
 	}
 	for device, access := range wanted {
-		if missing := without(access, have[device]); missing != "" {
+		if missing := Without(access, have[device]); missing != "" {
 			what = append(what, fmt.Sprintf("its device rules do not allow %q", device+" "+missing))
 		}
 	}
@@ -198,10 +218,10 @@ func (s *Set) ProveRules(list []string, c Container, runtimes ...berth.Node) err
 }
 
 // merge is the access of two rules together.
-func merge(a, b string) string { return a + without(b, a) }
+func merge(a, b string) string { return a + Without(b, a) }
 
-// without is the access in a that is not in b.
-func without(a, b string) string {
+// Without is the access in a that is not in b.
+func Without(a, b string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune(b, r) {
 			return -1

@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -17,51 +15,32 @@ import (
 var ErrNoRules = errors.New("no device rules of cgroup v1")
 
 // RulesOf reads the device rules of a process's cgroup of v1. ErrNoRules where it has none.
-func RulesOf(pid int) ([]string, error) {
-	own, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
-	if err != nil {
-		return nil, fmt.Errorf("device rules of process %d: %w", pid, err)
+func RulesOf(pid int) ([]string, error) { return new(Hierarchies).RulesOf(pid) }
+
+// RulesOf is the function of that name. Where what is known of the hierarchies no longer leads to the rules, it looks anew.
+func (h *Hierarchies) RulesOf(pid int) ([]string, error) {
+	rules, err := h.rulesOf(pid)
+	if err != nil && !errors.Is(err, ErrNoRules) {
+		h.forget()
+		rules, err = h.rulesOf(pid)
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("device rules of process %d: %w", pid, err)
-	}
-	dir := directory(string(own), string(mounts))
-	if dir == "" {
+	return rules, err
+}
+
+func (h *Hierarchies) rulesOf(pid int) ([]string, error) {
+	g, err := h.groupOf(pid)
+	if errors.Is(err, ErrNoGroup) || err == nil && g.V2 {
 		return nil, ErrNoRules
 	}
-	data, err := os.ReadFile(filepath.Join(dir, "devices.list"))
+	if err != nil {
+		return nil, fmt.Errorf("device rules of process %d: %w", pid, err)
+	}
+	data, err := os.ReadFile(filepath.Join(g.Dir, "devices.list"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("device rules of process %d: %w: it has left its cgroup %s", pid, berth.ErrNotFound, dir)
+		return nil, fmt.Errorf("device rules of process %d: %w: it has left its cgroup %s", pid, berth.ErrNotFound, g.Dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("device rules of process %d: %w", pid, err)
 	}
 	return strings.FieldsFunc(string(data), func(r rune) bool { return r == '\n' }), nil
-}
-
-// directory is where the hierarchy of v1 with the controller devices shows a process's cgroup; "" where it does not.
-func directory(own, mounts string) string {
-	const controller = "devices"
-	cgroup := ""
-	for line := range strings.Lines(own) {
-		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(f) == 3 && slices.Contains(strings.Split(f[1], ","), controller) {
-			cgroup = f[2]
-		}
-	}
-	if cgroup == "" {
-		return ""
-	}
-	for line := range strings.Lines(mounts) {
-		head, tail, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		h, t := strings.Fields(head), strings.Fields(tail)
-		if !ok || len(h) < 5 || len(t) < 3 || t[0] != "cgroup" || !slices.Contains(strings.Split(t[2], ","), controller) {
-			continue
-		}
-		if rel, err := filepath.Rel(h[3], cgroup); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-			return filepath.Join(h[4], rel)
-		}
-	}
-	return ""
 }

@@ -191,6 +191,19 @@ func TestStopsInside(t *testing.T) {
 	}
 }
 
+// TestProfileBounds has a /dev that is too large to look through: no profile, and no error.
+func TestProfileBounds(t *testing.T) {
+	c := newContainer(t, map[string]string{"dev/null": "", "etc/x": ""})
+	for i := range maxNodes {
+		if err := unix.Mknod(filepath.Join(c.root, "dev", fmt.Sprint(i)), unix.S_IFREG|0o644, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, out := c.run("update-application-profile"); code != 0 || !strings.Contains(out, fmt.Sprintf("it has more than %d entries", maxNodes)) {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
 // TestNamesBounds has a directory whose libraries' names take more memory than the directory.
 func TestNamesBounds(t *testing.T) {
 	c := newContainer(t, nil)

@@ -8,7 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
+	"strings"
 
 	"github.com/berth-project/berth/device/cdi/inroot"
 )
@@ -61,6 +63,29 @@ func Params() (name string, contents []byte, ok bool, err error) {
 	}
 	contents, ok = WithoutNodeModification(params)
 	return driverParams, contents, ok, nil
+}
+
+// Into are directories into which the hooks that the arguments name will put something, as far as the arguments say so.
+func Into(args []string) (dirs []string) {
+	add := func(dir string) {
+		if !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	for _, one := range split(args) {
+		switch {
+		case len(one) == 0:
+		case one[0] == "update-ldcache", one[0] == "update-application-profile":
+			add("/etc")
+		case one[0] == "create-symlinks":
+			for _, arg := range one[1:] {
+				if _, link, ok := strings.Cut(arg, "::"); ok {
+					add(path.Dir(link))
+				}
+			}
+		}
+	}
+	return dirs
 }
 
 func split(args []string) (all [][]string) {

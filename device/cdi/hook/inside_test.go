@@ -274,3 +274,16 @@ func TestKnown(t *testing.T) {
 		}
 	}
 }
+
+func TestInto(t *testing.T) {
+	for args, want := range map[string]string{
+		"":       "",
+		"chmod ": "",
+		"create-symlinks --link a::/usr/lib/b --link=../c::/usr/lib/d ++ update-ldcache --folder /x ++ update-application-profile": "/usr/lib /etc",
+		"++ create-symlinks --link a::b --link a --link ::/dev/x":                                                                  ". /dev",
+	} {
+		if got := strings.Join(Into(strings.Fields(args)), " "); got != want {
+			t.Errorf("%q: %q, want %q", args, got, want)
+		}
+	}
+}

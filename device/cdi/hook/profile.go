@@ -8,6 +8,8 @@ import (
 	"regexp"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/device/cdi/inroot"
 )
 
 const profileFile = "/etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"
@@ -16,6 +18,10 @@ const profileFile = "/etc/nvidia/nvidia-application-profiles-rc.d/10-container.c
 func updateApplicationProfile(*flag.FlagSet) func(*job) error {
 	return func(j *job) error {
 		nodes, err := j.deviceNodes()
+		if errors.Is(err, inroot.ErrLarge) {
+			j.warn("%v; EGL and Vulkan may list GPUs that are not there", err)
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -65,8 +71,12 @@ func ApplicationProfile(mask uint64) []byte {
 		`"rules":[{"pattern":[],"profile":"_container_"}]}`, mask)
 }
 
+// maxNodes bounds the entries of a container's /dev, which may be a directory of the user's.
+const maxNodes = 1 << 14
+
+// deviceNodes are the character devices of the container's /dev with the name of a GPU; inroot.ErrLarge where that has too many entries.
 func (j *job) deviceNodes() ([]DeviceNode, error) {
-	entries, err := j.root.ReadDir("/dev")
+	entries, err := j.root.ReadSome("/dev", maxNodes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -74,7 +84,7 @@ func (j *job) deviceNodes() ([]DeviceNode, error) {
 	}
 	var nodes []DeviceNode
 	for _, e := range entries {
-		if e.Type()&fs.ModeCharDevice == 0 {
+		if e.Type()&fs.ModeCharDevice == 0 || !gpuNode.MatchString(e.Name()) {
 			continue
 		}
 		st, err := j.root.Lstat("/dev/" + e.Name())

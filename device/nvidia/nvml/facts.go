@@ -24,10 +24,11 @@ type Facts struct {
 // GPU is what the library says of one GPU. What it does not say is zero.
 type GPU struct {
 	UUID   string `json:"uuid"`
-	Memory int64  `json:"memory,omitempty"` // bytes
-	Arch   string `json:"arch,omitempty"`   // compute capability
-	Brand  string `json:"brand,omitempty"`  // in the words of NVIDIA_REQUIRE_CUDA
-	MIG    bool   `json:"mig,omitempty"`    // MIG mode is on, whether there are slices or not
+	Memory int64  `json:"memory,omitempty"`  // bytes
+	Arch   string `json:"arch,omitempty"`    // compute capability
+	Brand  string `json:"brand,omitempty"`   // in the words of NVIDIA_REQUIRE_CUDA
+	MIG    bool   `json:"mig,omitempty"`     // MIG mode is on, whether there are slices or not
+	HasMIG bool   `json:"has_mig,omitempty"` // it has a MIG mode, on or off, as far as is known
 	Slices []MIG  `json:"slices,omitempty"`
 	Links  []Link `json:"nvlinks,omitempty"`
 
@@ -97,6 +98,7 @@ func (f *Facts) Add(devices []device.Device) []device.Device {
 			continue
 		}
 		d.Island = islands[d.UUID]
+		d.MIG, d.Divisible = gpu.MIG, gpu.HasMIG || gpu.MIG
 		d.Memory, d.Arch, d.Brand = gpu.Memory, gpu.Arch, gpu.Brand
 		if f.CUDA != "" {
 			d.CUDA = f.CUDA

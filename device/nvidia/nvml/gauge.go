@@ -40,11 +40,45 @@ func (g *Gauges) Gauge(of device.Gauged) device.Gauge {
 	if g.lib == nil {
 		return device.Deaf(g.reason)
 	}
-	dev, ret := g.lib.DeviceGetHandleByUUID(of.UUID())
+	dev, ret := g.find(of.Unit)
 	if ret != nvml.SUCCESS {
 		return device.Deaf(failed("find "+of.UUID(), ret).Error())
 	}
 	return &gauge{dev: dev, of: of, has: g.has}
+}
+
+// find finds a GPU or a slice, by the GPU's address where that is known: one that is looked for by its UUID has the library
+// open others on the way, which it then holds as long as the process runs.
+func (g *Gauges) find(u device.Unit) (nvml.Device, nvml.Return) {
+	if u.Device.PCI == "" {
+		return g.lib.DeviceGetHandleByUUID(u.UUID())
+	}
+	dev, ret := g.lib.DeviceGetHandleByPciBusId(u.Device.PCI)
+	if ret != nvml.SUCCESS {
+		return g.lib.DeviceGetHandleByUUID(u.UUID())
+	}
+	if uuid, ret := dev.GetUUID(); ret != nvml.SUCCESS || uuid != u.Device.UUID {
+		return g.lib.DeviceGetHandleByUUID(u.UUID())
+	}
+	if u.Slice == nil {
+		return dev, nvml.SUCCESS
+	}
+	n, ret := dev.GetMaxMigDeviceCount()
+	if ret != nvml.SUCCESS {
+		return nil, ret
+	}
+	for i := range n {
+		mig, ret := dev.GetMigDeviceHandleByIndex(i)
+		if ret != nvml.SUCCESS {
+			continue // the places of slices that are not made
+		}
+		gi, retG := mig.GetGpuInstanceId()
+		ci, retC := mig.GetComputeInstanceId()
+		if retG == nvml.SUCCESS && retC == nvml.SUCCESS && gi == u.Slice.GI && ci == u.Slice.CI {
+			return mig, nvml.SUCCESS
+		}
+	}
+	return nil, nvml.ERROR_NOT_FOUND
 }
 
 // has reports whether the library has a function: calling one that an old driver has not would end the process.

@@ -117,6 +117,38 @@ func TestGaugeOfSlice(t *testing.T) {
 	}
 }
 
+// What is measured is found by its GPU's address: the library would open others in search of a UUID.
+func TestGaugeByAddress(t *testing.T) {
+	s, d := gaugedHost()
+	s.DeviceGetHandleByUUIDFunc = func(string) (nvml.Device, nvml.Return) { return nil, nvml.ERROR_NOT_FOUND }
+	whole := device.Unit{Device: device.Device{UUID: d.UUID, PCI: d.PciBusID}}
+	if g := openGauges(s).Gauge(device.Gauged{Unit: whole}); g.Lacks() != "" || *g.Read().Memory != 7<<30 {
+		t.Error(g.Lacks())
+	}
+	d.GetMaxMigDeviceCountFunc = func() (int, nvml.Return) { return 7, nvml.SUCCESS }
+	d.GetMigDeviceHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
+		if i == 0 {
+			return nil, nvml.ERROR_NOT_FOUND
+		}
+		return &mock.Device{
+			GetGpuInstanceIdFunc:     func() (int, nvml.Return) { return i, nvml.SUCCESS },
+			GetComputeInstanceIdFunc: func() (int, nvml.Return) { return 0, nvml.SUCCESS },
+			GetMemoryInfo_v2Func: func() (nvml.Memory_v2, nvml.Return) {
+				return nvml.Memory_v2{Used: uint64(i) << 30}, nvml.SUCCESS
+			},
+		}, nvml.SUCCESS
+	}
+	slice := device.Unit{Device: whole.Device, Slice: &device.Slice{UUID: "MIG-1", GI: 3}}
+	if r := openGauges(s).Gauge(device.Gauged{Unit: slice}).Read(); r.Memory == nil || *r.Memory != 3<<30 {
+		t.Error(r)
+	}
+	// Another GPU has the address now.
+	whole.Device.UUID = "GPU-another"
+	if g := openGauges(s).Gauge(device.Gauged{Unit: whole}); g.Lacks() == "" || g.Read() != (device.Reading{}) {
+		t.Error("another GPU is measured")
+	}
+}
+
 func TestNoGauges(t *testing.T) {
 	s, d := gaugedHost()
 	s.InitFunc = func() nvml.Return { return nvml.ERROR_LIBRARY_NOT_FOUND }

@@ -98,7 +98,9 @@ func ask(dev nvml.Device) (gpu GPU, ok bool) {
 	if brand, ret := dev.GetBrand(); ret == nvml.SUCCESS {
 		gpu.Brand = brands[brand]
 	}
-	if mode, _, ret := dev.GetMigMode(); ret == nvml.SUCCESS && mode == nvml.DEVICE_MIG_ENABLE {
+	mode, _, ret := dev.GetMigMode()
+	gpu.HasMIG = ret != nvml.ERROR_NOT_SUPPORTED
+	if ret == nvml.SUCCESS && mode == nvml.DEVICE_MIG_ENABLE {
 		gpu.MIG = true
 		gpu.Slices = askSlices(dev, gpu.Memory)
 	} else if u, ret := dev.GetUtilizationRates(); ret == nvml.SUCCESS {

@@ -42,8 +42,8 @@ func TestQuery(t *testing.T) {
 		cuda   string
 		gpu    GPU
 	}{
-		"a100": {dgxa100.New(), "12.4", GPU{Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia"}},
-		"h200": {dgxh200.New(), "12.4", GPU{Memory: 144384 << 20, Arch: "9.0", Brand: "Nvidia"}},
+		"a100": {dgxa100.New(), "12.4", GPU{Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", HasMIG: true}},
+		"h200": {dgxh200.New(), "12.4", GPU{Memory: 144384 << 20, Arch: "9.0", Brand: "Nvidia", HasMIG: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			complete(c.server)
@@ -106,7 +106,7 @@ func TestQueryMIG(t *testing.T) {
 	have := []device.Device{{UUID: facts.GPUs[1].UUID, Model: "A100", Slices: []device.Slice{{UUID: "old", GI: 2}, {UUID: "new", GI: 9}}}}
 	got := facts.Add(have)
 	wantDevices := []device.Device{{
-		UUID: have[0].UUID, Model: "A100", Island: have[0].UUID, Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", CUDA: "12.4",
+		UUID: have[0].UUID, Model: "A100", MIG: true, Divisible: true, Island: have[0].UUID, Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", CUDA: "12.4",
 		Slices: []device.Slice{{UUID: "MIG-1", Profile: "1g.5gb", Memory: 4864 << 20, GI: 2}, {UUID: "new", GI: 9}},
 	}}
 	if diff := cmp.Diff(wantDevices, got); diff != "" || have[0].Slices[0].UUID != "old" {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -38,7 +39,7 @@ type Daemon struct {
 	opts   Options
 	bridge string
 	remote Remote
-	podman []string // its arguments, where it is Podman's service
+	podman *Podman // where it is Podman's service
 	cmd    *exec.Cmd
 	log    *os.File
 	done   chan struct{}
@@ -116,8 +117,24 @@ func ip(ctx context.Context, args ...string) error {
 	return nil
 }
 
+// awaitReaped waits until the containerd of a dockerd that was killed, which the kernel kills then, is gone: while it dies,
+// and until somebody has reaped it, the next dockerd takes it for one that runs, and waits in vain for its answer.
+func (d *Daemon) awaitReaped() {
+	raw, err := os.ReadFile(d.path("exec/containerd/containerd.pid"))
+	if err != nil {
+		return
+	}
+	for began := time.Now(); time.Since(began) < stopMax; time.Sleep(poll) {
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(raw)) + "/stat")
+		if err != nil || !bytes.Contains(stat, []byte(" (containerd) ")) {
+			return
+		}
+	}
+}
+
 // Run starts the process, again after Stop or Kill.
 func (d *Daemon) Run(ctx context.Context) error {
+	d.awaitReaped()
 	bridge := "none"
 	if d.bridge != "" {
 		bridge = d.bridge
@@ -203,7 +220,12 @@ func (d *Daemon) Log() string {
 }
 
 // Signal sends the daemon a signal.
-func (d *Daemon) Signal(sig syscall.Signal) error { return d.cmd.Process.Signal(sig) }
+func (d *Daemon) Signal(sig syscall.Signal) error {
+	if d.podman != nil && d.podman.UID != 0 { // it is two processes, and one that ends leaves the other
+		return syscall.Kill(-d.cmd.Process.Pid, sig)
+	}
+	return d.cmd.Process.Signal(sig)
+}
 
 // Stop ends the daemon as its service would.
 func (d *Daemon) Stop() error { return d.end(syscall.SIGTERM) }
@@ -211,11 +233,59 @@ func (d *Daemon) Stop() error { return d.end(syscall.SIGTERM) }
 // Kill ends the daemon at once. Its containerd and its containers run on.
 func (d *Daemon) Kill() error { return d.end(syscall.SIGKILL) }
 
+// KillRest ends, after Kill, what that leaves: the daemon's containerd, its shims and its containers, as the end of the host
+// does.
+func (d *Daemon) KillRest() error {
+	for end := time.Now().Add(stopMax); ; time.Sleep(poll) {
+		left, err := d.killLeft()
+		if err != nil || left == 0 {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d processes of the daemon's do not end within %v", left, stopMax)
+		}
+	}
+}
+
+// killLeft kills what has the daemon's directory in its command line, with what it started, and answers how many they were.
+func (d *Daemon) killLeft() (left int, err error) {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	parents, mine := map[int]int{}, map[int]bool{}
+	for _, file := range files {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		stat, err := os.ReadFile(filepath.Join(filepath.Dir(file), "stat"))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		f := strings.Fields(rest)
+		if len(f) < 2 || f[0] == "Z" {
+			continue
+		}
+		parents[pid], _ = strconv.Atoi(f[1])
+		raw, err := os.ReadFile(file)
+		mine[pid] = err == nil && bytes.Contains(raw, []byte(d.opts.Dir+"/"))
+	}
+	for pid := range parents {
+		for p := pid; p > 1; p = parents[p] {
+			if mine[p] && p != os.Getpid() {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+				left++
+				break
+			}
+		}
+	}
+	return left, nil
+}
+
 func (d *Daemon) end(sig syscall.Signal) error {
 	if d.cmd == nil || d.cmd.Process == nil {
 		return nil
 	}
-	if err := d.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := d.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
 		return err
 	}
 	defer func() { _ = d.log.Close() }()

@@ -16,18 +16,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// StartPodman starts the API service of Podman, with storage, state and a socket of its own, and waits until it
-// answers. It needs root and Debian's podman. Its containers are not the service's children: Close ends what is left.
+// Podman chooses how Podman's service is started.
+type Podman struct {
+	// Dir is the directory in which everything of it lies.
+	Dir string
+	// Crun has it take crun, and not runc. It must be root's then: crun refuses hosts that have cgroup v1 and, with controllers,
+	// v2, unless it sees no mount of that.
+	Crun bool
+	// UID and GID are whose service it is; 0 is root's. Such a user needs a name, and subordinate ids.
+	UID, GID uint32
+}
+
+// StartPodman starts the API service of Podman, as root and with runc.
 func StartPodman(ctx context.Context, dir string) (*Daemon, error) {
-	d := &Daemon{opts: Options{Dir: dir}}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	return StartPodmanAs(ctx, Podman{Dir: dir})
+}
+
+// StartPodmanAs starts the API service of Podman, with storage, state and a socket of its own, and waits until it
+// answers. It needs root and Debian's podman. Its containers are not the service's children: Close ends what is left.
+func StartPodmanAs(ctx context.Context, opts Podman) (*Daemon, error) {
+	d := &Daemon{opts: Options{Dir: opts.Dir}, podman: &opts}
+	if err := os.MkdirAll(opts.Dir, 0o711); err != nil {
 		return nil, err
+	}
+	if opts.Crun {
+		text := fmt.Sprintf("#!/bin/sh\n[ -e %s ] || exec crun \"$@\"\nexec unshare --mount --propagation private sh -c 'umount -l %s && exec crun \"$@\"' crun \"$@\"\n", unified, unified)
+		if err := os.WriteFile(d.path("crun"), []byte(text), 0o700); err != nil {
+			return nil, err
+		}
 	}
 	for name, text := range map[string]string{
 		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [" + ulimits() + "]\n",
 		"storage.conf":    "[storage]\ndriver = \"overlay\"\ngraphroot = \"" + d.path("root") + "\"\nrunroot = \"" + d.path("run") + "\"\n",
 	} {
-		if err := os.WriteFile(d.path(name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(d.path(name), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if opts.UID != 0 {
+		if err := errors.Join(os.Chown(opts.Dir, int(opts.UID), int(opts.GID)), os.Mkdir(d.path("home"), 0o700), os.Chown(d.path("home"), int(opts.UID), int(opts.GID))); err != nil {
 			return nil, err
 		}
 	}
@@ -36,11 +63,8 @@ func StartPodman(ctx context.Context, dir string) (*Daemon, error) {
 		return nil, err
 	}
 	d.log = log
-	d.podman = d.podmanArgs()
-	d.cmd = exec.Command("podman", append(d.podman, "system", "service", "--time", "0", d.Host())...) //nolint:noctx // it lives until Stop
-	d.cmd.Env, d.cmd.Dir = d.podmanEnv(), dir                                                         // conmon leaves a file where it runs
+	d.cmd = d.podmanCommand(context.Background(), "system", "service", "--time", "0", d.Host()) // it lives until Stop
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("podman (Debian's podman): %w", err)
 	}
@@ -48,6 +72,37 @@ func StartPodman(ctx context.Context, dir string) (*Daemon, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
+}
+
+// unified is where a host that has both has cgroup v2.
+const unified = "/sys/fs/cgroup/unified"
+
+// podmanCommand is a command of Podman's, of its user.
+func (d *Daemon) podmanCommand(ctx context.Context, args ...string) *exec.Cmd {
+	p := d.podman
+	runtime := "runc"
+	if p.Crun {
+		runtime = d.path("crun")
+	}
+	argv := []string{
+		"podman", "--root", d.path("root"), "--runroot", d.path("run"), "--tmpdir", d.path("tmp"), "--network-config-dir", d.path("networks"),
+		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", runtime, "--events-backend", "file",
+	}
+	argv = append(argv, args...)
+	if p.UID != 0 {
+		// conmon makes files in /tmp, whatever TMPDIR says, and not on all machines may this user.
+		argv = append([]string{
+			"unshare", "--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs -o mode=1777 none /tmp && exec "$@"`, "sh",
+			"setpriv", "--reuid", fmt.Sprint(p.UID), "--regid", fmt.Sprint(p.GID), "--clear-groups",
+		}, argv...)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env, cmd.Dir = append(os.Environ(), "CONTAINERS_CONF="+d.path("containers.conf"), "CONTAINERS_STORAGE_CONF="+d.path("storage.conf")), d.opts.Dir // conmon leaves a file where it runs
+	if p.UID != 0 {
+		cmd.Env = append(cmd.Env, "HOME="+d.path("home"), "XDG_RUNTIME_DIR="+d.path("home"), "TMPDIR="+d.path("home"))
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
 }
 
 // ulimits are those of containers: Podman as root sets higher ones than a machine without CAP_SYS_RESOURCE allows.
@@ -63,25 +118,17 @@ func ulimits() string {
 	return strings.Join(all, ", ")
 }
 
-func (d *Daemon) podmanArgs() []string {
-	return []string{
-		"--root", d.path("root"), "--runroot", d.path("run"), "--tmpdir", d.path("tmp"), "--network-config-dir", d.path("networks"),
-		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--events-backend", "file",
-	}
-}
-
-func (d *Daemon) podmanEnv() []string {
-	return append(os.Environ(), "CONTAINERS_CONF="+d.path("containers.conf"), "CONTAINERS_STORAGE_CONF="+d.path("storage.conf"))
-}
-
 // endPodman ends what Podman's containers are left.
 func (d *Daemon) endPodman() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "podman", append(d.podman, "rm", "--all", "--force", "--time", "0")...)
-	cmd.Env = d.podmanEnv()
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := d.podmanCommand(ctx, "rm", "--all", "--force", "--time", "0").CombinedOutput(); err != nil {
 		return fmt.Errorf("podman rm: %w: %s", err, out)
+	}
+	if d.podman.UID != 0 { // and the process that holds its namespaces
+		if out, err := d.podmanCommand(ctx, "system", "migrate").CombinedOutput(); err != nil {
+			return fmt.Errorf("podman system migrate: %w: %s", err, out)
+		}
 	}
 	return d.endConmons()
 }

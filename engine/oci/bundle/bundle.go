@@ -23,8 +23,8 @@ type Bundle struct {
 	Cgroup Cgroup
 	// NetNS is joined; nil stays in the caller's network namespace.
 	NetNS *os.File
-	// The container's ends of its streams; the starter does not close them. With Spec.Process.Terminal they
-	// are nil, and Process.Console is the master of its terminal.
+	// The container's ends of its streams; the starter does not close them. One that is nil is the container's own null
+	// device. With Spec.Process.Terminal they are nil, and Process.Console is the master of its terminal.
 	Stdin, Stdout, Stderr *os.File
 	// Init: pid 1 is berth's init, which runs Spec.Process.Args as its child.
 	Init bool
@@ -34,6 +34,11 @@ type Bundle struct {
 	// Like, where not "", names what is in the root before anything is written or mounted: that of another bundle
 	// of the same name has the same libraries and the same files that say where they are.
 	Like string
+	// Plain, where not nil, says at which paths there are regular files of the root's own layers, with no link on the way to
+	// them, as nobody has written to the root yet.
+	Plain map[string]bool
+	// Mount, where not nil, gives the mount of Root, which was begun before; once: the next one has to be made.
+	Mount func() (*os.File, error)
 	// Ready, where not nil, is called once all of the container is there, and nothing of its command has run: after
 	// the hooks that run before the start. Its error ends the start, and is in Start's.
 	Ready func(Created) error
@@ -52,6 +57,7 @@ type Root struct {
 	Work      string   // beside Upper, on the same file system
 	Volatile  bool     // no syncs; what is in Upper is lost when the host crashes
 	UserXattr bool     // rootless overlay
+	NoDevices bool     // no device node in it can be opened, whoever made it; those that are mounted there can
 }
 
 // Cgroup is where the container's processes are.

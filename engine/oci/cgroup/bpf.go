@@ -2,13 +2,11 @@ package cgroup
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"os"
-	"runtime"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/device/cdi/program"
 )
 
 // instruction is one of eBPF: struct bpf_insn.
@@ -86,66 +84,34 @@ func assemble(p []instruction) []byte {
 // applyV2 attaches the rules to a v2 cgroup; they hold for all below it. Programs that are attached further
 // up go on to hold too.
 func (s rules) applyV2(dir string) error {
-	prog, err := load(s.program())
-	if err != nil {
-		return fmt.Errorf("load device rules: %w", err)
-	}
-	defer func() { _ = unix.Close(prog) }()
-	cgroup, err := open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	p, err := program.Load(assemble(s.program()))
 	if err != nil {
 		return err
 	}
-	defer func() { _ = unix.Close(cgroup) }()
-	attr := struct{ target, prog, typ, flags uint32 }{
-		uint32(cgroup), uint32(prog), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI,
+	defer func() { _ = p.Close() }()
+	cgroup, err := openDir(dir)
+	if err != nil {
+		return err
 	}
-	if _, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
-		return fmt.Errorf("attach device rules to %s: %w", dir, err)
-	}
-	return nil
+	defer func() { _ = cgroup.Close() }()
+	return p.Attach(cgroup, unix.BPF_F_ALLOW_MULTI, nil)
 }
 
-func load(p []instruction) (fd int, err error) {
-	code := assemble(p)
-	license := []byte("Apache-2.0\x00") // the rules call no function that would ask for GPL
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	pin.Pin(&code[0])
-	pin.Pin(&license[0])
-	attr := struct {
-		typ, count        uint32
-		code, license     uint64
-		logLevel, logSize uint32
-		log               uint64
-	}{
-		typ: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(p)),
-		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
+func openDir(dir string) (*os.File, error) {
+	fd, err := open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
 	}
-	return bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-}
-
-// bpf is bpf(2). The verifier gives up with EAGAIN when a signal arrives, and Go's runtime sends itself
-// signals.
-func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
-	for try := 0; ; try++ {
-		r, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size)
-		switch {
-		case errno == 0:
-			return int(r), nil
-		case try < 100 && (errors.Is(errno, unix.EAGAIN) || errors.Is(errno, unix.EINTR)):
-		default:
-			return -1, os.NewSyscallError("bpf", errno)
-		}
-	}
+	return os.NewFile(uintptr(fd), dir), nil
 }
 
 // ruleable reports whether this process may set device rules on v2. It may not in a user namespace; there
 // no device can be made either, and only what is bind-mounted can be opened.
 func ruleable() bool {
-	fd, err := load(rules{}.program())
+	p, err := program.Load(assemble(rules{}.program()))
 	if err != nil {
 		return false
 	}
-	_ = unix.Close(fd)
+	_ = p.Close()
 	return true
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/device/cdi/program"
 )
 
 func FuzzMounts(f *testing.F) {
@@ -55,44 +57,18 @@ func FuzzRules(f *testing.F) {
 			want = want || (r.typ == 'a' || (r.typ == 'b') == block) && (r.major < 0 || r.major == int64(major)) &&
 				(r.minor < 0 || r.minor == int64(minor)) && access(acc)&^r.access == 0
 		}
-		typ := uint32(unix.BPF_DEVCG_DEV_CHAR)
+		use := program.Use{Type: unix.BPF_DEVCG_DEV_CHAR, Access: uint16(acc), Major: major, Minor: minor}
 		if block {
-			typ = unix.BPF_DEVCG_DEV_BLOCK
+			use.Type = unix.BPF_DEVCG_DEV_BLOCK
 		}
-		if got := interpret(t, set.program(), [3]uint32{uint32(acc)<<16 | typ, major, minor}); got != want && !set.all {
-			t.Errorf("rules %v: device %v %d:%d access %d: %v, want %v", set.list, block, major, minor, acc, got, want)
+		code, err := program.Parse(assemble(set.program()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := code.Allows(use); err != nil || got != want && !set.all {
+			t.Errorf("rules %v: %+v: %v, %v, want %v", set.list, use, got, err, want)
 		}
 	})
-}
-
-// interpret runs what of eBPF the programs use.
-func interpret(t *testing.T, p []instruction, ctx [3]uint32) bool {
-	var r [6]uint64
-	for pc := 0; pc < len(p); pc++ {
-		in := p[pc]
-		switch in.op {
-		case loadWord:
-			r[in.dst] = uint64(ctx[in.off/4])
-		case movReg:
-			r[in.dst] = r[in.src]
-		case movImm:
-			r[in.dst] = uint64(in.imm)
-		case andImm:
-			r[in.dst] &= uint64(in.imm)
-		case shiftImm:
-			r[in.dst] >>= in.imm
-		case jumpNE:
-			if r[in.dst] != uint64(in.imm) {
-				pc += int(in.off)
-			}
-		case exit:
-			return r[0] != 0
-		default:
-			t.Fatalf("instruction %d: %+v", pc, in)
-		}
-	}
-	t.Fatal("the program does not end")
-	return false
 }
 
 func TestMountsOfHosts(t *testing.T) {

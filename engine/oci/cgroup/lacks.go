@@ -31,7 +31,7 @@ func (h *Host) lacking() []berth.Lack {
 	}
 	if !h.can(devices) && h.version != None && os.Geteuid() == 0 && ownsHost() {
 		why, remedy := h.why(devices)
-		lacks = append(lacks, berth.Lack{What: "device rules", Why: why, Remedy: remedy})
+		lacks = append(lacks, berth.Lack{What: "device rules", Why: why + "; so containers open no device nodes of their images, and have no CAP_MKNOD", Remedy: remedy})
 	}
 	if t := h.v1[memory]; t != nil && !exists(t.mount+t.base+"/memory.memsw.limit_in_bytes") && swaps() {
 		lacks = append(lacks, berth.Lack{

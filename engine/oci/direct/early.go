@@ -55,10 +55,9 @@ func (c *prepared) open(m *specs.Mount) (err error) {
 	return nil
 }
 
-// early are the clones for many mounts, made by another thread while this one mounts the root.
+// early are the clones for many mounts, made by another thread while this one mounts the root and finds their places.
 type early struct {
-	done   chan struct{}
-	clones []*prepared // taken ones are nil
+	clones chan *prepared // in the order of the mounts; closed behind the last
 }
 
 // manyBinds is from how many bind mounts on another thread is worth its price.
@@ -75,34 +74,30 @@ func cloneEarly(spec *specs.Spec) *early {
 	if binds < manyBinds {
 		return nil
 	}
-	e := &early{done: make(chan struct{}), clones: make([]*prepared, len(spec.Mounts))}
+	e := &early{clones: make(chan *prepared, len(spec.Mounts))}
 	go func() {
-		defer close(e.done)
+		defer close(e.clones)
 		for i := range spec.Mounts {
-			e.clones[i] = prepareMount(&spec.Mounts[i])
+			e.clones <- prepareMount(&spec.Mounts[i])
 		}
 	}()
 	return e
 }
 
-// take hands over the clone of a mount of the spec, by its index; nil where there is none.
-func (e *early) take(i int) *prepared {
+// take hands over the clone of the next mount of the spec; nil where there is none.
+func (e *early) take() *prepared {
 	if e == nil {
 		return nil
 	}
-	<-e.done
-	c := e.clones[i]
-	e.clones[i] = nil
-	return c
+	return <-e.clones
 }
 
 func (e *early) close() {
 	if e == nil {
 		return
 	}
-	<-e.done
-	for _, c := range e.clones {
-		if c != nil && c.fd >= 0 {
+	for c := range e.clones {
+		if c.fd >= 0 {
 			_ = unix.Close(c.fd)
 		}
 	}

@@ -217,6 +217,42 @@ func TestHardening3ProcfsWritesAreVerified(t *testing.T) {
 	}
 }
 
+// Item 5: an AppArmor profile is written after all else that the child had open is closed, and so its /proc must not be.
+// Where there is no AppArmor, the kernel refuses the profile itself.
+func TestHardening5ProfileIsWritten(t *testing.T) {
+	s := testStarter(t)
+	p := startIdle(t, s, nil)
+	s.hasAppArmor = true
+	confined := shell(t, "true")
+	confined.ApparmorProfile = "no-such-profile"
+	b := testBundle(t, testSpec(t))
+	b.Spec.Process = confined
+	_, started := s.Start(t.Context(), b)
+	_, executed := execIn(t, p, confined)
+	for what, err := range map[string]error{"start": started, "exec": executed} {
+		if err == nil || errors.Is(err, unix.EBADF) || !strings.Contains(err.Error(), "set AppArmor profile no-such-profile") {
+			t.Errorf("%s: %v; want what the kernel says of the profile", what, err)
+		}
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	err = runProgram(t, s, 0, func(p *plan) {
+		p.spec.Process, p.bundle.Stdin, p.bundle.Stdout, p.bundle.Stderr = confined, null, null, null
+		p.report, p.image = int(null.Fd()), int(null.Fd())
+		if err := p.streams(); err != nil {
+			t.Error(err)
+		}
+		p.writeProc("set", "self/oom_score_adj", "1", true)
+		p.begin()
+	})
+	if err != nil {
+		t.Errorf("a write to /proc after the streams: %v", err)
+	}
+}
+
 // Item 3: a mount point that others change at the same time is never one outside the root.
 func TestHardening3MountPointsUnderAttack(t *testing.T) {
 	s := testStarter(t)

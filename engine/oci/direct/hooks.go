@@ -176,14 +176,21 @@ func (p *plan) ready(ctx context.Context, root *os.File) error {
 	if !p.hosted && !p.inside && p.bundle.Ready == nil {
 		return nil
 	}
-	return p.meet("wait for hooks and checks", func(pid int) error {
+	key := ""
+	before := func() {
+		if p.inside {
+			key = p.likeness()
+			p.copyUp(root)
+		}
+	}
+	return p.meet("wait for hooks and checks", before, func(pid int) error {
 		if p.hosted {
 			if err := p.runHooks(ctx, pid); err != nil {
 				return err
 			}
 		}
 		if p.inside {
-			if err := p.runInside(ctx, root); err != nil {
+			if err := p.runInside(ctx, root, key); err != nil {
 				return err
 			}
 		}

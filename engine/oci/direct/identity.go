@@ -50,7 +50,7 @@ func (p *plan) person(proc *specs.Process) error {
 		// Without no_new_privs a profile needs CAP_SYS_ADMIN, which is about to go.
 		p.seccomp()
 	}
-	if a := proc.ApparmorProfile; a != "" && a != "unconfined" {
+	if a := apparmor(proc); a != "" {
 		p.writeProc("set AppArmor profile "+a+" for the command at", p.s.execAttr(), "exec "+a, true)
 	}
 	b.dropBounding(caps.bounding, p.s.lastCap)
@@ -64,6 +64,14 @@ func (p *plan) person(proc *specs.Process) error {
 		p.seccomp()
 	}
 	return nil
+}
+
+// apparmor is the AppArmor profile that the process asks for; "" where there is none to set.
+func apparmor(proc *specs.Process) string {
+	if proc.ApparmorProfile == "unconfined" {
+		return ""
+	}
+	return proc.ApparmorProfile
 }
 
 // umaskOf is the process's umask: 0022 unless it says otherwise, as in runc.

@@ -112,9 +112,9 @@ func (p *plan) hookMounts() error {
 	return nil
 }
 
-// runInside runs berth's own hooks in this process, for a container that waits for it.
-func (p *plan) runInside(ctx context.Context, root *os.File) error {
-	in := hook.Inside{Root: root, Env: p.spec.Process.Env, Log: io.Discard, Kept: &p.s.kept, Key: p.likeness()}
+// runInside runs berth's own hooks in this process, for a container that waits for it. The key is its likeness.
+func (p *plan) runInside(ctx context.Context, root *os.File, key string) error {
+	in := hook.Inside{Root: root, Env: p.spec.Process.Env, Log: io.Discard, Kept: &p.s.kept, Key: key}
 	for i := range p.spec.Hooks.CreateContainer {
 		h := hookOf{"createContainer", &p.spec.Hooks.CreateContainer[i]}
 		if err := h.runInside(ctx, &in); err != nil {
@@ -122,6 +122,25 @@ func (p *plan) runInside(ctx context.Context, root *os.File) error {
 		}
 	}
 	return nil
+}
+
+// copyUp has the directories be in the container's writable layer into which hooks will put something, while the child is on
+// its way still: what that takes is most of what hooks take. Nothing is changed by it, and what goes wrong goes wrong again when
+// the hook comes to it.
+func (p *plan) copyUp(root *os.File) {
+	for i := range p.spec.Hooks.CreateContainer {
+		for _, dir := range hook.Into(p.spec.Hooks.CreateContainer[i].Args[1:]) {
+			fd, err := unix.Openat2(int(root.Fd()), relative(dir), &unix.OpenHow{
+				Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+				Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+			})
+			if err != nil {
+				continue
+			}
+			_ = unix.Fchownat(fd, "", -1, -1, unix.AT_EMPTY_PATH)
+			_ = unix.Close(fd)
+		}
+	}
 }
 
 // runInside runs one of them, for as long as its program could run.

@@ -14,14 +14,16 @@ import (
 type meeting struct {
 	verb string   // describes the step in errors
 	conn *os.File // this process's end of a socket pair
-	do   func(pid int) error
+	// before is done while the child is on its way; nil is nothing.
+	before func()
+	do     func(pid int) error
 }
 
 // done is the byte that tells a child that it may go on.
 const done = 'm'
 
-// meet adds the steps of a meeting.
-func (p *plan) meet(verb string, do func(pid int) error) error {
+// meet adds the steps of a meeting, at which do is done.
+func (p *plan) meet(verb string, before func(), do func(pid int) error) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("make socket pair: %w", err)
@@ -31,7 +33,7 @@ func (p *plan) meet(verb string, do func(pid int) error) error {
 		_ = unix.Close(pair[1])
 		return err
 	}
-	p.meetings = append(p.meetings, meeting{verb: verb, conn: os.NewFile(uintptr(pair[1]), verb), do: do})
+	p.meetings = append(p.meetings, meeting{verb: verb, conn: os.NewFile(uintptr(pair[1]), verb), before: before, do: do})
 	b := p.b
 	b.doing(verb, "")
 	byt := b.alloc(8)
@@ -43,6 +45,9 @@ func (p *plan) meet(verb string, do func(pid int) error) error {
 
 // attend waits for the child, and does what it waits for.
 func (m *meeting) attend(pid *int32) error {
+	if m.before != nil {
+		m.before()
+	}
 	buf := make([]byte, 1)
 	if n, err := m.conn.Read(buf); n == 0 {
 		return fmt.Errorf("the child ended: %w", err)

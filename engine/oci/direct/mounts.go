@@ -53,7 +53,7 @@ func (p *plan) mounts() error {
 	p.sources = map[int]*unix.Stat_t{}
 	for i := range p.spec.Mounts {
 		m := &p.spec.Mounts[i]
-		c := p.early.take(i)
+		c := p.early.take()
 		if c == nil {
 			c = prepareMount(m)
 		}
@@ -90,8 +90,14 @@ func (p *plan) bind(m *specs.Mount, c *prepared) error {
 	if dir {
 		content = contentHost
 	}
-	at, _, err := p.view.target(m.Destination, dir)
-	if err != nil {
+	at := m.Destination
+	if dir || !p.bundle.Plain[at] || p.view.covers(at) {
+		var err error
+		if at, _, err = p.view.target(m.Destination, dir); err != nil {
+			return err
+		}
+	}
+	if err := takesPlace(at, m.Destination); err != nil {
 		return err
 	}
 	if dir {
@@ -101,6 +107,14 @@ func (p *plan) bind(m *specs.Mount, c *prepared) error {
 	}
 	p.view.mounts = append(p.view.mounts, planned{at: at, content: content, fd: c.fd})
 	return nil
+}
+
+// takesPlace refuses a mount that a link of the image leads to where the container's own /proc, /sys or /dev is.
+func takesPlace(at, dest string) error {
+	if at == path.Clean(dest) || at != "/proc" && at != "/sys" && at != "/dev" && !strings.HasPrefix(at, "/proc/") {
+		return nil
+	}
+	return fmt.Errorf("%w: the image has a link there, to %s, which is the container's own", berth.ErrInvalid, at)
 }
 
 // setAttrs applies the options of a bind mount to its clone. Without a word on propagation it is private:
@@ -161,6 +175,9 @@ func (p *plan) newMount(fsType, source, dest string, o *mountOptions) (planned, 
 	if (fsType == "proc" || fsType == "sysfs") && at != path.Clean(dest) {
 		// What is hidden below these is hidden by name.
 		return planned{}, fmt.Errorf("%w: the image has a link there, to %s", berth.ErrInvalid, at)
+	}
+	if err := takesPlace(at, dest); err != nil {
+		return planned{}, err
 	}
 	fs := o.fs
 	c := contentFixed

@@ -111,16 +111,20 @@ func (s *Starter) open() error {
 	return nil
 }
 
-// openSelf opens the pidfd by which a child sees that this process lives. Its number is high, as a child's
-// other descriptors are placed at fixed ones.
+// openSelf opens the pidfd by which a child sees that this process lives.
 func (s *Starter) openSelf() error {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
 		return fmt.Errorf("%w: pidfd_open: %w", berth.ErrUnsupported, err)
 	}
-	defer func() { _ = unix.Close(fd) }()
-	s.self, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highFd)
+	s.self, err = raise(fd)
 	return err
+}
+
+// raise gives a descriptor a number that no command begins with, as a child keeps it until it executes its command.
+func raise(fd int) (int, error) {
+	defer func() { _ = unix.Close(fd) }()
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highFd)
 }
 
 // probe reports which of the calls that every start needs this kernel lacks.
@@ -150,7 +154,7 @@ func openProc() (int, error) {
 		defer func() { _ = unix.Close(fs) }()
 		if err := unix.FsconfigCreate(fs); err == nil {
 			if fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_NODEV); err == nil {
-				return fd, nil
+				return raise(fd)
 			}
 		}
 	}
@@ -163,7 +167,7 @@ func openProc() (int, error) {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("%w: /proc is no procfs", berth.ErrUnsupported)
 	}
-	return fd, nil
+	return raise(fd)
 }
 
 // inUserNamespace reports whether this process is in a user namespace other than the first.
@@ -199,13 +203,18 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 		if err := os.RemoveAll(filepath.Join(b.Root.Work, "work/incompat")); err != nil {
 			return nil, err
 		}
+		b.Plain = nil // hooks have written to it
 		return s.rootAndStart(ctx, &plan{filter: filter, bundle: b})
 	}
 	return proc, err
 }
 
 func (s *Starter) rootAndStart(ctx context.Context, p *plan) (bundle.Process, error) {
-	root, err := rootfs.Overlay(p.bundle.Root)
+	mount := func() (*os.File, error) { return rootfs.Overlay(p.bundle.Root) }
+	if p.bundle.Mount != nil {
+		mount, p.bundle.Mount = p.bundle.Mount, nil
+	}
+	root, err := mount()
 	if err != nil {
 		return nil, err
 	}

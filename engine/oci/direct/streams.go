@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,8 +80,12 @@ func (p *plan) streams() error {
 	p.placeImage(report, image)
 	// What stays is closed by the command's execve.
 	b.doing("close descriptors", "")
-	p.inherit(p.s.self)
-	b.closeAllBut(imageFD+1, []int{p.s.self})
+	keep := []int{int(p.inherit(p.s.self))}
+	if apparmor(p.spec.Process) != "" { // person writes it
+		keep = append(keep, int(p.inherit(p.s.proc)))
+		slices.Sort(keep)
+	}
+	b.closeAllBut(imageFD+1, keep)
 	return nil
 }
 

@@ -163,6 +163,13 @@ func more(rest []string) bool {
 	return false
 }
 
+// covers reports whether one of the mounts planned so far has what is at the canonical path.
+func (v *view) covers(at string) bool {
+	return slices.ContainsFunc(v.mounts, func(m planned) bool {
+		return m.content != contentFile && (m.at == "/" || strings.HasPrefix(at, m.at) && (len(at) == len(m.at) || at[len(m.at)] == '/'))
+	})
+}
+
 // mountAt is the index of the topmost mount at the canonical path.
 func (v *view) mountAt(at string) int {
 	for i, m := range slices.Backward(v.mounts) {

@@ -31,7 +31,7 @@ func (p *plan) userNamespace() error {
 	if !p.userNS {
 		return nil
 	}
-	if err := p.meet("wait for the mapping of ids", p.mapIDs); err != nil {
+	if err := p.meet("wait for the mapping of ids", nil, p.mapIDs); err != nil {
 		return err
 	}
 	b := p.b

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,10 +37,24 @@ const (
 
 // startRecord is what is kept of a container on disk.
 type startRecord struct {
-	Step   berth.StepSpec `json:"step"`
-	Layers []string       `json:"layers"`
+	startHead
 	// Spec is the OCI runtime spec, without Docker's default seccomp profile.
 	Spec json.RawMessage `json:"oci"`
+}
+
+type startHead struct {
+	Step   berth.StepSpec `json:"step"`
+	Layers []string       `json:"layers"`
+}
+
+// encode is the record as JSON. It puts the spec in as it is: it is most of the record, and encoding/json would look at each byte of it.
+func (r startRecord) encode() ([]byte, error) {
+	raw, err := json.Marshal(r.startHead)
+	if err != nil {
+		return nil, err
+	}
+	raw = append(append(raw[:len(raw)-1], `,"oci":`...), r.Spec...)
+	return append(raw, '}'), nil
 }
 
 // drainTime is how long the streams of an ended container may stay open: something outside its pid
@@ -70,6 +86,7 @@ type container struct {
 	logs     map[string]*logfile.Writer
 	pumps    sync.WaitGroup
 	begun    time.Time
+	fullThen []string // the limits of disk that were full when it began
 
 	mu     sync.Mutex
 	cause  berth.Reason // who ended it, before it ended by itself
@@ -139,7 +156,17 @@ func (sb *sandbox) start(ctx context.Context, req *wire.Start) (*container, erro
 		close(c.clean)
 	}
 	close(c.started)
+	if !sb.isBound() { // any more
+		c.unhold()
+	}
 	return c, c.startErr
+}
+
+// unhold has the logs wait no longer for the readers that StepSpec.Hold has announced.
+func (c *container) unhold() {
+	for _, w := range c.logs {
+		w.Unhold()
+	}
 }
 
 // lockFree locks sb.mu when no container of that ID is being removed, and returns the one that is there.
@@ -184,6 +211,7 @@ func (c *container) launch(ctx, copying context.Context, req *wire.Start) error 
 	l := &launch{c: c, req: req}
 	defer l.closeFiles()
 	if err := l.prepare(ctx, copying); err != nil {
+		err = c.sb.noRoom(err)
 		if e, ok := c.whyUnfilled(err); ok {
 			c.neverRan(e)
 			return nil
@@ -191,6 +219,9 @@ func (c *container) launch(ctx, copying context.Context, req *wire.Start) error 
 		return err
 	}
 	c.begun = time.Now()
+	for _, o := range c.sb.area.FullNow() { // by an earlier step
+		c.fullThen = append(c.fullThen, o.What)
+	}
 	proc, err := l.starter.Start(ctx, l.bundle)
 	var cmdErr *bundle.StartError
 	switch {
@@ -199,6 +230,13 @@ func (c *container) launch(ctx, copying context.Context, req *wire.Start) error 
 		c.neverStarted(cmdErr)
 		return nil
 	case err != nil:
+		err = c.sb.noRoom(err)
+		if e, ok := c.whyUnfilled(err); ok {
+			l.closeFiles() // with them open here, its streams would never end
+			c.pumps.Wait()
+			c.neverRan(e)
+			return nil
+		}
 		return err
 	}
 	c.proc = proc
@@ -315,6 +353,13 @@ func (c *container) breaches(ended berth.Reason, kills int64) string {
 	if forks := c.group.PIDsDetail(); forks != "" {
 		met = append(met, forks)
 	}
+	for _, o := range c.sb.area.Met(c.begun) {
+		if slices.Contains(c.fullThen, o.What) {
+			met = append(met, fmt.Sprintf("the %s of %s was full when it began", c.sb.limitName(o.What), berth.SizeInWords(o.Limit)))
+			continue
+		}
+		met = append(met, fmt.Sprintf("the %s of %s was full, or all but full", c.sb.limitName(o.What), berth.SizeInWords(o.Limit)))
+	}
 	return strings.Join(met, "; ")
 }
 
@@ -374,10 +419,26 @@ func (c *container) whyUnfilled(err error) (berth.Exit, bool) {
 type fullError struct {
 	what  string
 	limit int64 // bytes
+	found bool  // it was full before
 }
 
 func (e *fullError) Error() string {
+	if e.found {
+		return fmt.Sprintf("there is no room to start: the %s of %s is full", e.what, berth.SizeInWords(e.limit))
+	}
 	return fmt.Sprintf("what the image holds in its volumes does not fit into the %s of %s", e.what, berth.SizeInWords(e.limit))
+}
+
+// noRoom is an error of a start, and says of one for want of disk whether the task's own limits are why.
+func (sb *sandbox) noRoom(err error) error {
+	if _, told := errors.AsType[*fullError](err); told {
+		return err
+	}
+	err = sb.whyFull(err)
+	if full, ok := errors.AsType[*fullError](err); ok {
+		full.found = true
+	}
+	return err
 }
 
 // whyFull tells the task's own limits from a disk that is full for all.
@@ -386,7 +447,7 @@ func (sb *sandbox) whyFull(err error) error {
 		return err
 	}
 	if what, limit, _, full := sb.area.Full(); full {
-		return &fullError{sb.limitName(what), limit}
+		return &fullError{what: sb.limitName(what), limit: limit}
 	}
 	return err
 }
@@ -396,6 +457,12 @@ func (c *container) neverRan(e berth.Exit) {
 	for _, stream := range []string{"stdout", "stderr"} {
 		if stream == "stderr" && c.step.TTY {
 			break
+		}
+		if w := c.logs[stream]; w != nil { // it was begun
+			if c.step.TTY {
+				w.Abandon()
+			}
+			continue
 		}
 		w, err := logfile.Create(c.logDir(), c.logName(stream), logfile.Options{})
 		if err != nil {
@@ -427,7 +494,7 @@ func (c *container) finish(exit berth.Exit) {
 	}
 	c.mu.Unlock()
 	close(c.ended)
-	if c.sb.rec.Spec.Labels[LabelResume] == "1" && !c.sb.isBound() {
+	if c.sb.resumes() && !c.sb.isBound() {
 		c.sb.m.worker(c.sb.id)
 	}
 	c.release()
@@ -554,19 +621,10 @@ func (c *container) killGroup() {
 	}
 }
 
+// stopSignal is what the step, else its image, names. A name of an image's that is none was told of at the start.
 func (c *container) stopSignal() syscall.Signal {
-	name := strings.ToUpper(c.step.StopSignal)
-	if name == "" {
-		name = strings.ToUpper(c.step.Image.Config.StopSignal)
-	}
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
-		return syscall.Signal(n)
-	}
-	if name != "" && !strings.HasPrefix(name, "SIG") {
-		name = "SIG" + name
-	}
-	if s := unix.SignalNum(name); s != 0 {
-		return s
+	if sig, err := berth.ParseSignal(cmp.Or(c.step.StopSignal, c.step.Image.Config.StopSignal)); err == nil {
+		return sig
 	}
 	return unix.SIGTERM
 }

@@ -27,7 +27,11 @@ type copier struct {
 	src, dst *os.Root
 	links    map[inode]string // the first name of each file that has several
 	names    int              // bytes of these
+	defaults bool             // a directory has an access list for what is made in it
 }
+
+// aclDefault is the access list that what is made in a directory begins with.
+const aclDefault = "system.posix_acl_default"
 
 type inode struct{ dev, ino uint64 }
 
@@ -67,19 +71,27 @@ func copyDir(ctx context.Context, root *os.File, p, dst string, why func(error) 
 		return err
 	}
 	c := &copier{src: src, dst: to, links: map[inode]string{}}
-	err = fs.WalkDir(src.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
+	err = c.walk(ctx, func(name string, _ fs.DirEntry) error { return c.copy(ctx, name) })
+	if err == nil && c.defaults { // what was copied was made without them
+		err = c.walk(ctx, c.inherited)
+	}
+	if err != nil {
+		return errors.Join(why(err), removeNew(dst, had))
+	}
+	return nil
+}
+
+// walk calls fn for all that there is to copy, directories before what is in them.
+func (c *copier) walk(ctx context.Context, fn func(name string, e fs.DirEntry) error) error {
+	return fs.WalkDir(c.src.FS(), ".", func(name string, e fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
-		return c.copy(ctx, name)
+		return fn(name, e)
 	})
-	if err != nil {
-		return errors.Join(why(err), removeNew(dst, had))
-	}
-	return nil
 }
 
 // removeNew removes what is in a directory and was not before.
@@ -135,7 +147,85 @@ func (c *copier) copy(ctx context.Context, name string) error {
 	if err := c.dst.Lchown(name, int(sys.Uid), int(sys.Gid)); err != nil {
 		return err
 	}
-	return errors.Join(c.dst.Chmod(name, st.Mode().Perm()|st.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)), c.dst.Chtimes(name, st.ModTime(), st.ModTime()))
+	err = c.dst.Chmod(name, st.Mode().Perm()|st.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky))
+	// Last: a new owner takes a file's capabilities away, and a mode changes an access list.
+	return errors.Join(err, c.attributes(name), c.dst.Chtimes(name, st.ModTime(), st.ModTime()))
+}
+
+// attributes copies what a program or a user has put on a file or directory, but access lists for what is made in it, which are
+// inherited. What is of a file system or of this host's policy, as labels are, stays.
+func (c *copier) attributes(name string) error {
+	in, err := c.src.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	from := int(in.Fd())
+	list := make([]byte, unix.PathMax*16) // XATTR_LIST_MAX
+	n, err := unix.Flistxattr(from, list)
+	if errors.Is(err, unix.ENOTSUP) || n == 0 {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("attributes of %s: %w", name, err)
+	}
+	out, err := c.dst.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = out.Close() }()
+	for attr := range strings.SplitSeq(strings.TrimRight(string(list[:n]), "\x00"), "\x00") {
+		switch {
+		case attr == aclDefault:
+			c.defaults = true
+		case carried(attr):
+			if err := copyAttribute(out, in, attr); err != nil {
+				return fmt.Errorf("attribute %s of %s: %w", attr, name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// inherited copies the access list for what is made in a directory.
+func (c *copier) inherited(name string, e fs.DirEntry) error {
+	if !e.IsDir() {
+		return nil
+	}
+	in, err := c.src.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	out, err := c.dst.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = out.Close() }()
+	if err := copyAttribute(out, in, aclDefault); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("attribute %s of %s: %w", aclDefault, name, err)
+	}
+	return nil
+}
+
+func copyAttribute(out, in *os.File, attr string) error {
+	value := make([]byte, unix.PathMax*16) // XATTR_SIZE_MAX
+	n, err := unix.Fgetxattr(int(in.Fd()), attr, value)
+	if err == nil {
+		err = unix.Fsetxattr(int(out.Fd()), attr, value[:n], 0)
+	}
+	// The volume's file system may have no such attributes, and an ordinary user may not give all.
+	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return err
+}
+
+func carried(attr string) bool {
+	switch attr {
+	case "security.capability", "system.posix_acl_access":
+		return true
+	}
+	return strings.HasPrefix(attr, "user.") && !strings.HasPrefix(attr, "user.overlay.")
 }
 
 // first is the name under which a file with several names was copied already.

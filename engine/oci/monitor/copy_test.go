@@ -2,9 +2,11 @@ package monitor
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -182,5 +184,52 @@ func TestEndWhileCopying(t *testing.T) {
 	case <-done:
 	case <-time.After(10 * time.Second):
 		t.Fatal("the end waits for the copying")
+	}
+}
+
+// Capabilities, access lists and attributes of users are carried over, by files and directories.
+func TestCopyAttributes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: owners and capabilities")
+	}
+	src, dst := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.MkdirAll(src+"/v/d/e", 0o755), os.WriteFile(src+"/v/d/f", []byte("x"), 0o644), os.Chown(src+"/v/d/f", 12, 34),
+		os.WriteFile(src+"/v/d/g", nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	entry := func(tag, perm uint16, id uint32) []byte {
+		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint16(binary.LittleEndian.AppendUint16(nil, tag), perm), id)
+	}
+	acl := slices.Concat([]byte{2, 0, 0, 0}, entry(1, 6, ^uint32(0)), entry(2, 4, 1234), entry(4, 4, ^uint32(0)), entry(16, 4, ^uint32(0)), entry(32, 4, ^uint32(0)))
+	capability := slices.Concat([]byte{1, 0, 0, 2, 0, 4, 0, 0}, make([]byte, 12)) // v2, effective, CAP_NET_BIND_SERVICE
+	want := []struct{ at, name, value string }{
+		{"/d/f", "security.capability", string(capability)},
+		{"/d/f", "system.posix_acl_access", string(acl)},
+		{"/d", "system.posix_acl_default", string(acl)},
+	}
+	for _, w := range want {
+		if err := unix.Setxattr(src+"/v"+w.at, w.name, []byte(w.value), 0); err != nil {
+			t.Fatal(w, err)
+		}
+	}
+	root, err := os.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := copyDir(t.Context(), root, "/v", dst, func(err error) error { return err }); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range want {
+		got := make([]byte, 256)
+		if n, err := unix.Getxattr(dst+w.at, w.name, got); err != nil || string(got[:max(n, 0)]) != w.value {
+			t.Errorf("%s %s: %q, %v; want %q", w.at, w.name, got[:max(n, 0)], err, w.value)
+		}
+	}
+	// What was there before a directory's list for what is made in it does not have that.
+	for at, name := range map[string]string{"/d/g": "system.posix_acl_access", "/d/e": "system.posix_acl_default"} {
+		if n, err := unix.Getxattr(dst+at, name, nil); !errors.Is(err, unix.ENODATA) {
+			t.Errorf("%s has %s, of %d bytes, %v", at, name, n, err)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/rootfs"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/logfile"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -35,6 +36,7 @@ type launch struct {
 	starter bundle.Starter
 	spec    *specs.Spec
 	bundle  *bundle.Bundle
+	root    *mounting
 	files   []*os.File // the container's ends
 	console *os.File
 	notes   []string // of what is not as it was asked for
@@ -45,25 +47,91 @@ func (l *launch) closeFiles() {
 		_ = f.Close()
 	}
 	l.files = nil
+	l.root.drop()
+}
+
+// mounting is the mount of a root that is made beside what else a start needs: it takes longer than most of that.
+type mounting struct {
+	done   chan struct{}
+	looked chan struct{} // closed when nothing looks at places any more
+	root   *os.File
+	err    error
+}
+
+func mountRoot(root bundle.Root, places string) *mounting {
+	m := &mounting{done: make(chan struct{}), looked: make(chan struct{})}
+	go func() {
+		defer close(m.looked)
+		fd := -1
+		if m.root, m.err = rootfs.Overlay(root); m.err == nil && places != "" {
+			fd, _ = unix.FcntlInt(m.root.Fd(), unix.F_DUPFD_CLOEXEC, 0) // its taker may close the root
+		}
+		close(m.done)
+		if fd >= 0 {
+			lookAt(fd, places)
+			_ = unix.Close(fd)
+		}
+	}()
+	return m
+}
+
+// lookAt has the kernel know the places of what is lent by the time that the child comes to them. It answers nothing.
+func lookAt(root int, places string) {
+	wire.EachPlace(places, func(at string, _ bool) {
+		how := unix.OpenHow{
+			Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		}
+		if fd, err := unix.Openat2(root, strings.TrimPrefix(at, "/"), &how); err == nil {
+			_ = unix.Close(fd)
+		}
+	})
+}
+
+// take waits for the mount, which is the caller's then.
+func (m *mounting) take() (*os.File, error) {
+	<-m.done
+	root := m.root
+	m.root = nil
+	return root, m.err
+}
+
+// drop takes down a mount that nobody took.
+func (m *mounting) drop() {
+	if m == nil {
+		return
+	}
+	<-m.looked
+	if root, err := m.take(); err == nil && root != nil {
+		_ = root.Close()
+	}
 }
 
 // prepare makes everything that the start needs. What it copies ends with copying.
 func (l *launch) prepare(ctx, copying context.Context) error {
 	c := l.c
-	l.spec = new(specs.Spec)
-	if err := json.Unmarshal(l.req.Spec, l.spec); err != nil {
+	var err error
+	if l.spec, err = wire.DecodeSpec(l.req.Spec); err != nil {
 		return fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
 	}
 	if l.spec.Process == nil || l.spec.Process.Capabilities == nil || l.spec.Linux == nil || l.spec.Root == nil {
 		return fmt.Errorf("OCI spec: %w: it has no process, capabilities, root or linux part", berth.ErrInvalid)
 	}
-	var err error
-	if l.req.DefaultSeccomp {
-		if l.spec.Linux.Seccomp, err = c.sb.m.start.defaultSeccomp(l.spec.Process.Capabilities.Bounding); err != nil {
-			return err
+	if err := boundFiles(l.spec.Process); err != nil {
+		return err
+	}
+	if err := l.makeNoNodes(); err != nil {
+		return err
+	}
+	if name := c.step.Image.Config.StopSignal; name != "" && c.step.StopSignal == "" {
+		if _, err := berth.ParseSignal(name); err != nil {
+			l.notes = append(l.notes, fmt.Sprintf("the image's stop signal %q is none: TERM takes its place", name))
 		}
-		if c.sb.area.Enforcement() == berth.DiskQuota {
-			l.spec.Linux.Seccomp = keepProject(l.spec.Linux.Seccomp)
+	}
+	if l.req.DefaultSeccomp {
+		quota := c.sb.area.Enforcement() == berth.DiskQuota
+		if l.spec.Linux.Seccomp, err = c.sb.m.start.defaultSeccomp(l.spec.Process.Capabilities.Bounding, quota); err != nil {
+			return err
 		}
 	}
 	if l.starter, err = c.sb.m.start.forSpec(ctx, l.req.Runtime, l.spec); err != nil {
@@ -80,28 +148,87 @@ func (l *launch) prepare(ctx, copying context.Context) error {
 	if err := l.imageVolumes(copying); err != nil {
 		return err
 	}
-	if err := l.makeGroup(); err != nil {
-		return err
-	}
 	if err := l.joinNetwork(ctx); err != nil {
 		return err
 	}
-	layers, like, err := l.layers()
+	layers, like, plain, err := l.layers()
 	if err != nil {
 		return err
 	}
+	root := bundle.Root{
+		Layers: layers, Upper: c.upper(), Work: c.work(),
+		Volatile: true, UserXattr: c.sb.m.rootless, NoDevices: !c.sb.m.rulesDevices(),
+	}
+	if c.pooled() {
+		l.root = mountRoot(root, l.req.Places)
+	}
+	if err := l.makeGroup(); err != nil {
+		return err
+	}
 	l.bundle = &bundle.Bundle{
-		ID: c.name(), Dir: filepath.Join(c.dir, bundleDir), Spec: l.spec, Cgroup: c.group,
-		Root: bundle.Root{
-			Layers: layers, Upper: c.upper(), Work: c.work(),
-			Volatile: true, UserXattr: c.sb.m.rootless,
-		},
-		Init: !c.step.NoInit, NetNS: c.sb.net.NS, Like: like,
+		ID: c.name(), Dir: filepath.Join(c.dir, bundleDir), Spec: l.spec, Cgroup: c.group, Root: root,
+		Init: !c.step.NoInit, NetNS: c.sb.net.NS, Like: like, Plain: plain,
+	}
+	if l.root != nil {
+		l.bundle.Mount = l.root.take
 	}
 	if len(l.req.Lent) > 0 {
 		l.bundle.Ready = l.prove
 	}
 	return l.openStreams()
+}
+
+// MaxFiles is how many files a process may have open, by its soft as by its hard limit, where nobody says and the monitor may
+// have as many: as with Docker. Without a rule it would have the soft limit that Go has set for berth.
+const MaxFiles = 1 << 20
+
+// boundFiles limits the open files of a process that says nothing of them.
+func boundFiles(p *specs.Process) error {
+	const name = "RLIMIT_NOFILE"
+	if slices.ContainsFunc(p.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == name }) {
+		return nil
+	}
+	var own unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &own); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	n := min(own.Max, MaxFiles)
+	p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: name, Soft: n, Hard: n})
+	return nil
+}
+
+// makeNoNodes takes from a command what it could make device nodes with, where no device rules keep it from opening
+// them; unless it was given that by name, of which a note tells.
+func (l *launch) makeNoNodes() error {
+	const mknod, admin = "CAP_MKNOD", "CAP_SYS_ADMIN"
+	m, caps := l.c.sb.m, l.spec.Process.Capabilities
+	if m.rootless || m.rulesDevices() {
+		return nil // root of a user namespace can make none
+	}
+	for _, d := range l.spec.Linux.Devices {
+		if !strings.HasPrefix(path.Clean(d.Path), "/dev/") {
+			return fmt.Errorf("device %s: %w: where berth can set no device rules, as on this host, no device opens outside the container's /dev: give it a name there", d.Path, berth.ErrUnsupported)
+		}
+	}
+	named := slices.ContainsFunc(l.req.Step.CapAdd, func(c string) bool {
+		name := strings.TrimPrefix(strings.ToUpper(c), "CAP_")
+		return name == "ALL" || name == "MKNOD"
+	})
+	if named && slices.Contains(caps.Bounding, mknod) || slices.Contains(caps.Bounding, admin) {
+		l.notes = append(l.notes, "this host has no device rules of cgroups for berth: a command with CAP_MKNOD or CAP_SYS_ADMIN can open devices that it was not lent")
+	}
+	if named || !slices.Contains(caps.Bounding, mknod) {
+		return nil
+	}
+	for _, set := range []*[]string{&caps.Bounding, &caps.Effective, &caps.Permitted, &caps.Inheritable, &caps.Ambient} {
+		*set = slices.DeleteFunc(*set, func(c string) bool { return c == mknod })
+	}
+	spec, err := json.Marshal(l.spec) // as it is recorded: further commands get what the first has
+	if err != nil {
+		return fmt.Errorf("OCI spec: %w", err)
+	}
+	l.req.Spec = spec
+	return nil
 }
 
 // makeDirs records the intent, and makes the directories: what has a record is found after a crash.
@@ -111,7 +238,11 @@ func (l *launch) makeDirs() error {
 		return err
 	}
 	c.made = true
-	if err := writeNew(filepath.Join(c.dir, startFile), startRecord{Step: l.req.Step, Layers: l.req.Layers, Spec: l.req.Spec}); err != nil {
+	raw, err := startRecord{startHead{l.req.Step, l.req.Layers}, l.req.Spec}.encode()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, startFile), raw, 0o600); err != nil { // as writeNew
 		return err
 	}
 	if err := c.reserveExit(); err != nil {
@@ -181,28 +312,30 @@ func (l *launch) joinNetwork(ctx context.Context) error {
 
 // layers are those of the container's root: the image's, its skeleton and, where that can be, the files that
 // berth gives the container. What it writes to them lies in its own writable layer then, with all else that it
-// writes, and nothing has to be mounted. like names all but those files: see bundle.Bundle.
-func (l *launch) layers() (layers []string, like string, err error) {
+// writes, and nothing has to be mounted. like names all but those files, and plain says where it has empty ones: see
+// bundle.Bundle.
+func (l *launch) layers() (layers []string, like string, plain map[string]bool, err error) {
 	sk, err := l.c.sb.m.skeletons.of(l.req.Layers, l.req.Places)
 	if err != nil {
-		return nil, "", err
+		return nil, "", nil, err
 	}
+	plain = sk.plain.files()
 	layers = sk.over(l.req.Layers)
 	like = strings.Join(layers, "\n")
 	own := l.takeFiles()
 	switch {
 	case len(own) == 0:
-		return layers, like, nil
+		return layers, like, plain, nil
 	case sk.etc == nil || !l.c.pooled() || slices.ContainsFunc(l.spec.Mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == "/etc" }):
 		// An OCI runtime gets them as every other engine gives them. At /etc something of the user's lies over ours.
 		l.spec.Mounts = append(l.spec.Mounts, own...)
-		return layers, like, l.c.sb.mountFiles()
+		return layers, like, plain, l.c.sb.mountFiles()
 	}
 	dir := filepath.Join(l.c.dir, layerDir)
 	if err := l.layFiles(dir, own, sk.etc); err != nil {
-		return nil, "", fmt.Errorf("files of the container: %w", err)
+		return nil, "", nil, fmt.Errorf("files of the container: %w", err)
 	}
-	return append([]string{dir}, layers...), like, nil
+	return append([]string{dir}, layers...), like, plain, nil
 }
 
 // takeFiles takes the mounts of the sandbox's files out of the spec.
@@ -265,7 +398,7 @@ func (l *launch) openLog(stream string) error {
 	case limit < 0:
 		limit = 0
 	}
-	opts := logfile.Options{Limit: limit, Reserve: filepath.Join(c.sb.m.cfg.Dir, runDir, "log-reserve")}
+	opts := logfile.Options{Limit: limit, Held: c.step.Hold && c.sb.isBound(), Reserve: filepath.Join(c.sb.m.cfg.Dir, runDir, "log-reserve")}
 	var err error
 	if opts.Copy, err = l.openCopy(stream); err != nil {
 		return err
@@ -317,7 +450,7 @@ func outputPipe(uid, gid uint32) (r, w *os.File, err error) {
 	return os.NewFile(uintptr(p[0]), "output"), os.NewFile(uintptr(p[1]), "output"), nil
 }
 
-// openStdin opens what the step reads: a pipe that a client fills, a file of the container, or nothing.
+// openStdin opens what the step reads: a pipe that a client fills, or a file of the container; nil is nothing.
 func (l *launch) openStdin() (*os.File, error) {
 	c := l.c
 	switch {
@@ -338,10 +471,6 @@ func (l *launch) openStdin() (*os.File, error) {
 		l.files = append(l.files, r)
 		return r, nil
 	default:
-		f, err := os.Open(os.DevNull)
-		if err == nil {
-			l.files = append(l.files, f)
-		}
-		return f, err
+		return nil, nil // the container's own null device, which the starter sees to: the host's could be changed through it
 	}
 }

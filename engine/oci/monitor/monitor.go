@@ -14,12 +14,15 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/companion"
+	"github.com/berth-project/berth/device/cdi/grant"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/network"
@@ -35,18 +38,21 @@ type Config struct {
 	Instance string        // the owner's id; names cgroups and networks
 	Idle     time.Duration // how long to stay without containers and clients; 0 is 10 s
 	Worker   []string      // command that goes on with a task; its ID is added. nil: nobody does
+	Umask    int           // of that command, which makes files for users; the monitor's own is 022
 	Logger   *slog.Logger
 }
 
 // Names below the data directory.
 const (
-	runDir     = "run"
-	socketName = "monitor.sock"
-	lockName   = "monitor.lock"
+	runDir   = "run"
+	lockName = "monitor.lock"
 )
 
-// LabelResume is a label that, set to "1" on a sandbox, has Config.Worker called when one of its containers has ended, or
-// when its client is gone.
+// SocketName is the monitor's socket, in SocketDir.
+const SocketName = "monitor.sock"
+
+// LabelResume is a label that, set to "1" on a sandbox, has Config.Worker called when one of its containers has ended, when
+// an earlier monitor was killed and its containers with it, or when its client is gone.
 const LabelResume = "berth.resume"
 
 // SocketDir is the directory, below a data directory, in which the monitor listens as monitor.sock.
@@ -65,7 +71,8 @@ type Monitor struct {
 	state    string   // directory of the records; see openState
 	places   []string // where it may be, in memory
 
-	skeletons *skeletons
+	skeletons   *skeletons
+	hierarchies grant.Hierarchies
 
 	opening sync.Mutex // held while a sandbox of an earlier monitor is opened or dropped; before mu
 
@@ -228,20 +235,33 @@ func (m *Monitor) list() []*sandbox {
 }
 
 func (m *Monitor) serve(ctx context.Context, ready func()) error {
-	l, err := listen(SocketDir(m.cfg.Dir))
+	l, err := companion.Listen(SocketDir(m.cfg.Dir), SocketName)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	told := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(told))
 	defer cancel()
 	m.wg.Go(func() { m.endWhenIdle(ctx, cancel) })
 	context.AfterFunc(ctx, func() { _ = l.Close() })
+	stop := context.AfterFunc(told, func() {
+		_ = l.Close()
+		m.preempt() // while those who wait are still here to be told
+		cancel()
+	})
+	defer stop()
+	m.mu.Lock()
+	recovered := m.list()
+	m.mu.Unlock()
 	ready()
+	for _, sb := range recovered { // not before: their workers call here
+		m.goOn(sb)
+	}
 	var conns sync.WaitGroup
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || told.Err() != nil {
 				break
 			}
 			m.log.Error("accept", "err", err)
@@ -258,32 +278,39 @@ func (m *Monitor) serve(ctx context.Context, ready func()) error {
 		}
 		conns.Go(func() {
 			defer m.client(-1)
-			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+			stop := context.AfterFunc(ctx, func() {
+				_ = c.CloseRead() // what is being answered may still be
+				time.AfterFunc(lastAnswers, func() { _ = c.Close() })
+			})
 			defer stop()
-			m.handle(ctx, wire.NewConn(c))
+			m.handle(ctx, told, wire.NewConn(c))
 		})
 	}
 	conns.Wait()
 	return nil
 }
 
-// listen makes the socket. Its path may be longer than a socket's may be, so it is named by descriptor.
-func listen(dir string) (*net.UnixListener, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
+// lastAnswers is how long the answers may take that are on their way when the monitor ends.
+const lastAnswers = 2 * time.Second
+
+// toldToEnd is why containers end with the monitor.
+const toldToEnd = "berth's monitor was told to end (SIGTERM), and its containers with it"
+
+// preempt ends all containers, as the monitor was told to end.
+func (m *Monitor) preempt() {
+	m.mu.Lock()
+	all := m.list()
+	m.mu.Unlock()
+	var ends sync.WaitGroup
+	for _, sb := range all {
+		for _, c := range sb.all() {
+			ends.Go(func() {
+				c.end(berth.Preempted, toldToEnd, 0)
+				<-c.ended
+			})
+		}
 	}
-	defer func() { _ = d.Close() }()
-	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen in %s: %w", dir, err)
-	}
-	l.SetUnlinkOnClose(false) // the descriptor in the name is closed by then; the next monitor removes it
-	return l, os.Chmod(path, 0o600)
+	ends.Wait()
 }
 
 // trusted reports whether the peer is the user of this monitor, or root.
@@ -367,11 +394,26 @@ func (m *Monitor) worker(task string) {
 	cmd := exec.Command(m.cfg.Worker[0], append(m.cfg.Worker[1:len(m.cfg.Worker):len(m.cfg.Worker)], task)...) //nolint:noctx // it outlives us on purpose
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startWithUmask(cmd, m.cfg.Umask); err != nil {
 		m.log.Error("start a worker", "task", task, "err", err)
 		return
 	}
 	go func() { _ = cmd.Wait() }() // only reaps: the worker outlives a monitor that ends
+}
+
+// startWithUmask starts a command with another umask than this process's, which only a thread of its own can have.
+func startWithUmask(cmd *exec.Cmd, umask int) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			unix.Umask(umask)
+			err = cmd.Start()
+		}
+		started <- err
+	}()
+	return <-started
 }
 
 // Signals are those at which the monitor ends its containers and itself.

@@ -50,16 +50,17 @@ func (l *launch) otherDevices() (others []berth.Node) {
 	return others
 }
 
+// rulesDevices reports whether this process can set device rules. Where it cannot, no node of a container's root can be
+// opened, whoever made it: only what is in its /dev, and what is bound there.
+func (m *Monitor) rulesDevices() bool { return slices.Contains(m.cgroups.Controllers(), "devices") }
+
 // proveRules compares the container's device rules with what it was lent. Where this process can set none, there
-// is nothing to compare: in a user namespace only what is bound there can be opened; otherwise a note says so.
+// is nothing to compare: see launch.makeNoNodes.
 func (l *launch) proveRules(pid int, lent *grant.Set, held grant.Container) error {
-	if !slices.Contains(l.c.sb.m.cgroups.Controllers(), "devices") {
-		if !l.c.sb.m.rootless {
-			l.notes = append(l.notes, "this host has no device rules of cgroups for berth: a command with CAP_MKNOD could make the nodes of devices that it was not lent")
-		}
+	if !l.c.sb.m.rulesDevices() {
 		return nil
 	}
-	list, err := grant.RulesOf(pid)
+	list, err := l.c.sb.m.hierarchies.RulesOf(pid)
 	if errors.Is(err, grant.ErrNoRules) {
 		return l.proveProgram(lent, held)
 	}

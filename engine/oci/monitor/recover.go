@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,16 +101,21 @@ func (m *Monitor) openAgain(ctx context.Context, id string) error {
 	}
 	err := m.reopen(ctx, id)
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	sb := m.sandboxes[id]
 	if err == nil {
 		delete(m.unopened, id)
-		if m.sandboxes[id] == nil {
-			return fmt.Errorf("sandbox %s: %w", id, berth.ErrNotFound) // there was nothing of it
-		}
-		return nil
+	} else {
+		m.unopened[id] = err
 	}
-	m.unopened[id] = err
-	return fmt.Errorf("sandbox %s: %w: it is of an earlier monitor and cannot be opened again; its files stay until it is removed: %w", id, berth.ErrUnavailable, err)
+	m.mu.Unlock()
+	switch {
+	case err != nil:
+		return fmt.Errorf("sandbox %s: %w: it is of an earlier monitor and cannot be opened again; its files stay until it is removed: %w", id, berth.ErrUnavailable, err)
+	case sb == nil:
+		return fmt.Errorf("sandbox %s: %w", id, berth.ErrNotFound) // there was nothing of it
+	}
+	m.goOn(sb)
+	return nil
 }
 
 // recorded is the record of a sandbox. What cannot be read names nothing but the sandbox.
@@ -192,12 +198,37 @@ func (m *Monitor) reopen(ctx context.Context, id string) error {
 			select {
 			case <-ctx.Done():
 			case <-time.After(rebindTime):
-				sb.closeIf(func() bool { return sb.bound == 0 })
+				if sb.closeIf(func() bool { return sb.bound == 0 }) && sb.resumes() {
+					m.worker(id)
+				}
 			}
 		})
 	}
 	return nil
 }
+
+// goOn has a worker go on with the task of a recovered sandbox that is adrift.
+func (m *Monitor) goOn(sb *sandbox) {
+	if sb.adrift() {
+		m.worker(sb.id)
+	}
+}
+
+// adrift reports whether what ran in a recovered sandbox is lost or has just ended, and nobody comes for it: whoever
+// started this monitor may have done so for another task, and while a monitor is there nobody looks for tasks without a
+// driver. Not only what this monitor found to be lost counts: the one before may have been killed before it started a
+// worker, or with it.
+func (sb *sandbox) adrift() bool {
+	came := func(c *container) bool {
+		x := c.result()
+		return x.Reason == berth.Lost || time.Since(x.Ended) < justEnded
+	}
+	return sb.resumes() && !sb.isBound() && slices.ContainsFunc(sb.all(), came)
+}
+
+// justEnded is how long after a container's end a monitor that is started anew has a worker look at its task: not of each
+// sandbox that is kept, for ever.
+const justEnded = 5 * time.Minute
 
 // rebindTime is how long a bound sandbox waits for its client after the monitor was started anew.
 const rebindTime = 2 * time.Second

@@ -7,9 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/cgroup"
@@ -135,10 +137,88 @@ func TestUnwritten(t *testing.T) {
 	}
 }
 
+// workersLeave has the monitor's workers each leave a file of the task's name in the directory that it returns.
+func workersLeave(t *testing.T, m *Monitor) (dir string) {
+	dir = t.TempDir()
+	m.cfg.Worker = []string{"sh", "-c", `: >"$0/$1"`, dir}
+	return dir
+}
+
+func awaitFile(t *testing.T, name string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !isThere(name); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s does not come", name)
+		}
+	}
+}
+
+// What an earlier monitor lost is gone on with by workers, where nobody else comes for it.
+func TestLostIsGoneOnWith(t *testing.T) {
+	m := testMonitor(t)
+	left := workersLeave(t, m)
+	resume := map[string]string{LabelResume: "1"}
+	specs := []berth.SandboxSpec{
+		{ID: "lost", Labels: resume},
+		{ID: "recorded-as-lost", Labels: resume},
+		{ID: "ended", Labels: resume},
+		{ID: "never-started", Labels: resume},
+		{ID: "without-label"},
+		{ID: "bound", Labels: resume, Bound: true},
+		{ID: "spoilt", Labels: resume},
+	}
+	exits := map[string]berth.Exit{"recorded-as-lost": {Reason: berth.Lost, Code: -1}, "ended": {Reason: berth.Exited}}
+	for _, spec := range specs {
+		earlier(t, m, spec.ID)
+		write := func(name string, v any) {
+			t.Helper()
+			name = filepath.Join(m.sandboxDir(spec.ID), name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), writeJSON(name, v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(sandboxFile, record{Spec: spec})
+		if spec.ID != "never-started" {
+			write(containersDir+"/c/"+startFile, startHead{Step: berth.StepSpec{ID: "c"}})
+		}
+		if exit, ok := exits[spec.ID]; ok {
+			write(containersDir+"/c/"+exitFile, exit)
+		}
+	}
+	mend := spoil(t, m, "spoilt")
+	if err := m.reopenAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	all := m.list()
+	m.mu.Unlock()
+	var adrift []string
+	for _, sb := range all {
+		if sb.adrift() {
+			adrift = append(adrift, sb.id)
+		}
+	}
+	slices.Sort(adrift)
+	if want := []string{"lost", "recorded-as-lost"}; !slices.Equal(adrift, want) || len(all) != len(specs)-1 {
+		t.Errorf("adrift of %d: %v, want %v", len(all), adrift, want)
+	}
+	mend()
+	if _, err := m.find(t.Context(), "spoilt"); err != nil {
+		t.Fatal(err)
+	}
+	awaitFile(t, filepath.Join(left, "spoilt"))
+	awaitFile(t, filepath.Join(left, "bound")) // its client does not come back, and it is closed
+	if got := names(t, left); got != "bound spoilt" {
+		t.Errorf("workers were started for %s", got)
+	}
+	m.wg.Wait()
+}
+
 // Steps of one ID that are started at once, and that all fail after they have made files, do not see each other's.
 func TestFailedStartsAtOnce(t *testing.T) {
 	m := testMonitor(t)
-	m.start = newStarters(m.cfg.Dir, &cgroup.Host{})
+	m.cgroups = &cgroup.Host{}
+	m.start = newStarters(m.cfg.Dir, m.cgroups)
 	earlier(t, m, "s")
 	if err := m.reopenAll(t.Context()); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -161,6 +162,9 @@ func (sb *sandbox) make(ctx context.Context) error {
 
 func (sb *sandbox) scratchConfig() scratch.Config {
 	cfg := scratch.Config{Limit: sb.rec.Spec.Limits.Disk, Logger: sb.m.log}
+	if sb.rec.Spec.Loose {
+		cfg.Prefer, cfg.Thin = []berth.DiskEnforcement{berth.DiskLoop, berth.DiskSampled}, true
+	}
 	for i, v := range sb.rec.Spec.Volumes {
 		cfg.Volumes = append(cfg.Volumes, scratch.Volume{Name: scratch.VolumeName(i, v.Path), Size: v.Size})
 	}
@@ -239,6 +243,9 @@ func (sb *sandbox) mountFiles() error {
 
 // limitName names a limit of the scratch area as its user knows it.
 func (sb *sandbox) limitName(what string) string {
+	if of, ok := strings.CutPrefix(what, scratch.FilesOf); ok {
+		return scratch.FilesOf + sb.limitName(of)
+	}
 	for i, v := range sb.rec.Spec.Volumes {
 		if what == "volume "+scratch.VolumeName(i, v.Path) {
 			return "volume " + v.Path
@@ -337,6 +344,9 @@ func (sb *sandbox) isBound() bool {
 	return sb.rec.Spec.Bound
 }
 
+// resumes reports whether a worker goes on with the sandbox's task.
+func (sb *sandbox) resumes() bool { return sb.rec.Spec.Labels[LabelResume] == "1" }
+
 // keep has a bound sandbox outlive its client.
 func (sb *sandbox) keep() error {
 	sb.mu.Lock()
@@ -345,6 +355,13 @@ func (sb *sandbox) keep() error {
 		return fmt.Errorf("keep sandbox %s: %w: it is being closed", sb.id, berth.ErrConflict)
 	}
 	sb.rec.Spec.Bound = false
+	for _, c := range sb.containers {
+		select {
+		case <-c.started:
+			c.unhold()
+		default: // its start sees that the sandbox is bound no longer
+		}
+	}
 	return sb.save()
 }
 
@@ -461,16 +478,16 @@ func (sb *sandbox) bind() (release func()) {
 			sb.bound--
 			return sb.bound == 0 && sb.rec.Spec.Bound
 		})
-		if last && sb.rec.Spec.Labels[LabelResume] == "1" {
+		if last && sb.resumes() {
 			sb.m.worker(sb.id)
 		}
 	}
 }
 
-// shutdown ends what runs because the monitor ends. Records stay.
+// shutdown ends what runs because the monitor ends, which nobody asked of the task. Records stay.
 func (sb *sandbox) shutdown() {
 	for _, c := range sb.all() {
-		c.end(berth.Stopped, "the monitor was told to end", 0)
+		c.end(berth.Preempted, toldToEnd, 0)
 		<-c.ended
 		<-c.clean
 	}

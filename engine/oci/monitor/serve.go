@@ -32,11 +32,14 @@ type session struct {
 	release []func() // what ends with the connection
 }
 
-// handle serves one connection until its end.
-func (m *Monitor) handle(ctx context.Context, conn *wire.Conn) {
+// handle serves one connection until its end, or that of ctx. told ends when the monitor is told to end.
+func (m *Monitor) handle(ctx, told context.Context, conn *wire.Conn) {
 	s := &session{m: m, conn: conn}
 	defer func() {
 		_ = conn.Close()
+		if ctx.Err() != nil && told.Err() != nil {
+			return // the client is there, and finds what is its in the records, by the next monitor
+		}
 		for _, f := range s.release {
 			f()
 		}
@@ -210,9 +213,19 @@ func (s *session) await(ctx context.Context, c *container) error {
 	case <-c.ended:
 		return nil
 	case err := <-gone:
-		return err
+		return c.unless(err)
 	case <-ctx.Done():
-		return ctx.Err()
+		return c.unless(ctx.Err())
+	}
+}
+
+// unless is err, unless the container has ended.
+func (c *container) unless(err error) error {
+	select {
+	case <-c.ended:
+		return nil
+	default:
+		return err
 	}
 }
 
@@ -358,6 +371,9 @@ func (s *session) exec(ctx context.Context, c *container, req *wire.Exec, files 
 	x := &bundle.Exec{Process: new(specs.Process)}
 	if err := json.Unmarshal(req.Process, x.Process); err != nil {
 		return fail(fmt.Errorf("OCI process: %w: %w", berth.ErrInvalid, err))
+	}
+	if err := boundFiles(x.Process); err != nil {
+		return fail(err)
 	}
 	if !req.TTY {
 		if len(files) != 3 {

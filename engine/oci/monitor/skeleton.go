@@ -45,8 +45,19 @@ type skeletons struct {
 
 // skeleton is what is known of an image.
 type skeleton struct {
-	dir string       // the layer with its mount points; "" where none is needed
-	etc *unix.Stat_t // of /etc, where files may be laid over those in it; else nil
+	dir   string // the layer with its mount points; "" where none is needed
+	plain *plainFiles
+	etc   *unix.Stat_t // of /etc, where files may be laid over those in it; else nil
+}
+
+// plainFiles are the paths of empty files that a skeleton has: no link is on the way to them.
+type plainFiles struct{ at map[string]bool }
+
+func (p *plainFiles) files() map[string]bool {
+	if p == nil {
+		return nil
+	}
+	return p.at
 }
 
 // maxSkeletons bounds what many images make us hold.
@@ -54,29 +65,31 @@ const maxSkeletons = 256
 
 // of is the skeleton of an image and of places where what is lent to a container is mounted; made when it is
 // needed first.
-func (s *skeletons) of(image []string, places []wire.Place) (skeleton, error) {
+func (s *skeletons) of(image []string, places string) (skeleton, error) {
+	key := strings.Join(image, "\n") + "\n\x00" + places
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	points := mountPoints
-	parts := slices.Clone(image)
-	for _, p := range places {
-		// Below a mount there is nothing of the image's.
-		if rel := strings.TrimPrefix(path.Clean(p.Path), "/"); !slices.ContainsFunc(mountPoints, func(m mountPoint) bool { return rel == m.path || strings.HasPrefix(rel, m.path+"/") }) {
-			points = append(slices.Clip(points), mountPoint{rel, p.Dir})
-			parts = append(parts, fmt.Sprintf("\x00%t%s", p.Dir, rel))
-		}
-	}
-	key := strings.Join(parts, "\n")
 	sk, ok := s.m[key]
 	if ok || len(s.m) >= maxSkeletons {
 		return sk, nil
 	}
-	sk, err := s.look(image, points)
+	sk, err := s.look(image, append(slices.Clone(mountPoints), pointsAt(places)...))
 	if err != nil {
 		return skeleton{}, fmt.Errorf("mount points of the image: %w", err)
 	}
 	s.m[key] = sk
 	return sk, nil
+}
+
+// pointsAt are the mount points at places. Below a mount that every container has there is nothing of the image's.
+func pointsAt(places string) (points []mountPoint) {
+	wire.EachPlace(places, func(at string, dir bool) {
+		rel := strings.TrimPrefix(at, "/")
+		if !slices.ContainsFunc(mountPoints, func(m mountPoint) bool { return rel == m.path || strings.HasPrefix(rel, m.path+"/") }) {
+			points = append(points, mountPoint{rel, dir})
+		}
+	})
+	return points
 }
 
 // over are the layers of a root, with the skeleton on top.
@@ -93,7 +106,8 @@ func (s *skeletons) look(image []string, points []mountPoint) (skeleton, error) 
 		return skeleton{}, err
 	}
 	defer func() { _ = root.Close() }()
-	dir, err := s.make(root, points)
+	plain := &plainFiles{at: map[string]bool{}}
+	dir, err := s.make(root, points, plain)
 	if err != nil {
 		return skeleton{}, err
 	}
@@ -104,10 +118,10 @@ func (s *skeletons) look(image []string, points []mountPoint) (skeleton, error) 
 		}
 		return skeleton{}, err
 	}
-	return skeleton{dir: dir, etc: etc}, nil
+	return skeleton{dir: dir, plain: plain, etc: etc}, nil
 }
 
-func (s *skeletons) make(root *os.File, points []mountPoint) (string, error) {
+func (s *skeletons) make(root *os.File, points []mountPoint, plain *plainFiles) (string, error) {
 	dir := filepath.Join(s.dir, fmt.Sprint(s.next))
 	s.next++
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -120,6 +134,9 @@ func (s *skeletons) make(root *os.File, points []mountPoint) (string, error) {
 			return "", errors.Join(err, scratch.Remove(dir))
 		}
 		made = made || ok
+		if st, err := os.Lstat(filepath.Join(dir, p.path)); ok && err == nil && st.Mode().IsRegular() {
+			plain.at["/"+p.path] = true
+		}
 	}
 	if !made {
 		return "", os.Remove(dir)

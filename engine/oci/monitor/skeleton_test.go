@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func TestSkeleton(t *testing.T) {
 		want   []string // paths of the skeleton
 		same   bool     // no skeleton at all
 		plain  bool     // files may be laid over those in /etc
-		places []wire.Place
+		places []mountPoint
 	}{
 		{"empty", func(*testing.T, string) {}, []string{"dev", "etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"}, false, true, nil},
 		{"etc without files", func(t *testing.T, root string) {
@@ -63,8 +64,14 @@ func TestSkeleton(t *testing.T) {
 			if err := os.Symlink("usr/lib", filepath.Join(root, "lib")); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "opt", "opt/firmware", "usr", "usr/lib", "usr/lib/deep", "usr/lib/deep/er", "usr/lib/deep/er/x.so"}, false, true, []wire.Place{
-			{Path: "/usr/lib/deep/er/x.so"}, {Path: "/lib/y.so"}, {Path: "/opt/firmware", Dir: true}, {Path: "/opt"}, {Path: "/usr/lib/there", Dir: true}, {Path: "/dev/shm/z"},
+		}, []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf", "opt", "opt/firmware", "usr", "usr/lib", "usr/lib/deep", "usr/lib/deep/er", "usr/lib/deep/er/x.so"}, false, true, []mountPoint{
+			{"/usr/lib/deep/er/x.so", false},
+			{"/lib/y.so", false},
+			{"/opt/firmware", true},
+			{"/opt", false},
+			{"/usr/lib/there", true},
+			{"/dev/shm/z", false},
+			{"/usr/line\nbreak", false},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -74,7 +81,11 @@ func TestSkeleton(t *testing.T) {
 			root := t.TempDir()
 			c.image(t, root)
 			s := &skeletons{dir: t.TempDir(), m: map[string]skeleton{}}
-			sk, err := s.of([]string{root}, c.places)
+			var places strings.Builder
+			for _, p := range c.places {
+				wire.AddPlace(&places, p.path, p.dir)
+			}
+			sk, err := s.of([]string{root}, places.String())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,16 +103,23 @@ func TestSkeleton(t *testing.T) {
 				t.Fatalf("layers = %v", layers)
 			}
 			var got []string
-			err = filepath.WalkDir(layers[0], func(p string, _ os.DirEntry, err error) error {
+			files := map[string]bool{}
+			err = filepath.WalkDir(layers[0], func(p string, e os.DirEntry, err error) error {
 				if rel, rerr := filepath.Rel(layers[0], p); rerr == nil && rel != "." {
 					got = append(got, rel)
+					if e.Type().IsRegular() {
+						files["/"+rel] = true
+					}
 				}
 				return err
 			})
 			if err != nil || !reflect.DeepEqual(got, c.want) {
 				t.Errorf("skeleton = %v, %v; want %v", got, err, c.want)
 			}
-			again, err := s.of([]string{root}, c.places)
+			if !reflect.DeepEqual(sk.plain.files(), files) {
+				t.Errorf("its plain files are %v, and it has %v", sk.plain.files(), files)
+			}
+			again, err := s.of([]string{root}, places.String())
 			if err != nil || again != sk {
 				t.Errorf("a second time: %v, %v", again, err)
 			}

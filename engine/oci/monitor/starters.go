@@ -116,10 +116,13 @@ func (s *starters) binary(ctx context.Context, name string) (*runtime.Runtime, e
 // maxProfiles bounds what users with ever other capabilities can make us hold.
 const maxProfiles = 16
 
-// defaultSeccomp is Docker's default profile for a set of capabilities, made once. It is shared: nobody
-// changes it.
-func (s *starters) defaultSeccomp(bounding []string) (*specs.LinuxSeccomp, error) {
+// defaultSeccomp is Docker's default profile for a set of capabilities, made once; with quota, as keepProject makes
+// it. It is shared: nobody changes it.
+func (s *starters) defaultSeccomp(bounding []string, quota bool) (*specs.LinuxSeccomp, error) {
 	key := strings.Join(bounding, ",")
+	if quota {
+		key += " quota"
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.profiles[key]; p != nil {
@@ -128,6 +131,9 @@ func (s *starters) defaultSeccomp(bounding []string) (*specs.LinuxSeccomp, error
 	p, err := seccomp.Default(bounding)
 	if err != nil {
 		return nil, err
+	}
+	if quota {
+		p = keepProject(p)
 	}
 	if len(s.profiles) >= maxProfiles {
 		clear(s.profiles)

@@ -49,7 +49,12 @@ func (m *Monitor) openState() error {
 	if err := scratch.Remove(m.skeletons.dir); err != nil { // an earlier monitor's, which nothing uses now
 		return err
 	}
-	return errors.Join(os.Mkdir(m.skeletons.dir, 0o711), os.MkdirAll(filepath.Join(m.cfg.Dir, sandboxesDir), 0o700))
+	areas := filepath.Join(m.cfg.Dir, sandboxesDir)
+	if err := errors.Join(os.Mkdir(m.skeletons.dir, 0o711), os.MkdirAll(areas, 0o700)); err != nil {
+		return err
+	}
+	scratch.Spread(areas)
+	return nil
 }
 
 // choosePlace finds the place of the records: where they are, else in memory where that outlives us, else on the

@@ -191,6 +191,9 @@ func (l *launch) imageVolumes(ctx context.Context) error {
 		if taken || p == "/" {
 			continue
 		}
+		if strings.HasPrefix(p, "/proc/") {
+			return fmt.Errorf("volume %s of the image: %w: nothing can be put below /proc", p, berth.ErrInvalid)
+		}
 		dir := c.imageVolume(i)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err

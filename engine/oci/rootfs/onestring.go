@@ -44,7 +44,7 @@ func overlayOneString(root bundle.Root) (*os.File, error) {
 	}()
 	r := <-done
 	if r.err != nil {
-		return nil, fmt.Errorf("mount root: %w", kind(r.err))
+		return nil, fmt.Errorf("mount root: %w", kind(explainUpper(root, r.err)))
 	}
 	return os.NewFile(uintptr(r.fd), "root"), nil
 }
@@ -99,7 +99,10 @@ func mountOneString(root bundle.Root) (int, error) {
 	}
 	var flags uintptr
 	if root.Upper == "" {
-		flags = unix.MS_RDONLY
+		flags |= unix.MS_RDONLY
+	}
+	if root.NoDevices {
+		flags |= unix.MS_NODEV
 	}
 	// The place is of no account: only this thread sees it, and the clone below leaves it.
 	if err := unix.Mount("overlay", place, "overlay", flags, data); err != nil {

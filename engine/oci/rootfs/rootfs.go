@@ -31,7 +31,7 @@ const maxLayers = 500
 // in one that is not the first, UserXattr must be set.
 //
 // Errors: ErrInvalid (no layers, too many), ErrNotFound (a directory is not there), ErrUnsupported (no
-// overlay file system).
+// overlay file system, or one that cannot hold Upper).
 func Overlay(root bundle.Root) (*os.File, error) {
 	switch {
 	case len(root.Layers) == 0:
@@ -39,14 +39,14 @@ func Overlay(root bundle.Root) (*os.File, error) {
 	case len(root.Layers) > maxLayers:
 		return nil, fmt.Errorf("mount root: %w: %d layers; the kernel takes %d", berth.ErrInvalid, len(root.Layers), maxLayers)
 	case len(root.Layers) == 1 && root.Upper == "":
-		return readOnly(root.Layers[0])
+		return readOnly(root)
 	}
 	if oneString() {
 		return overlayOneString(root)
 	}
 	fd, err := overlay(root)
 	if err != nil {
-		return nil, fmt.Errorf("mount root: %w", kind(err))
+		return nil, fmt.Errorf("mount root: %w", kind(explainUpper(root, err)))
 	}
 	return os.NewFile(uintptr(fd), "root"), nil
 }
@@ -79,15 +79,16 @@ var oneString = sync.OnceValue(func() bool {
 	return unix.FsconfigSetFlag(fs, "no-such-option") == nil
 })
 
-func readOnly(dir string) (*os.File, error) {
+func readOnly(root bundle.Root) (*os.File, error) {
+	dir := root.Layers[0]
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("mount root %s: %w", dir, kind(err))
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	attr := unix.MountAttr{Attr_set: uint64(attributes(root)), Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("mount root %s: make read-only: %w", dir, err)
+		return nil, fmt.Errorf("mount root %s: set attributes: %w", dir, err)
 	}
 	return os.NewFile(uintptr(fd), "root"), nil
 }
@@ -153,18 +154,22 @@ func overlay(root bundle.Root) (int, error) {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, fmt.Errorf("overlay of %d layers: %w", len(root.Layers), c.explain(err))
 	}
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, readOnlyAttr(root))
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attributes(root))
 	if err != nil {
 		return -1, fmt.Errorf("overlay: %w", err)
 	}
 	return fd, nil
 }
 
-func readOnlyAttr(root bundle.Root) int {
+// attributes are those of the mount, as fsmount(2) takes them.
+func attributes(root bundle.Root) (attr int) {
 	if root.Upper == "" {
-		return unix.MOUNT_ATTR_RDONLY
+		attr |= unix.MOUNT_ATTR_RDONLY
 	}
-	return 0
+	if root.NoDevices {
+		attr |= unix.MOUNT_ATTR_NODEV
+	}
+	return attr
 }
 
 type option struct{ key, value string }

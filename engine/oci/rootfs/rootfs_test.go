@@ -118,6 +118,55 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
+// TestNoDevices: a device node that a layer has, and one that is made in the root, cannot be opened where that is asked.
+func TestNoDevices(t *testing.T) {
+	needRoot(t)
+	for name, way := range map[string]struct {
+		mount    func(bundle.Root) (*os.File, error)
+		writable bool
+	}{
+		"one layer": {Overlay, false}, "one by one": {Overlay, true}, "one string": {overlayOneString, true},
+	} {
+		for _, none := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/%v", name, none), func(t *testing.T) {
+				dir := t.TempDir()
+				root := bundle.Root{Layers: layers(t, dir, 1), NoDevices: none}
+				nodes := []string{"null"}
+				null := int(unix.Mkdev(1, 3))
+				if err := unix.Mknod(filepath.Join(root.Layers[0], "null"), unix.S_IFCHR|0o666, null); err != nil {
+					t.Fatal(err)
+				}
+				if way.writable {
+					root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+					if err := errors.Join(os.Mkdir(root.Upper, 0o755), os.Mkdir(root.Work, 0o755)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				m, err := way.mount(root)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer m.Close()
+				if way.writable {
+					nodes = append(nodes, "made")
+					if err := unix.Mknodat(int(m.Fd()), "made", unix.S_IFCHR|0o666, null); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, n := range nodes {
+					fd, err := unix.Openat(int(m.Fd()), n, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+					if err == nil {
+						_ = unix.Close(fd)
+					}
+					if opened := err == nil; opened == none || none && !errors.Is(err, unix.EACCES) {
+						t.Errorf("%s: %v", n, err)
+					}
+				}
+			})
+		}
+	}
+}
+
 func TestAttach(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

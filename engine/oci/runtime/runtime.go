@@ -250,7 +250,8 @@ func (s stdio) Stdin() io.WriteCloser { return nil }
 func (s stdio) Stdout() io.ReadCloser { return nil }
 func (s stdio) Stderr() io.ReadCloser { return nil }
 func (s stdio) Set(c *exec.Cmd) {
-	// A nil *os.File in an interface is not nil: set only what is there.
+	// A nil *os.File in an interface is not nil: set only what is there. In place of the host's null device, which the
+	// runtime itself gets then, it gives the container that of its own /dev.
 	if s.in != nil {
 		c.Stdin = s.in
 	}

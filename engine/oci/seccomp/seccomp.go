@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"weak"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -56,26 +57,34 @@ func CompileFor(goarch string, profile *specs.LinuxSeccomp) (*Filter, error) {
 type Cache struct {
 	mu      sync.Mutex
 	filters map[string]*Filter
+	seen    map[weak.Pointer[specs.LinuxSeccomp]]*Filter // whose content need not be looked at again
 }
 
 // cacheMax bounds what a user who sends ever other profiles can make a cache hold.
 const cacheMax = 64
 
-// Compile is the function Compile, remembered by the content of the profile.
+// Compile is the function Compile, remembered by the content of the profile. A profile that was compiled is not
+// changed any more.
 func (c *Cache) Compile(profile *specs.LinuxSeccomp) (*Filter, error) {
 	if profile == nil {
 		return Compile(nil)
 	}
-	key := keyOf(profile)
+	at := weak.Make(profile)
 	c.mu.Lock()
-	f := c.filters[key]
+	f := c.seen[at]
 	c.mu.Unlock()
 	if f != nil {
 		return f, nil
 	}
-	f, err := Compile(profile)
-	if err != nil {
-		return nil, err
+	key := keyOf(profile)
+	c.mu.Lock()
+	f = c.filters[key]
+	c.mu.Unlock()
+	if f == nil {
+		var err error
+		if f, err = Compile(profile); err != nil {
+			return nil, err
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,6 +92,10 @@ func (c *Cache) Compile(profile *specs.LinuxSeccomp) (*Filter, error) {
 		c.filters = map[string]*Filter{}
 	}
 	c.filters[key] = f
+	if c.seen == nil || len(c.seen) >= cacheMax {
+		c.seen = map[weak.Pointer[specs.LinuxSeccomp]]*Filter{}
+	}
+	c.seen[at] = f
 	return f, nil
 }
 

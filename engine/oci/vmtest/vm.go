@@ -39,7 +39,7 @@ type Config struct {
 	Memory int
 	// Arch is the machine's architecture, in Go's words: "amd64" or "arm64"; "" is this host's.
 	Arch string
-	// Timeout of boot and commands together; 0 is three minutes.
+	// Timeout of boot and commands together; 0 is 15 minutes, so that a slow machine with other work comes to the end.
 	Timeout time.Duration
 	// Output also gets what the commands write, as they do; nil is nobody.
 	Output io.Writer
@@ -106,7 +106,7 @@ func build(t testing.TB, arch string, args ...string) string {
 // Boot is Run outside a test.
 func Boot(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Timeout == 0 {
-		cfg.Timeout = 3 * time.Minute
+		cfg.Timeout = 15 * time.Minute
 	}
 	if cfg.Memory == 0 {
 		cfg.Memory = 1500

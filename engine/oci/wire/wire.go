@@ -1,5 +1,5 @@
-// Package wire is how the engine talks to its monitor: length-prefixed JSON messages over a unix socket,
-// with open files beside them. Both ends are the same program; the protocol promises nothing to others,
+// Package wire is how the engine talks to its monitor: length-prefixed JSON messages over a unix socket, one
+// of them with JSON behind it that is handed on as it is, and with open files beside them. Both ends are the same program; the protocol promises nothing to others,
 // and a number in the greeting tells different versions apart.
 package wire
 
@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 3
+const Version = 5
 
 // maxMessage bounds a message, in bytes: an environment of the largest size that Linux takes, twice.
 const maxMessage = 16 << 20
@@ -44,16 +44,20 @@ func (c *Conn) Net() *net.UnixConn { return c.c }
 
 // Send sends v as JSON, with files beside it. The files stay the caller's.
 func (c *Conn) Send(v any, files ...*os.File) error {
+	var spec []byte
+	if start := startIn(v); start != nil {
+		spec, start.Size = start.Spec, len(start.Spec)
+	}
 	body, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if len(body) > maxMessage || len(files) > maxFiles {
-		return fmt.Errorf("message to the monitor: %w: %d bytes and %d files; at most %d and %d", berth.ErrInvalid, len(body), len(files), maxMessage, maxFiles)
+	if size := len(body) + len(spec); size > maxMessage || len(files) > maxFiles {
+		return fmt.Errorf("message to the monitor: %w: %d bytes and %d files; at most %d and %d", berth.ErrInvalid, size, len(files), maxMessage, maxFiles)
 	}
-	msg := make([]byte, 4+len(body))
+	msg := make([]byte, 4, 4+len(body)+len(spec))
 	binary.LittleEndian.PutUint32(msg, uint32(len(body)))
-	copy(msg[4:], body)
+	msg = append(append(msg, body...), spec...)
 	var oob []byte
 	if len(files) > 0 {
 		fds := make([]int, len(files))
@@ -70,6 +74,15 @@ func (c *Conn) Send(v any, files ...*os.File) error {
 		_, err = c.c.Write(msg[n:])
 	}
 	return err
+}
+
+// startIn is the start that a message asks for; nil in all others. Its spec, which is JSON already and most of the
+// message, goes behind the message: encoding/json would read each byte of it several times.
+func startIn(v any) *Start {
+	if r, ok := v.(*Request); ok {
+		return r.Start
+	}
+	return nil
 }
 
 // Receive reads one message into v and returns the files beside it, which are then the caller's.
@@ -110,6 +123,15 @@ func (c *Conn) Receive(v any) ([]*os.File, error) {
 	}
 	if err := json.Unmarshal(body, v); err != nil {
 		return fail(err)
+	}
+	if start := startIn(v); start != nil {
+		if start.Size < 0 || start.Size > maxMessage {
+			return fail(fmt.Errorf("spec of %d bytes: %w", start.Size, berth.ErrInvalid))
+		}
+		start.Spec = make([]byte, start.Size)
+		if _, err := io.ReadFull(c.c, start.Spec); err != nil {
+			return fail(err)
+		}
 	}
 	return files, nil
 }

@@ -1,16 +1,20 @@
-// Command summary reads the output of `go test -json`, prints what failed and what was skipped and why, and
-// closes with one line: N passed, N failed, N skipped. It exits with 1 if anything failed.
+// Command summary reads the output of `go test -json`, prints what failed and what was skipped and why, which tests
+// took longest and which failed, and closes with one line: N passed, N failed, N skipped. It exits with 1 if anything failed.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
+
+const slowest = 15 // so many tests are told of
 
 type event struct {
 	Action, Package, Test, Output string
@@ -24,6 +28,7 @@ type summary struct {
 	passed, failed, skipped int
 	output                  map[key][]string
 	parents                 map[key]bool // tests that have subtests are counted by those
+	ended                   []event      // tests that passed or failed
 }
 
 func main() {
@@ -34,6 +39,7 @@ func main() {
 		fmt.Fprintln(os.Stdout, err)
 		s.failed++
 	}
+	s.close()
 	fmt.Fprintf(os.Stdout, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 	if s.failed > 0 || s.passed == 0 {
 		os.Exit(1)
@@ -85,6 +91,9 @@ func (s *summary) end(k key, e event) {
 		}
 		return
 	}
+	if e.Action != "skip" {
+		s.ended = append(s.ended, e)
+	}
 	switch e.Action {
 	case "fail":
 		s.print(k)
@@ -97,6 +106,20 @@ func (s *summary) end(k key, e event) {
 	case "pass":
 		if !s.parents[k] {
 			s.passed++
+		}
+	}
+}
+
+// close tells which tests took longest and which failed, by themselves and not by their subtests.
+func (s *summary) close() {
+	own := slices.DeleteFunc(s.ended, func(e event) bool { return s.parents[key{e.Package, e.Test}] })
+	slices.SortStableFunc(own, func(a, b event) int { return cmp.Compare(b.Elapsed, a.Elapsed) })
+	for _, e := range own[:min(slowest, len(own))] {
+		fmt.Fprintf(s.out, "%6.1f s  %s %s\n", e.Elapsed, e.Package, e.Test)
+	}
+	for _, e := range own {
+		if e.Action == "fail" {
+			fmt.Fprintf(s.out, "failed: %s %s\n", e.Package, e.Test)
 		}
 	}
 }

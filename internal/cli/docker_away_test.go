@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth/engine/docker/dockertest"
+)
+
+// TestDockerAway: a daemon that is away while tasks run is told of, and nobody has to wait for it; of what may still run
+// nothing else is said, and it is removed once the daemon is back.
+func TestDockerAway(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: a daemon is started")
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Args: []string{"--live-restore"}})
+	if err != nil {
+		t.Fatal("needs a Docker daemon:", err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	const script = "echo x >/w/f; echo up; sleep 300"
+	for _, row := range []struct {
+		name       string
+		away, back func() error
+		notice     string // is waited for
+	}{
+		{"killed", d.Kill, func() error { return d.Run(context.Background()) }, "the daemon has not answered for 1"},
+		{"hangs", func() error { return d.Signal(syscall.SIGSTOP) }, func() error { return d.Signal(syscall.SIGCONT) }, "no answer to a ping within 10s"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			b := newBench(t, "DOCKER_HOST="+d.Host(), "BERTH_ENGINE=docker")
+			errs, err := os.Create(filepath.Join(b.dir, "errs"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = errs.Close() }()
+			said := func() string { raw, _ := os.ReadFile(errs.Name()); return string(raw) }
+			out, err := os.Create(filepath.Join(b.dir, "outs"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = out.Close() }()
+			cmd := b.berth("run", "--docker-watchdog", "40s", "--name", "front", "--output", "o:/w/f", "bb", "sh", "-c", script, b.word())
+			cmd.Stdout, cmd.Stderr = out, errs
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			b.within(time.Minute, "it runs", func() bool { raw, _ := os.ReadFile(out.Name()); return string(raw) == "up\n" })
+			for _, name := range []string{"one", "two"} {
+				if out, code := b.output("run", "--detach", "--name", name, "bb", "sh", "-c", "sleep 300", b.word()); code != 0 {
+					t.Fatalf("exit code %d: %s", code, out)
+				}
+			}
+			if err := row.away(); err != nil {
+				t.Fatal(err)
+			}
+			b.within(30*time.Second, "notice: "+said(), func() bool { return strings.Contains(said(), row.notice) })
+			ended := make(chan struct{})
+			go func() { _ = cmd.Wait(); close(ended) }()
+			b.signal(cmd, syscall.SIGINT)
+			select {
+			case <-ended:
+			case <-time.After(time.Second):
+				b.signal(cmd, syscall.SIGINT)
+			}
+			select {
+			case <-ended:
+			case <-time.After(25 * time.Second):
+				_ = cmd.Process.Kill()
+				t.Fatalf("it does not end: %s", said())
+			}
+			if code := cmd.ProcessState.ExitCode(); code != exitOwn || !strings.Contains(said(), "may still run; `berth system cleanup`") {
+				t.Errorf("exit code %d: %s", code, said())
+			}
+			for line := range strings.Lines(said()) {
+				if !strings.HasPrefix(line, "berth: ") {
+					t.Errorf("a line %q", line)
+				}
+			}
+			for _, args := range [][]string{{"stop", "--now", "one"}, {"stop", "--now", "two"}} {
+				if out, code := b.output(args...); code != exitUnavailable || !strings.Contains(out, "may still run") {
+					t.Errorf("%q: exit code %d: %s", args, code, out)
+				}
+			}
+			if out, _ := b.output("ps", "--all"); strings.Count(out, "SYSTEM_ERROR") != 3 {
+				t.Errorf("ps: %s", out)
+			}
+			if err := row.back(); err != nil {
+				t.Fatal(err)
+			}
+			if out, code := b.output("system", "cleanup"); code != 0 {
+				t.Errorf("cleanup: exit code %d: %s", code, out)
+			}
+			b.within(30*time.Second, "it is removed", func() bool { return len(b.tasks()) == 0 })
+			b.gone(daemonsTime)
+			if row.name != "killed" {
+				return
+			}
+			// What such a daemon cannot remove is not forgotten.
+			if err := errors.Join(d.Stop(), d.Run(context.Background())); err != nil {
+				t.Fatal(err)
+			}
+			if out, code := b.output("system", "cleanup"); code != 0 {
+				t.Errorf("cleanup: exit code %d: %s", code, out)
+			}
+			docker := exec.CommandContext(t.Context(), "docker", "volume", "ls", "-q")
+			docker.Env = append(os.Environ(), "DOCKER_HOST="+d.Host())
+			if left, err := docker.CombinedOutput(); err != nil || len(left) > 0 {
+				t.Errorf("volumes are left: %s, %v", left, err)
+			}
+		})
+	}
+}
+
+// within waits for something.
+func (b *bench) within(most time.Duration, what string, is func() bool) {
+	b.t.Helper()
+	for end := time.Now().Add(most); !is(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Fatalf("not so after %v: %s", most, what)
+		}
+	}
+}
