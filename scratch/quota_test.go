@@ -320,3 +320,7 @@ func quotaClose(t *testing.T, dir string) {
 		}
 	}
 }
+
+func init() {
+	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+}

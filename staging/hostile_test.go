@@ -400,3 +400,7 @@ func without(capability uint, fn func() error) error {
 	}()
 	return <-errs
 }
+
+func init() {
+	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+}

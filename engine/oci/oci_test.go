@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -147,4 +148,8 @@ func TestImageVolumes(t *testing.T) {
 			}
 		})
 	}
+}
+
+func init() {
+	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
 }

@@ -98,10 +98,10 @@ func TestStarterIsOfNoAccount(t *testing.T) {
 	}
 }
 
-// hasCap reports whether this process has a capability.
+// hasCap reports whether this thread has a capability.
 func hasCap(t *testing.T, which int) bool {
 	t.Helper()
-	raw, err := os.ReadFile("/proc/self/status")
+	raw, err := os.ReadFile("/proc/thread-self/status")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -231,3 +231,7 @@ func TestSeveral(t *testing.T) {
 		}
 	}
 }
+
+func init() {
+	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+}

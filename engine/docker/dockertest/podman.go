@@ -46,7 +46,7 @@ func StartPodmanAs(ctx context.Context, opts Podman) (*Daemon, error) {
 		}
 	}
 	for name, text := range map[string]string{
-		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [" + ulimits() + "]\n",
+		"containers.conf": "[engine]\nlock_type = \"file\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [" + ulimits() + "]\n",
 		"storage.conf":    "[storage]\ndriver = \"overlay\"\ngraphroot = \"" + d.path("root") + "\"\nrunroot = \"" + d.path("run") + "\"\n",
 	} {
 		if err := os.WriteFile(d.path(name), []byte(text), 0o644); err != nil {

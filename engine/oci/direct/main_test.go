@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -247,3 +248,7 @@ func bindMount(from, to string, opts ...string) specs.Mount {
 
 // testContext is the context of what runs outside a test.
 var testContext = context.Background()
+
+func init() {
+	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+}
