@@ -32,6 +32,16 @@ func (f Fault) String() string {
 // device cannot recover from, a reboot mostly does.
 type Quarantine struct{ Dirs []string }
 
+// QuarantineOf is where faults of a host's devices are noted: for the whole host where root writes, else in data
+// directories of berth.
+func QuarantineOf(h *Host, data ...string) Quarantine {
+	q := Quarantine{Dirs: []string{filepath.Join(h.Root(), "run/berth/quarantine")}}
+	for _, dir := range data {
+		q.Dirs = append(q.Dirs, filepath.Join(dir, "gpu", "quarantine"))
+	}
+	return q
+}
+
 // Held returns the faults that keep devices from being lent, by UUID. What cannot be read counts for nothing.
 func (q Quarantine) Held() map[string]Fault {
 	held := map[string]Fault{}

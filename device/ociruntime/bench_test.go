@@ -25,7 +25,7 @@ func BenchmarkPlan(b *testing.B) {
 			}
 			spec := fmt.Appendf(nil, `{"ociVersion": "1.0.2", "process": {"env": [%q]}, "root": {"path": "rootfs"}, "linux": {}}`, env)
 			for b.Loop() {
-				p, err := newPlanner(cfg, nil)
+				p, err := (Process{}).planner(cfg)
 				if err != nil {
 					b.Fatal(err)
 				}

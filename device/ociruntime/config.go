@@ -34,6 +34,8 @@ type Config struct {
 	// AllowBusy lends devices too that processes have open which were lent nothing.
 	AllowBusy bool
 	Root      string // of the host
+	// DataDir is berth's data directory, by absolute path, in which faults of GPUs are noted; "" is the user's.
+	DataDir string
 
 	NVIDIA nvidia.Config
 }
@@ -46,6 +48,7 @@ type file struct {
 		Prove     bool   `toml:"prove"`
 		AllowBusy bool   `toml:"allow-busy"`
 		Root      string `toml:"root"`
+		DataDir   string `toml:"data-dir"`
 	} `toml:"berth"`
 }
 
@@ -84,7 +87,7 @@ func parseConfig(data []byte) (Config, error) {
 		return Config{}, err
 	}
 	b := f.Berth
-	for _, p := range []struct{ key, value string }{{"runtime", b.Runtime}, {"cdi-hook", b.CDIHook}, {"root", b.Root}} {
+	for _, p := range []struct{ key, value string }{{"runtime", b.Runtime}, {"cdi-hook", b.CDIHook}, {"root", b.Root}, {"data-dir", b.DataDir}} {
 		if p.value != "" && !filepath.IsAbs(p.value) {
 			return Config{}, fmt.Errorf("%w: berth.%s is %q, and must be an absolute path", berth.ErrInvalid, p.key, p.value)
 		}
@@ -94,11 +97,11 @@ func parseConfig(data []byte) (Config, error) {
 	default:
 		return Config{}, fmt.Errorf("%w: nvidia-container-runtime.mode is %q; berth has auto, cdi, jit-cdi and legacy", berth.ErrUnsupported, mode)
 	}
-	return Config{Runtime: b.Runtime, CDIHook: b.CDIHook, Prove: b.Prove, AllowBusy: b.AllowBusy, Root: b.Root, NVIDIA: toolkit}, nil
+	return Config{Runtime: b.Runtime, CDIHook: b.CDIHook, Prove: b.Prove, AllowBusy: b.AllowBusy, Root: b.Root, DataDir: b.DataDir, NVIDIA: toolkit}, nil
 }
 
 // options are the keys of berth's own table.
-var options = []string{"runtime", "cdi-hook", "prove", "allow-busy", "root"}
+var options = []string{"runtime", "cdi-hook", "prove", "allow-busy", "root", "data-dir"}
 
 // onlyKnown refuses keys in berth's own table that are misspelt: the toolkit's are its own affair.
 func onlyKnown(data []byte) error {

@@ -122,7 +122,7 @@ func (p Process) prestart(ctx context.Context, h *hookCall) (err error) {
 	if err != nil {
 		return err
 	}
-	planner, err := newPlanner(cfg, p.More)
+	planner, err := p.planner(cfg)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,8 +87,7 @@ func (p *planner) faults(units []device.Unit) map[string]device.Fault {
 	for _, u := range units {
 		devices = append(devices, u.Device)
 	}
-	q := device.Quarantine{Dirs: []string{filepath.Join(p.host.Root(), "run/berth/quarantine")}}
-	held, _ := q.Hold(device.FindFaults(p.host, devices)...)
+	held, _ := device.QuarantineOf(p.host, p.data...).Hold(device.FindFaults(p.host, devices)...)
 	return held
 }
 

@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/moby/sys/userns"
 	specs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/berth-project/berth/device"
@@ -36,18 +39,46 @@ type planner struct {
 	more func(context.Context, []device.Device) ([]device.Device, error)
 	// patience is how long a driver may take to answer; 0 is device.AnswerTimeout.
 	patience time.Duration
+	// data are the data directories of berth in which faults are noted, too.
+	data []string
 }
 
-func newPlanner(cfg Config, more func(*device.Host) func(context.Context, []device.Device) ([]device.Device, error)) (*planner, error) {
+func (p Process) planner(cfg Config) (*planner, error) {
 	h, err := device.OpenHost(cfg.Root)
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{cfg: cfg, host: h}
-	if more != nil {
-		p.more = more(h)
+	pl := &planner{cfg: cfg, host: h, data: dataDirs(cfg, p.Env, os.Geteuid(), userns.RunningInUserNS())}
+	if p.More != nil {
+		pl.more = p.More(h)
 	}
-	return p, nil
+	return pl, nil
+}
+
+// dataDirs are those that a berth of this user may have. Root of a user namespace is a user who has entered one, as Podman
+// has, or root of a container of the system.
+func dataDirs(cfg Config, environ []string, uid int, namespace bool) (dirs []string) {
+	env := map[string]string{}
+	for _, e := range environ {
+		name, value, _ := strings.Cut(e, "=")
+		env[name] = value
+	}
+	if dir := cmp.Or(cfg.DataDir, env["BERTH_DATA_DIR"]); filepath.IsAbs(dir) {
+		return []string{dir}
+	}
+	if uid == 0 {
+		dirs = append(dirs, "/var/lib/berth")
+	}
+	if uid == 0 && !namespace {
+		return dirs
+	}
+	switch {
+	case filepath.IsAbs(env["XDG_DATA_HOME"]):
+		dirs = append(dirs, filepath.Join(env["XDG_DATA_HOME"], "berth"))
+	case filepath.IsAbs(env["HOME"]):
+		dirs = append(dirs, filepath.Join(env["HOME"], ".local", "share", "berth"))
+	}
+	return dirs
 }
 
 // mayAsk reports whether a configuration can ask for devices at all. Most do not, and need not be read.

@@ -103,7 +103,7 @@ func (p Process) start(ctx context.Context, c *command, cfg Config, program stri
 	} else if err != nil {
 		return err
 	}
-	planner, err := newPlanner(cfg, p.More)
+	planner, err := p.planner(cfg)
 	if err != nil {
 		return err
 	}

@@ -142,7 +142,7 @@ func (a *app) faults(h *device.Host) (map[string]device.Fault, error) {
 	if err != nil {
 		return nil, err
 	}
-	return quarantine(h, dir).Held(), nil
+	return device.QuarantineOf(h, dir).Held(), nil
 }
 
 // notes says of each GPU that cannot be used why, in one line.

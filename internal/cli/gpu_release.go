@@ -37,7 +37,7 @@ func (a *app) gpuRelease(ctx context.Context, root string, uuids []string) error
 	if err != nil {
 		return err
 	}
-	q := quarantine(h, dir)
+	q := device.QuarantineOf(h, dir)
 	held, unnoted := q.Held(), error(nil)
 	if slices.ContainsFunc(uuids, func(uuid string) bool { _, is := held[uuid]; return !is }) {
 		// It may be held by an error that nobody has noted: whose note nobody could write, or whose GPU nobody asked for since.

@@ -333,7 +333,7 @@ func TestGPURelease(t *testing.T) {
 	}
 	o, err := device.OpenHost(h.Root)
 	if err == nil {
-		err = quarantine(o, t.TempDir()).Put(device.Fault{UUID: uuid, Reason: "uncorrectable error", Time: time.Now().Add(-time.Minute)})
+		err = device.QuarantineOf(o, t.TempDir()).Put(device.Fault{UUID: uuid, Reason: "uncorrectable error", Time: time.Now().Add(-time.Minute)})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -358,7 +358,7 @@ func TestGPURelease(t *testing.T) {
 	if code, out, errs := berthOf(t, "", "gpu", "release", "--root", h.Root, h.AMD[0].UUID); code != 0 || out != h.AMD[0].UUID+"\n" {
 		t.Errorf("exit code %d, %s%s", code, out, errs)
 	}
-	if faults, err := quarantine(o, t.TempDir()).Hold(device.FindFaults(o, []device.Device{{UUID: h.AMD[0].UUID}})...); err != nil || len(faults) != 0 {
+	if faults, err := device.QuarantineOf(o, t.TempDir()).Hold(device.FindFaults(o, []device.Device{{UUID: h.AMD[0].UUID}})...); err != nil || len(faults) != 0 {
 		t.Errorf("held: %v, %v", faults, err)
 	}
 }

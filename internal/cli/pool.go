@@ -147,14 +147,8 @@ func (a *app) newPool(h *device.Host, dir string, l *ledger.Ledger, vendors []de
 	}
 	return device.NewPool(device.PoolConfig{
 		Host: h, Vendors: vendors, Specs: cdi.NewCache(h.CDI()), Env: env, Dir: filepath.Join(dir, "gpu"), Ledger: l, Logger: a.logger(),
-		Quarantine: quarantine(h, dir), Preflight: hookHere, Renew: renew,
+		Quarantine: device.QuarantineOf(h, dir), Preflight: hookHere, Renew: renew,
 	})
-}
-
-// quarantine is where faults of a host's GPUs are noted: for the whole host where root writes, else in the data
-// directory.
-func quarantine(h *device.Host, dir string) device.Quarantine {
-	return device.Quarantine{Dirs: []string{filepath.Join(h.Root(), "run/berth/quarantine"), filepath.Join(dir, "gpu", "quarantine")}}
 }
 
 // injectors are the vendors whose devices are lent, in the order in which tasks get them that name none. What takes long
