@@ -106,17 +106,23 @@ func (t *ticket) lacking(v *view, lent Amount) []string {
 	c, r := &t.ledger.cfg.Capacity, t.req
 	cpu, memory, disk := c.fits(lent, Amount{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk})
 	var why []string
+	waits := func(asked, figures, none, by string) {
+		if t.ledger.cfg.HideFigures {
+			figures = none
+		}
+		why = append(why, "waiting for "+asked+": "+figures+" lent to "+by)
+	}
 	if !cpu {
 		by := v.lenders(func(e *Entry) bool { return e.CPU > 0 && c.counts(e) })
-		why = append(why, fmt.Sprintf("waiting for %s: %s of %s lent to %s", cpus(r.CPU), number(lent.CPU), verb(number(c.CPU), lent.CPU == 1), by))
+		waits(cpus(r.CPU), number(lent.CPU)+" of "+verb(number(c.CPU), lent.CPU == 1), "too many are", by)
 	}
 	if !memory {
 		by := v.lenders(func(e *Entry) bool { return e.Memory > 0 && c.counts(e) })
-		why = append(why, fmt.Sprintf("waiting for %s of memory: %s of %s is lent to %s", size(r.Memory), size(lent.Memory), size(c.Memory), by))
+		waits(size(r.Memory)+" of memory", size(lent.Memory)+" of "+size(c.Memory)+" is", "too much is", by)
 	}
 	if !disk {
 		by := v.lenders(func(e *Entry) bool { return e.Disk > 0 && e.DiskOf == c.DiskOf })
-		why = append(why, fmt.Sprintf("waiting for %s of disk: %s of %s is lent to %s", size(r.Disk), size(lent.Disk), size(c.Disk), by))
+		waits(size(r.Disk)+" of disk", size(lent.Disk)+" of "+size(c.Disk)+" is", "too much is", by)
 	}
 	return why
 }

@@ -32,6 +32,8 @@ type Config struct {
 	StallAfter time.Duration
 	// Poll is how often the first in line looks for deaths that no notification tells of. Default 250 ms.
 	Poll time.Duration
+	// HideFigures: what is said of a request that waits does not tell how much there is, and how much of it is lent.
+	HideFigures bool
 }
 
 // Ledger is this process's view of the host's ledger. All methods may be called concurrently.

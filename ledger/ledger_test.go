@@ -12,6 +12,25 @@ import (
 
 var bg = context.Background()
 
+// TestHideFigures: what is said of a request that waits tells what it asks for, and nothing of what there is.
+func TestHideFigures(t *testing.T) {
+	cfg := config(t)
+	cfg.Capacity.Disk, cfg.Capacity.DiskOf, cfg.HideFigures = 100, "8:1", true
+	l := open(t, cfg)
+	a, err := l.Acquire(bg, Request{Task: "a", CPU: 1.5, Memory: cfg.Capacity.Memory - 1, Disk: 80})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Release()
+	_, err = l.Acquire(bg, Request{Task: "b", CPU: 1, Memory: 10, Disk: 30, NoWait: true})
+	isKind(t, err, berth.ErrUnavailable)
+	by := "lent to a (" + userName(l.id.hostUID) + ")"
+	want := "lend to b: unavailable: waiting for 1 CPU: too many are " + by + "; waiting for 10B of memory: too much is " + by + "; waiting for 30B of disk: too much is " + by
+	if err.Error() != want {
+		t.Errorf("error is\n%q, want\n%q", err, want)
+	}
+}
+
 func TestAcquireAndRelease(t *testing.T) {
 	l := open(t, config(t))
 	a, err := l.Acquire(bg, Request{Task: "a", CPU: 1.5, Memory: 1 << 30})

@@ -20,8 +20,9 @@ import (
 // farLedger is this host's ledger, or where the daemon is on another machine one of the data directory's own, by what that
 // daemon has. It finds out when it is first asked.
 type farLedger struct {
-	h   *host
-	dir string // of the daemon
+	h           *host
+	dir         string // of the daemon
+	hideFigures bool
 
 	mu     sync.Mutex
 	ledger *ledger.Ledger
@@ -87,7 +88,7 @@ func (f *farLedger) find(ctx context.Context) (*ledger.Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.ledger, err = ledger.New(ledger.Config{Dirs: ledger.Dirs{Shared: filepath.Join(f.dir, "ledger")}, Capacity: c, Instance: instance})
+	f.ledger, err = ledger.New(ledger.Config{Dirs: ledger.Dirs{Shared: filepath.Join(f.dir, "ledger")}, Capacity: c, Instance: instance, HideFigures: f.hideFigures})
 	return f.ledger, err
 }
 

@@ -118,7 +118,7 @@ func (a *app) oneID() string {
 
 // lent tells what tasks get of what there is, on this machine or the daemon's.
 func (a *app) lent(ctx context.Context, h *host, d *hostDetails) error {
-	l, err := openLedger(h.dir)
+	l, err := a.openLedger(h.dir)
 	if err != nil {
 		return err
 	}

@@ -154,7 +154,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 		h.close()
 		return nil, err
 	}
-	if h.ledger, err = openLedger(h.dir); err != nil {
+	if h.ledger, err = a.openLedger(h.dir); err != nil {
 		h.close()
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 	}
 	lends := runner.Ledger(h.ledger)
 	if a.global.engine == engineDocker {
-		lends = &farLedger{h: h, dir: dockerDir(h.dir, a.global.daemon)}
+		lends = &farLedger{h: h, dir: dockerDir(h.dir, a.global.daemon), hideFigures: a.global.hideFigures}
 	}
 	log := a.logger()
 	h.runner = runner.New(runner.Config{
@@ -178,7 +178,7 @@ func (a *app) open(ctx context.Context) (*host, error) {
 }
 
 // openLedger opens the host's ledger on behalf of a data directory.
-func openLedger(dir string) (*ledger.Ledger, error) {
+func (a *app) openLedger(dir string) (*ledger.Ledger, error) {
 	capacity, err := ledger.Host(dir)
 	if err != nil {
 		return nil, err
@@ -187,7 +187,7 @@ func openLedger(dir string) (*ledger.Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ledger.New(ledger.Config{Dirs: ledger.DefaultDirs(), Capacity: capacity, Instance: instance})
+	return ledger.New(ledger.Config{Dirs: ledger.DefaultDirs(), Capacity: capacity, Instance: instance, HideFigures: a.global.hideFigures})
 }
 
 // puller is an engine that finds images itself.

@@ -87,6 +87,9 @@ func (a *app) workerArgs(dir string) []string {
 	if a.global.brokenHook != "" {
 		args = append(args, "--broken-hook", a.global.brokenHook)
 	}
+	if a.global.hideFigures {
+		args = append(args, "--hide-figures")
+	}
 	if a.global.debug {
 		args = append(args, "--debug")
 	}
