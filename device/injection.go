@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	specs "tags.cncf.io/container-device-interface/specs-go"
 
@@ -77,26 +78,40 @@ func (p *Pool) onDisk(ctx context.Context, names []string, own *cdi.Edits) (inje
 	return in, nil
 }
 
-// renew writes a spec anew, once while the files are as stamp says: it asks all drivers.
+// renew writes a spec anew, once while the files are as stamp says, or until it succeeds, but not all the time: it asks all
+// drivers. What has come of it before is said until it is tried again, and the first error, which is mostly the cause, always.
 func (p *Pool) renew(ctx context.Context, file, stamp string) error {
 	p.renewing.Lock()
 	defer p.renewing.Unlock()
 	key := stamp + file
-	if err, was := p.renewed[key]; was {
-		return err
+	was, tried := p.renewed[key]
+	if tried && (was.err == nil || time.Since(was.at) < p.cfg.RenewAgain) {
+		return was.say()
 	}
-	err := p.cfg.Renew(ctx, file)
-	if ctx.Err() == nil {
-		p.renewed[key] = err
+	now := renewal{err: p.cfg.Renew(ctx, file), first: was.first, at: time.Now()}
+	if ctx.Err() != nil {
+		return now.err
 	}
-	return err
+	if now.first == nil {
+		now.first = now.err
+	}
+	p.renewed[key] = now
+	return now.say()
+}
+
+// say is the last error, with the first where that was another.
+func (r renewal) say() error {
+	if r.err == nil || r.err.Error() == r.first.Error() {
+		return r.err
+	}
+	return fmt.Errorf("%w (at first: %w)", r.err, r.first)
 }
 
 // renewedIn notes that a spec, which still does not fit, was written anew just now.
 func (p *Pool) renewedIn(file, stamp string) {
 	p.renewing.Lock()
 	defer p.renewing.Unlock()
-	p.renewed[stamp+file] = nil
+	p.renewed[stamp+file] = renewal{at: time.Now()}
 }
 
 // lookUp finds a unit in the specs on disk, or in what is known of them.

@@ -23,6 +23,9 @@ type PoolConfig struct {
 	Specs   *cdi.Cache // specs of others on this host; nil looks at none
 	// Renew writes the file of a spec anew that berth wrote and that no longer fits the host; nil leaves such files as they are.
 	Renew func(ctx context.Context, file string) error
+	// RenewAgain is how long after a failure Renew is tried again, at the next lease of a device that it is for. Default
+	// a minute: it asks all drivers.
+	RenewAgain time.Duration
 	// Env is that of this process: the masks that bound what it may lend.
 	Env map[string]string
 	// Dir is where what is costly to find out is kept between processes; "" keeps nothing.
@@ -54,7 +57,13 @@ type Pool struct {
 	specs   map[string]*cdi.Edits // what they do for all their devices
 
 	renewing sync.Mutex // held while a spec is written anew
-	renewed  map[string]error
+	renewed  map[string]renewal
+}
+
+// renewal is what came of writing a spec anew while the files were the same.
+type renewal struct {
+	err, first error // of the last try, and of the first; nil once it was written
+	at         time.Time
 }
 
 // NewPool returns the pool of a host. It looks at nothing yet.
@@ -62,10 +71,13 @@ func NewPool(cfg PoolConfig) *Pool {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.RenewAgain == 0 {
+		cfg.RenewAgain = time.Minute
+	}
 	if cfg.Specs != nil {
 		cfg.Specs = cfg.Specs.Without(cdi.IsLent)
 	}
-	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[string]*cdi.Edits{}, renewed: map[string]error{}}
+	return &Pool{cfg: cfg, commons: map[string]kept{}, specs: map[string]*cdi.Edits{}, renewed: map[string]renewal{}}
 }
 
 // inventory is what a host has, at one moment.

@@ -147,6 +147,52 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// TestRenewAgain: a spec that could not be written anew is tried again at a later lease of the same pool, not at each, and
+// the first error is told until it succeeds.
+func TestRenewAgain(t *testing.T) {
+	const text = "# Written by berth, which may write it again.\ncdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD128, type: c, major: 10, minor: %d}]}}]\n"
+	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
+	h.Write("/etc/cdi/amd.yaml", fmt.Sprintf(text, 99))
+	for name, again := range map[string]time.Duration{"soon": time.Nanosecond, "not yet": 0} {
+		t.Run(name, func(t *testing.T) {
+			h.Write("/etc/cdi/amd.yaml", fmt.Sprintf(text, 99))
+			calls := 0
+			p := pool(t, h.Root, func(cfg *device.PoolConfig) {
+				cfg.RenewAgain = again
+				cfg.Renew = func(_ context.Context, file string) error {
+					switch calls++; calls {
+					case 1:
+						return errors.New("no hooks")
+					case 2:
+						return errors.New("the disk is full")
+					}
+					h.Write(file, fmt.Sprintf(text, 229))
+					return nil
+				}
+			})
+			type answer struct {
+				cdi, says string
+				calls     int
+			}
+			want := []answer{
+				{"", "a CDI spec is not written anew: no hooks", 1},
+				{"", "a CDI spec is not written anew: the disk is full (at first: no hooks)", 2},
+				{"amd.com/gpu=0", "berth has written it anew", 3},
+				{"amd.com/gpu=0", "", 3},
+			}
+			if again == 0 {
+				want = []answer{want[0], want[0]}
+			}
+			for i, w := range want {
+				grants, notes, err := p.Grants(t.Context(), asks("1"), []ledger.Device{{ID: h.AMD[0].UUID}}, nil)
+				if err != nil || len(grants) != 1 || grants[0].CDI != w.cdi || calls != w.calls || !strings.Contains(strings.Join(notes, "\n"), w.says) || (w.says == "") != (len(notes) == 0) {
+					t.Errorf("lease %d: %+v, %q, %v, %d tries; want %+v", i, grants, notes, err, calls, w)
+				}
+			}
+		})
+	}
+}
+
 // TestStaleIsKept: that a spec of berth's does not fit is known to the next process, as long as it differs in the same.
 func TestStaleIsKept(t *testing.T) {
 	h := devicetest.New(t, devicetest.Options{AMD: 1, Recorded: true})
