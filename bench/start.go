@@ -25,7 +25,7 @@ func (b *bench) start(ctx context.Context) error {
 		{"fork and exec, no container", b.times(200), func(ctx context.Context, _ int) error {
 			return exec.CommandContext(ctx, "/bin/busybox", "true").Run()
 		}},
-		{"berth", b.times(200), func(ctx context.Context, i int) error { return b.bed.runEngine(ctx, "seq"+round(i), "true") }},
+		{"berth", b.times(200), func(ctx context.Context, i int) error { return b.bed.runEngine(ctx, "seq"+round(i), "/bin/true") }},
 		{"runc", b.times(60), func(ctx context.Context, i int) error { return b.bed.runRunc(ctx, i, b.bed.bundle) }},
 		{"crun", b.times(60), func(context.Context, int) error { return crun.run() }},
 		{"podman run", b.times(15), func(ctx context.Context, _ int) error {
@@ -151,7 +151,7 @@ func (b *bench) atOnce(ctx context.Context) error {
 	}{
 		{"fork and exec, no container", 400, func(ctx context.Context, _ int) error { return exec.CommandContext(ctx, "/bin/busybox", "true").Run() }},
 		{"berth", 200, func(ctx context.Context, _ int) error {
-			return b.bed.runEngine(ctx, fmt.Sprint("par", ids.Add(1)), "true")
+			return b.bed.runEngine(ctx, fmt.Sprint("par", ids.Add(1)), "/bin/true")
 		}},
 		{"runc", 100, func(ctx context.Context, slot int) error { return b.bed.runRunc(ctx, int(ids.Add(1)), bundles[slot]) }},
 		{"docker run", 32, func(ctx context.Context, _ int) error {
