@@ -43,8 +43,7 @@ func dockerStreamFiles(t *testing.T, b *bench) {
 			t.Fatalf("exit code %d: %s", code, out)
 		}
 		b.await("\n1000\n", "logs", "writes")
-		for end := time.Now().Add(20 * time.Second); len(processes("worker\x00")) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		}
+		b.workersEnd()
 		if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -194,6 +195,19 @@ func (b *bench) keeper() int {
 	return pids[0]
 }
 
+// workersEnd waits until no worker brings a task of this data directory forward; those of other tests are none of its business.
+func (b *bench) workersEnd() {
+	b.t.Helper()
+	b.within(time.Minute, "its workers have ended", func() bool {
+		for _, pid := range processes("\x00--data-dir\x00" + b.data + "\x00") {
+			if slices.Contains(processes("\x00worker\x00"), pid) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // await runs berth until its output has a text.
 func (b *bench) await(text string, args ...string) {
 	b.t.Helper()
@@ -271,8 +285,7 @@ func dockerDetached(t *testing.T, b *bench) {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	b.await("one", "logs", "job")
-	for end := time.Now().Add(20 * time.Second); len(processes("worker\x00")) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-	}
+	b.workersEnd()
 	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -305,8 +318,7 @@ func TestDockerRemoteOutputs(t *testing.T) {
 	}
 	b.env = nil
 	b.await("up", "logs", "job")
-	for end := time.Now().Add(20 * time.Second); len(processes("worker\x00")) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-	}
+	b.workersEnd()
 	if err := syscall.Kill(b.keeper(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
