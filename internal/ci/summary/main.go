@@ -1,5 +1,5 @@
 // Command summary reads the output of `go test -json`, prints what failed and what was skipped and why, which tests
-// took longest and which failed, and closes with one line: N passed, N failed, N skipped. It exits with 1 if anything failed.
+// took longest, which wrote very much and which failed, and closes with one line: N passed, N failed, N skipped. It exits with 1 if anything failed.
 package main
 
 import (
@@ -14,7 +14,10 @@ import (
 	"strings"
 )
 
-const slowest = 15 // so many tests are told of
+const (
+	slowest = 15      // so many tests are told of
+	much    = 4 << 20 // bytes that a test writes: go test keeps them all in memory, several times
+)
 
 type event struct {
 	Action, Package, Test, Output string
@@ -27,6 +30,7 @@ type summary struct {
 	out                     io.Writer
 	passed, failed, skipped int
 	output                  map[key][]string
+	written                 map[key]int  // bytes
 	parents                 map[key]bool // tests that have subtests are counted by those
 	ended                   []event      // tests that passed or failed
 }
@@ -34,7 +38,7 @@ type summary struct {
 func main() {
 	before := flag.Int("failed", 0, "`number` of checks that failed before the tests")
 	flag.Parse()
-	s := &summary{out: os.Stdout, failed: *before, output: map[key][]string{}, parents: map[key]bool{}}
+	s := &summary{out: os.Stdout, failed: *before, output: map[key][]string{}, written: map[key]int{}, parents: map[key]bool{}}
 	if err := s.read(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stdout, err)
 		s.failed++
@@ -73,6 +77,7 @@ func (s *summary) add(e event) {
 			return
 		}
 		s.output[k] = append(s.output[k], e.Output)
+		s.written[k] += len(e.Output)
 	case "pass", "fail", "skip":
 		s.end(k, e)
 	}
@@ -110,12 +115,17 @@ func (s *summary) end(k key, e event) {
 	}
 }
 
-// close tells which tests took longest and which failed, by themselves and not by their subtests.
+// close tells which tests took longest, which wrote very much and which failed, by themselves and not by their subtests.
 func (s *summary) close() {
 	own := slices.DeleteFunc(s.ended, func(e event) bool { return s.parents[key{e.Package, e.Test}] })
 	slices.SortStableFunc(own, func(a, b event) int { return cmp.Compare(b.Elapsed, a.Elapsed) })
 	for _, e := range own[:min(slowest, len(own))] {
 		fmt.Fprintf(s.out, "%6.1f s  %s %s\n", e.Elapsed, e.Package, e.Test)
+	}
+	for k, n := range s.written {
+		if n > much {
+			fmt.Fprintf(s.out, "%4d MiB written by %s %s\n", n>>20, k.pkg, k.test)
+		}
 	}
 	for _, e := range own {
 		if e.Action == "fail" {
