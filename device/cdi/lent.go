@@ -16,6 +16,15 @@ func LentName(owner, sandbox, vendor string) string {
 
 // IsLent reports whether a file has the name of a sandbox's: it says nothing of what the host has, and comes and goes with each task.
 func IsLent(file string) bool {
+	_, _, ok := LentTo(file)
+	return ok
+}
+
+// LentTo is whose a file is that has the name of a sandbox's.
+func LentTo(file string) (owner, sandbox string, ok bool) {
 	parts := strings.Split(path.Base(file), ".")
-	return len(parts) == 5 && parts[0] == "berth" && parts[4] == "yaml"
+	if len(parts) != 5 || parts[0] != "berth" || parts[4] != "yaml" {
+		return "", "", false
+	}
+	return parts[1], parts[2], true
 }

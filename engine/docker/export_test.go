@@ -1,5 +1,38 @@
 package docker
 
+import (
+	"context"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/berth-project/berth"
+)
+
+// LentNVIDIA is a grant with a hook.
+func LentNVIDIA(n berth.Node) berth.Grant {
+	return lentNVIDIA(n, 0, `{"hooks":[{"hookName":"createContainer","path":"/bin/true","args":["true","update-ldcache"]}]}`)
+}
+
+// Lend does what a start does about what was lent, on a daemon that reads CDI specs in dirs.
+func Lend(s berth.Sandbox, dirs ...string) error {
+	_, err := s.(*Sandbox).lend(&hostInfo{cdiDirs: dirs}, &container.Config{}, &container.HostConfig{})
+	return err
+}
+
+// HaveSpecs has an engine take its daemon for one that reads CDI specs in dirs.
+func HaveSpecs(ctx context.Context, e *Engine, dirs ...string) error {
+	host, err := e.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	reads := *host
+	reads.cdiDirs = dirs
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.host = &reads
+	return nil
+}
+
 // Made is how many containers of Podman's an engine takes for its own, and for there.
 func Made(e *Engine) int { return e.made.there() }
 

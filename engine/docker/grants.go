@@ -2,6 +2,7 @@ package docker
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -61,7 +62,9 @@ func (s *Sandbox) lend(host *hostInfo, cfg *container.Config, hc *container.Host
 		names := onDisk(host, of, set)
 		var unwritten error
 		if _, err := cdi.Translate(set.Edits, cdi.Host{}); err != nil && len(names) == 0 && mayWriteSpecs(host) {
-			names, unwritten = s.ownSpec(host, of[0].Vendor, set)
+			if names, unwritten = s.ownSpec(host, of[0].Vendor, set); errors.Is(unwritten, berth.ErrNotFound) {
+				return nil, unwritten // the sandbox is gone
+			}
 		}
 		switch {
 		case len(names) > 0:

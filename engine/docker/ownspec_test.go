@@ -29,7 +29,7 @@ func TestOwnSpec(t *testing.T) {
 		e:    &Engine{owner: "me", cfg: Config{Dir: t.TempDir()}},
 		spec: berth.SandboxSpec{ID: "sb", Grants: []berth.Grant{lentNVIDIA(nodes[0], 0, hooked)}},
 	}
-	if err := os.MkdirAll(s.e.sandboxDir("sb"), 0o700); err != nil {
+	if err := os.MkdirAll(s.stepsDir(), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	lend := func(host *hostInfo) ([]container.DeviceRequest, []string, error) {

@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -11,9 +12,9 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Orphans names the sandboxes of this owner of which the daemon has containers, volumes or networks, and this engine's
-// directory has none. They may be another directory's, of this owner for another address of the daemon: who knows the
-// owner's tasks says whether they are.
+// Orphans names the sandboxes of this owner of which the daemon has containers, volumes or networks, or this machine a CDI
+// spec of their own, and this engine's directory has none. They may be another directory's, of this owner for another address
+// of the daemon: who knows the owner's tasks says whether they are.
 func (e *Engine) Orphans(ctx context.Context) ([]string, error) {
 	left, err := e.labeled(ctx, e.filter())
 	if err != nil {
@@ -27,13 +28,23 @@ func (e *Engine) Orphans(ctx context.Context) ([]string, error) {
 		}
 		ids = append(ids, id)
 	}
+	host, err := e.daemon(ctx)
+	if err != nil {
+		return nil, err
+	}
+	specs, err := e.leftSpecs(host)
+	if err != nil {
+		return nil, err
+	}
+	ids = slices.AppendSeq(ids, maps.Keys(specs))
 	slices.Sort(ids)
-	return ids, nil
+	return slices.Compact(ids), nil
 }
 
 // Purge removes all that the daemon has of a sandbox, whoever has a record of it: containers, volumes, networks, with the
-// labels of this owner and of the sandbox. It reports whether something was removed. A volume that the daemon takes for
-// mounted is left: see removeVolume; and so is a container that has its labels of its image: see inherits.
+// labels of this owner and of the sandbox; and then, if this engine has no directory of it, its own CDI specs on this machine.
+// It reports whether something was removed. A volume that the daemon takes for mounted is left: see removeVolume; and so is a
+// container that has its labels of its image: see inherits.
 func (e *Engine) Purge(ctx context.Context, id string) (removed bool, err error) {
 	f := e.filter()
 	if id != "" {
@@ -58,7 +69,15 @@ func (e *Engine) Purge(ctx context.Context, id string) (removed bool, err error)
 		gone = append(gone, t.id)
 	}
 	tellRemoved(e.livesOf(id), gone)
-	return removed, errors.Join(errs...)
+	if len(errs) > 0 {
+		return removed, errors.Join(errs...)
+	}
+	host, err := e.daemon(ctx)
+	if err != nil {
+		return removed, err
+	}
+	was, err := e.purgeSpecs(host, id)
+	return removed || was, err
 }
 
 // labeled is a thing of this owner on the daemon.

@@ -300,6 +300,9 @@ func (s *Sandbox) DiskEnforcement() berth.DiskEnforcement {
 	return s.area.Enforcement()
 }
 
+// stepsDir holds a directory for each step; it is there as long as the sandbox is.
+func (s *Sandbox) stepsDir() string { return filepath.Join(s.e.sandboxDir(s.spec.ID), "steps") }
+
 // Dir is the directory of this host in which the sandbox's volumes lie; the writable layers are the daemon's.
 func (s *Sandbox) Dir() string { return s.e.sandboxDir(s.spec.ID) }
 
@@ -324,7 +327,7 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 // Close ends what runs and removes everything of the sandbox. What lies on the disk is taken away at once, and its room is
 // free a little later: to remove files takes time.
 func (s *Sandbox) Close(ctx context.Context) error {
-	steps, err := os.ReadDir(filepath.Join(s.e.sandboxDir(s.spec.ID), "steps"))
+	steps, err := os.ReadDir(s.stepsDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("close %s: %w: %w", s.spec.ID, kindOf(err), err)
 	}
@@ -366,11 +369,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
-	if err := s.removeSpecs(); err != nil {
-		return fmt.Errorf("close %s: %w: %w", s.spec.ID, kindOf(err), err)
-	}
-	// At once: half a sandbox would look like one.
-	remove, err := scratch.Discard(s.e.sandboxDir(s.spec.ID), s.e.trash())
+	remove, err := s.discard()
 	if err != nil {
 		return fmt.Errorf("close %s: %w", s.spec.ID, err)
 	}
