@@ -46,14 +46,15 @@ containerEdits:
   env: [FROM_DISK=1]
 `, index, render, minor)
 	}
+	second := int(devicetest.New(t, devicetest.Options{AMD: 2}).AMD[1].Node.Minor)
 	for _, c := range []struct {
 		name, text string
 		cdi        string
 		says       string
 	}{
 		{"none", "", "", ""},
-		{"one that fits", spec(1, 129, 232), "amd.com/gpu=1", ""},
-		{"a stale one", spec(1, 129, 99), "", "CDI spec /etc/cdi/amd.yaml is stale: /dev/dri/renderD129 is 10:99 there and 10:232 on this host; write it anew: amd-ctk cdi generate --output=/etc/cdi/amd.yaml"},
+		{"one that fits", spec(1, 129, second), "amd.com/gpu=1", ""},
+		{"a stale one", spec(1, 129, 99), "", "CDI spec /etc/cdi/amd.yaml is stale: /dev/dri/renderD129 is 10:99 there and " + fmt.Sprintf("10:%d", second) + " on this host; write it anew: amd-ctk cdi generate --output=/etc/cdi/amd.yaml"},
 		{"a stale one of berth's", own + spec(1, 129, 99), "", ""},
 		{"one whose index is another device's", spec(1, 128, 229), "", ""},
 		{"of another device", spec(0, 128, 99), "", ""},
@@ -108,21 +109,22 @@ containerEdits:
 // TestRenew: a spec of berth's that does not fit the host is told, and written anew where that is to be done, once for all devices.
 func TestRenew(t *testing.T) {
 	const text = "# Written by berth, which may write it again.\ncdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD128, type: c, major: 10, minor: %d}]}}, {name: \"1\", containerEdits: {deviceNodes: [{path: /dev/kfd}, {path: /dev/dri/renderD129, type: c, major: 10, minor: %d}]}}]\n"
-	writes := func(minor int) func(*devicetest.Host, string) error {
+	writes := func(minor, second int) func(*devicetest.Host, string) error {
 		return func(h *devicetest.Host, file string) error {
-			h.Write(file, fmt.Sprintf(text, minor, minor+3))
+			h.Write(file, fmt.Sprintf(text, minor, second))
 			return nil
 		}
 	}
+	gpus := devicetest.New(t, devicetest.Options{AMD: 2}).AMD
 	for name, c := range map[string]struct {
 		renew func(*devicetest.Host, string) error
 		cdi   string
 		says  string
 	}{
 		"told alone":      {nil, "", "/etc/cdi/amd.yaml is stale: /dev/dri/renderD128 is 10:99 there and 10:229 on this host; write it anew: berth cdi generate --vendor amd --output /etc/cdi/amd.yaml; until then it does not count"},
-		"written anew":    {writes(229), "amd.com/gpu=0", "on this host; berth has written it anew"},
+		"written anew":    {writes(int(gpus[0].Node.Minor), int(gpus[1].Node.Minor)), "amd.com/gpu=0", "on this host; berth has written it anew"},
 		"not to be":       {func(*devicetest.Host, string) error { return errors.New("no hooks") }, "", "a CDI spec is not written anew: no hooks"},
-		"and stale again": {writes(98), "", "is 10:98 there"},
+		"and stale again": {writes(98, 101), "", "is 10:98 there"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := devicetest.New(t, devicetest.Options{AMD: 2, Recorded: true})

@@ -62,15 +62,36 @@ const (
 )
 
 // The nodes are of the kernel's miscellaneous devices: runtimes let no container open them unasked, and on a
-// plain host the first four can be opened: fuse, kvm, autofs, loop-control. Those beyond have numbers without a
-// driver.
+// plain host the first four can be opened: fuse, kvm or what stands for it, autofs, loop-control. Those beyond have numbers
+// without a driver.
 const major = 10
 
 func minor(i int) uint32 {
-	if open := []uint32{229, 232, 235, 237}; i < len(open) {
+	if open := []uint32{229, second(), 235, 237}; i < len(open) {
 		return open[i]
 	}
 	return uint32(100 + i)
+}
+
+// second is kvm, or, on a machine that has none, as many virtual ones, another device that can be opened; those have no fixed
+// numbers.
+func second() uint32 {
+	raw, _ := os.ReadFile("/proc/misc")
+	there := map[string]uint32{}
+	for line := range strings.Lines(string(raw)) {
+		var n uint32
+		var name string
+		if _, err := fmt.Sscan(line, &n, &name); err == nil {
+			there[name] = n
+		}
+	}
+	const kvm = 232
+	for _, name := range []string{"kvm", "vsock", "userfaultfd", "vga_arbiter"} {
+		if n, ok := there[name]; ok {
+			return n
+		}
+	}
+	return kvm
 }
 
 // New makes a host in a directory of the test's. The GPUs of each vendor have the same nodes, beginning with the
