@@ -144,6 +144,19 @@ func TestBrokenHostIsLeft(t *testing.T) {
 	}
 }
 
+// TestCanceledBeforeItIsRecorded: the error of a task whose end was asked for while it was looked at says so.
+func TestCanceledBeforeItIsRecorded(t *testing.T) {
+	b := newTestbed(t)
+	ctx, cancel := context.WithCancelCause(timeout(t))
+	cancel(berth.ErrCanceled)
+	if res, err := b.Run(ctx, berth.Task{ID: "one", Steps: []berth.Step{sh("true")}}, Hooks{}); !errors.Is(err, berth.ErrCanceled) {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if _, err := b.Record(t.Context(), "one"); !errors.Is(err, berth.ErrNotFound) {
+		t.Errorf("its record: %v", err)
+	}
+}
+
 // mend says that the host is mended when a task waits for that, and counts how often one did.
 func mend(t *testing.T, q Quarantine, waited *int) Hooks {
 	return Hooks{Waiting: func(why string) {

@@ -134,6 +134,9 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 			_ = dir.remove()
 		}
 		_ = lock.Close()
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			err = fmt.Errorf("task %s: its end came before it was recorded: %w", task.ID, context.Cause(ctx))
+		}
 		return nil, r.full(err)
 	}
 	r.reserve()

@@ -221,6 +221,27 @@ func (l *life) diskFull() string {
 	return fmt.Sprintf("the %s of %s is full: %s are used", sb.limitName(what), berth.SizeInWords(limit), berth.SizeInWords(used))
 }
 
+// diskPassed says which limit of disk that only looks keep was passed; "" if none. A look may have been too early: what
+// lies above its limit at the end was written all the same.
+func (l *life) diskPassed() string {
+	l.mu.Lock()
+	sb := l.sb
+	l.mu.Unlock()
+	if sb == nil {
+		return ""
+	}
+	if over, err := sb.diskOver(l.e.ctx); err == nil && over != "" {
+		return over
+	}
+	if sb.area == nil || sb.area.Enforcement() != berth.DiskSampled {
+		return ""
+	}
+	if what, limit, used, full := sb.area.Full(); full && used > limit {
+		return fmt.Sprintf("the %s of %s was passed: %s are used", sb.limitName(what), berth.SizeInWords(limit), berth.SizeInWords(used))
+	}
+	return ""
+}
+
 // leastRoom is what a file system has left, in bytes, where it is full: a large write is refused as a whole.
 const leastRoom = 1 << 20
 

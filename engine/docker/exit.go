@@ -53,6 +53,8 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	full := ""
 	if e.Code != 0 {
 		full = l.diskFull()
+	} else {
+		full = l.diskPassed()
 	}
 	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0) || e.Code != 0 && l.toldLate(r)
 	reached := "the daemon's host was out of memory"

@@ -107,6 +107,26 @@ func TestLayerLimit(t *testing.T) {
 	}
 }
 
+// TestDiskPassedAtOnce: what was written above a limit of disk between two looks is found at the end, however well the
+// command ended.
+func TestDiskPassedAtOnce(t *testing.T) {
+	t.Parallel()
+	e, img := newEngine(t, docker.Config{})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Limits: berth.Limits{Disk: 8 << 20}, Volumes: []berth.Volume{{Path: "/vol"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close(t.Context()) }()
+	below := step(t, s, img, "dd if=/dev/zero of=/vol/x bs=1M count=4")
+	if exit := wait(t, below); exit.Code != 0 || exit.Reason != berth.Exited {
+		t.Errorf("below its limit it ended with %+v", exit)
+	}
+	above := step(t, s, img, "dd if=/dev/zero of=/fill bs=1M count=12")
+	if exit := wait(t, above); exit.Code != 0 || exit.Reason != berth.OutOfDisk || !strings.HasPrefix(exit.Detail, "the disk limit of 8 MiB was passed: 16") {
+		t.Errorf("above its limit it ended with %+v", exit)
+	}
+}
+
 // TestDaemonsDiskFull: what a daemon has no room for fails with one clear reason.
 func TestDaemonsDiskFull(t *testing.T) {
 	t.Parallel()
