@@ -53,6 +53,9 @@ func checkStep(s *berth.StepSpec) error {
 			}
 		}
 	}
+	if len(argv(s)) == 0 && len(s.Image.Config.Cmd) > 0 {
+		return fmt.Errorf("command: %w: beside an entrypoint of the step's own the image's command does not count; give one", berth.ErrInvalid)
+	}
 	if len(argv(s)) == 0 {
 		return fmt.Errorf("command: %w: neither the step nor the image has one", berth.ErrInvalid)
 	}

@@ -96,6 +96,9 @@ func (b *builder) process() error {
 	img, p := b.step.Image.Config, b.spec.Process
 	p.Terminal = b.step.TTY
 	p.Args = argv(img, b.step)
+	if len(p.Args) == 0 && len(img.Cmd) > 0 {
+		return fmt.Errorf("command: %w: beside an entrypoint of the step's own the image's command does not count; give one", berth.ErrInvalid)
+	}
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return fmt.Errorf("command: %w: neither the step nor the image %s names one", berth.ErrInvalid, b.step.Image.Ref)
 	}

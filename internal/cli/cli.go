@@ -206,7 +206,7 @@ outputs that are yours, and nothing left behind.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.global.dataDir, "data-dir", "", "`DIR` of everything that berth keeps (default /var/lib/berth for root, else $XDG_DATA_HOME/berth)")
 	flags.StringVar(&a.global.config, "config", "", "configuration `FILE` to read in place of the user's")
-	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci` (this host) or docker (a Docker or Podman service)")
+	flags.StringVar(&a.global.engine, "engine", engineOCI, "what runs the containers: `oci|docker`, this host or a Docker or Podman service")
 	flags.StringVar(&a.global.daemon, "docker-host", "", "`ADDRESS` of the service of --engine docker, as in unix:///run/docker.sock, tcp://host:2376 or ssh://user@host (default $DOCKER_HOST, else the Docker context's)")
 	flags.Var(waitValue{&a.global.watchdog}, "docker-watchdog", "how often --engine docker looks at a running container, and how long a look may take; after 5 failures in a row its end is Lost (default 2m)")
 	flags.Var(waitValue{&a.global.outputWait}, "docker-output-wait", "how long the rest of a container's output may take with --engine docker, once it has ended (default 5m)")
@@ -345,7 +345,8 @@ func flagError(cmd *cobra.Command, err error) error {
 		return usageError(cmd, "%w", valueError("--"+bad.GetFlag().Name, bad.GetValue(), bad.Unwrap()))
 	}
 	if missing, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
-		return usageError(cmd, "--%s has no value: write --%s %s", missing.GetFlag().Name, missing.GetFlag().Name, missing.GetFlag().Value.Type())
+		kind, _ := pflag.UnquoteUsage(missing.GetFlag())
+		return usageError(cmd, "--%s has no value: write --%s %s", missing.GetFlag().Name, missing.GetFlag().Name, kind)
 	}
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
 	if !ok {

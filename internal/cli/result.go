@@ -148,6 +148,8 @@ func causes(res berth.Result) string {
 		return ""
 	case strings.HasPrefix(res.Detail, "could not be started: exec --: "):
 		return "; COMMAND follows IMAGE at once, without --"
+	case res.ExitCode == 126 && strings.Contains(strings.ToLower(res.Detail), "exec format error"):
+		return "; is it a program for this machine's kind of processor, and if it is a script, does its first line name its interpreter, as in #!/bin/sh?"
 	case res.ExitCode == 126:
 		return "; is it an executable file, and for this machine's kind of processor?"
 	}
