@@ -108,6 +108,7 @@ func (in *Inside) Run(ctx context.Context, args []string) (err error) {
 	}
 	defer root.Close()
 	root.KeepToMount("/dev")
+	root.Alone() // the container waits
 	if in.Key != "" {
 		root.Watch()
 	}

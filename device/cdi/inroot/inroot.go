@@ -21,9 +21,10 @@ import (
 
 // Root is a directory that stands for "/". Names are taken relative to it, with or without a slash before.
 type Root struct {
-	dir  *os.File
-	keep bool     // see KeepToMount
-	also []string // see KeepToMount
+	dir   *os.File
+	keep  bool     // see KeepToMount
+	also  []string // see KeepToMount
+	alone bool     // see Alone
 
 	watched, strayed bool // see Watch
 }
@@ -62,6 +63,9 @@ func (r *Root) Strayed() bool { return r.strayed }
 // they are not what this process has at the same place.
 func (r *Root) KeepToMount(also ...string) { r.keep, r.also = true, also }
 
+// Alone says that nobody else looks at the tree yet: a new file, in whose place nothing is, is written there at once.
+func (r *Root) Alone() { r.alone = true }
+
 // Close releases the root.
 func (r *Root) Close() error { return r.dir.Close() }
 
@@ -78,10 +82,7 @@ func (r *Root) Open(name string, flags int) (*os.File, error) {
 		how.Flags = uint64(flags | unix.O_CLOEXEC)
 	}
 	for tries := 0; ; tries++ {
-		fd, err := unix.Openat2(int(r.dir.Fd()), clean(name), how)
-		if r.watched && !r.strayed {
-			r.strayed = r.strays(clean(name), uint64(flags&unix.O_NOFOLLOW), 0)
-		}
+		fd, err := r.open(clean(name), how)
 		switch {
 		case err == nil:
 			return os.NewFile(uintptr(fd), path.Join(r.Name(), clean(name))), nil
@@ -92,6 +93,25 @@ func (r *Root) Open(name string, flags int) (*os.File, error) {
 			return nil, &fs.PathError{Op: "open", Path: path.Join(r.Name(), clean(name)), Err: err}
 		}
 	}
+}
+
+// open is one try of Open.
+func (r *Root) open(name string, how *unix.OpenHow) (int, error) {
+	top := int(r.dir.Fd())
+	if !r.watched || r.strayed {
+		return unix.Openat2(top, name, how)
+	}
+	// Most of what is looked for lies in the root's own file system: that, and whether it does, takes one walk.
+	within := *how
+	within.Resolve |= unix.RESOLVE_NO_XDEV
+	fd, err := unix.Openat2(top, name, &within)
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return fd, err
+	}
+	fd, err = unix.Openat2(top, name, how)
+	// To a directory that is there, the way leads through a mount.
+	r.strayed = err == nil && how.Flags&unix.O_DIRECTORY != 0 || r.strays(name, how.Flags&unix.O_NOFOLLOW, 0)
+	return fd, err
 }
 
 // Stat looks at a file, following links.
@@ -160,10 +180,11 @@ func (r *Root) ReadSome(name string, most int) ([]fs.DirEntry, error) {
 		return nil, err
 	}
 	defer f.Close()
-	again, err := os.Open(procPath(f)) // by this name, the entries' own are looked up beneath f
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: f.Name(), Err: err}
 	}
+	again := os.NewFile(uintptr(fd), procPath(f)) // by this name, the entries' own are looked up beneath f
 	defer again.Close()
 	entries, err := again.ReadDir(most + 1)
 	switch {
@@ -324,18 +345,30 @@ func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
 }
 
 // WriteFile puts a file in its place by rename: whoever reads sees the old one or the new one, and what is
-// there, a link too, is replaced and never written through.
+// there, a link too, is replaced and never written through. See Alone for what may be seen half.
 func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
-	return r.replace(name, false, func(dir int, tmp string) error {
-		fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	return r.replace(name, r.alone, func(dir int, tmp string) error {
+		fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
 		if err != nil {
 			return err
 		}
 		f := os.NewFile(uintptr(fd), tmp)
 		_, err = f.Write(data)
-		// The mode is set by itself: the mask of who runs us must not take from it.
-		return errors.Join(err, f.Chmod(os.FileMode(perm)), f.Close())
+		if err = errors.Join(err, ensureMode(fd, perm), f.Close()); err != nil {
+			_ = unix.Unlinkat(dir, tmp, 0)
+		}
+		return err
 	})
+}
+
+// ensureMode gives a file the mode that it was to be made with, if the mask of who runs us or its directory has made it
+// another.
+func ensureMode(fd int, perm uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 == perm {
+		return err
+	}
+	return unix.Fchmod(fd, perm)
 }
 
 // maxLinks is how many links to files that are mounted are followed, as in the kernel.

@@ -2,6 +2,7 @@ package inroot
 
 import (
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -209,6 +210,79 @@ func TestReadSome(t *testing.T) {
 		t.Error(entries, err)
 	}
 	if entries, err := r.ReadSome("abs", 0); err != nil || len(entries) != 0 {
+		t.Error(entries, err)
+	}
+}
+
+// TestAlone: where nobody looks, a new file is written in its place, and what is there is replaced as ever.
+func TestAlone(t *testing.T) {
+	mask := unix.Umask(0o077)
+	defer unix.Umask(mask)
+	for name, alone := range map[string]bool{"alone": true, "among others": false} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := hostile(t)
+			if alone {
+				r.Alone()
+			}
+			fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if _, err := unix.InotifyAddWatch(fd, r.Name(), unix.IN_MOVED_TO); err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range []struct {
+				name, text string
+				perm       uint32
+				moved      bool
+			}{
+				{"new", "text", 0o644, !alone},
+				{"shut", "", 0o444, !alone},
+				{"new", "another", 0o640, true},
+				{"file", "not outside", 0o644, true}, // a link that leads out
+				{"nowhere", "nor this", 0o644, true},
+			} {
+				if err := r.WriteFile(file.name, []byte(file.text), file.perm); err != nil {
+					t.Fatal(err)
+				}
+				st, err := r.Lstat(file.name)
+				if data, rerr := r.ReadFile(file.name, 100); err != nil || rerr != nil || string(data) != file.text || st.Mode != unix.S_IFREG|file.perm {
+					t.Errorf("%s: %q, mode %o, %v, %v", file.name, data, st.Mode, err, rerr)
+				}
+				var buf [4096]byte
+				if n, _ := unix.Read(fd, buf[:]); n > 0 != file.moved {
+					t.Errorf("%s was moved there: %v", file.name, n > 0)
+				}
+			}
+			if left, _ := filepath.Glob(filepath.Join(r.Name(), ".berth-*")); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+// TestAloneLeavesNoHalf: a file that could not be written is not there.
+func TestAloneLeavesNoHalf(t *testing.T) {
+	r, _ := hostile(t)
+	r.Alone()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	defer signal.Reset(unix.SIGXFSZ)
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 10, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err := r.WriteFile("etc/half", []byte("more than ten bytes"), 0o644)
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err == nil {
+		t.Error("it was written whole")
+	}
+	if entries, err := os.ReadDir(filepath.Join(r.Name(), "etc")); err != nil || len(entries) > 0 {
 		t.Error(entries, err)
 	}
 }

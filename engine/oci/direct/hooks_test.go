@@ -280,3 +280,35 @@ func TestReady(t *testing.T) {
 		})
 	}
 }
+
+// TestMeetsNobody: a start whose child is never made ends, though somebody was to attend to the child.
+func TestMeetsNobody(t *testing.T) {
+	s := testStarter(t)
+	b := testBundle(t, testSpec(t, "/bin/true"))
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: 1000}}
+	b.Spec.Linux.Namespaces = append(b.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	b.Spec.Linux.UIDMappings, b.Spec.Linux.GIDMappings = ids, ids
+	b.Ready = func(bundle.Created) error {
+		t.Error("there is a container")
+		return nil
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	b.NetNS = null // no namespace to join
+	result := make(chan error, 1)
+	go func() {
+		_, err := s.Start(t.Context(), b)
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		if !errors.Is(err, unix.EINVAL) {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for a child that nobody made")
+	}
+}

@@ -68,8 +68,13 @@ func (s *Starter) make(p *plan, r *request) error {
 	r.args.flags |= unix.CLONE_PARENT_SETTID
 	tid := new(int32)
 	r.parentTid = tid
+	// What is done beside the child must not keep the processor from the thread that makes it: the kernel has it wait
+	// for some of that, which is the time to do it in.
+	begun := make(chan struct{})
+	r.begun = begun
 	attended := make(chan error)
 	go func() {
+		<-begun
 		var err error
 		for i := range p.meetings {
 			if err == nil {
@@ -80,6 +85,9 @@ func (s *Starter) make(p *plan, r *request) error {
 		attended <- err
 	}()
 	err := s.threadsFor(p).do(r)
+	if r.begun != nil { // it did not come so far
+		close(r.begun)
+	}
 	p.closeOwned() // the child's ends of the pairs, so that the goroutine ends in any case
 	refusal := <-attended
 	if err != nil || refusal == nil {

@@ -31,11 +31,13 @@ type request struct {
 	netns int  // network namespace in which the child is made; -1 is this process's
 	// parentTid, where not nil, takes the child's pid before the child runs.
 	parentTid *int32
-	pid       int
-	pidfd     int32
-	mntns     int // -1 where there is none
-	errno     syscall.Errno
-	done      chan struct{}
+	// begun, where not nil, is closed when the thread has come to the call that makes the child.
+	begun chan struct{}
+	pid   int
+	pidfd int32
+	mntns int // -1 where there is none
+	errno syscall.Errno
+	done  chan struct{}
 }
 
 // threads are the operating system's threads that make children. A child dies with the thread that made it
@@ -182,6 +184,10 @@ func (t *threads) fork(r *request, stack []byte, home int) {
 				panic("direct: a thread is lost in a container's network namespace: " + err.Error())
 			}
 		}()
+	}
+	if r.begun != nil {
+		close(r.begun)
+		r.begun = nil
 	}
 	r.pid, r.errno = clone(&r.args, r.prog)
 	if r.errno != 0 || !r.pin || r.prog.failed != 0 {
