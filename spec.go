@@ -31,7 +31,8 @@ type SandboxSpec struct {
 	// Scratch are further host paths that belong to the sandbox: Close removes them, and so does the end of
 	// a bound sandbox.
 	Scratch []string `json:"scratch,omitempty"`
-	// CgroupParent: the cgroup beneath which the sandbox's cgroups are made; "" is the engine's own.
+	// CgroupParent: the cgroup beneath which the sandbox's cgroups are made, by its path or, on daemons that have systemd make
+	// cgroups, a slice; see CheckCgroupParent. "" is the engine's own.
 	CgroupParent string `json:"cgroup_parent,omitempty"`
 	// Loose: a step has a seccomp profile of its own, none, or capabilities, with which it could take its files out of a disk
 	// quota. An engine keeps limits of disk otherwise then.
@@ -102,6 +103,8 @@ type StepSpec struct {
 	CapAdd   []string          `json:"cap_add,omitempty"`  // "NET_ADMIN", "ALL"; with or without CAP_
 	CapDrop  []string          `json:"cap_drop,omitempty"` //
 	Seccomp  string            `json:"seccomp,omitempty"`  // "" is Docker's default profile, "unconfined" none, else the profile's JSON
+	AppArmor string            `json:"apparmor,omitempty"` // a profile that the host has loaded, or "unconfined"; "" is the engine's own way
+	SELinux  []string          `json:"selinux,omitempty"`  // of the label, as Docker takes it: "type:T", "level:L", …, or "disable"; see CheckSELinux
 	Sysctls  map[string]string `json:"sysctls,omitempty"`
 	Ulimits  []Ulimit          `json:"ulimits,omitempty"`
 	Runtime  string            `json:"runtime,omitempty"` // "direct", "auto", or a name or path of an OCI runtime; "" is the engine's

@@ -27,6 +27,9 @@ func (e *Engine) Check(ctx context.Context, spec berth.SandboxSpec, steps []bert
 	if err := e.checkNetwork(ctx, spec.Network.Mode); err != nil {
 		return err
 	}
+	if err := e.refuseParent(ctx, spec.CgroupParent); err != nil {
+		return err
+	}
 	s := &Sandbox{e: e, spec: spec}
 	if slices.ContainsFunc(steps, func(s berth.StepSpec) bool { return len(s.Mounts)+len(s.Devices) > 0 }) {
 		// Where a daemon is that cannot be asked, the start says.
@@ -85,6 +88,9 @@ func (s *Sandbox) checkWhole(ctx context.Context, step berth.StepSpec) error {
 				return err
 			}
 		}
+	}
+	if err := s.e.refuseConfinement(ctx, confinementOf(&step)); err != nil {
+		return err
 	}
 	for k := range step.Sysctls {
 		if !ownSysctl(k, s.spec.Network.Mode) {

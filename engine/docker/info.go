@@ -26,6 +26,7 @@ type hostInfo struct {
 	keeps    limits // which limits it keeps
 	log      container.LogConfig
 	alone    bool // a container without a network is better made without the daemon's part of one: see planLone
+	driver   cgroupDriver
 	cgroups  bool // this process can make and read the cgroups of its containers
 	mend     bool // its log driver local leaves out newlines: see mender
 	live     bool // it restarts without ending its containers
@@ -70,7 +71,7 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	if h.podman { // which does not say where it reads them
 		h.cdiDirs = cdi.DefaultDirs
 	} else {
-		h.parts = &parts{all: components(said.version)}
+		h.parts = &parts{all: components(said.version), apparmor: confines(info.SecurityOptions, "apparmor"), selinux: confines(info.SecurityOptions, "selinux")}
 	}
 	h.live = h.live || h.podman // its containers are no children of its service
 	h.mend = !h.podman && apiBefore(said.version.APIVersion, 42)
@@ -83,6 +84,9 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	}
 	h.above = !h.remote && !h.podman && !h.rootless && os.Geteuid() != 0
 	h.keeps = limitsOf(info, h)
+	if h.driver.name = info.CgroupDriver; h.keeps.why == noRootless {
+		h.driver.none = noRootless
+	}
 	h.alone = mayBeAlone(h, info, said.version.APIVersion)
 	// With the systemd driver parents are slices, which are systemd's to make.
 	h.cgroups = !h.remote && os.Geteuid() == 0 && info.CgroupDriver == "cgroupfs" && !h.rootless

@@ -57,6 +57,8 @@ type podmanSpec struct {
 	CapAdd         []string                  `json:"cap_add,omitempty"`
 	CapDrop        []string                  `json:"cap_drop,omitempty"`
 	Seccomp        string                    `json:"seccomp_profile_path"`
+	AppArmor       string                    `json:"apparmor_profile,omitempty"`
+	SELinux        []string                  `json:"selinux_opts,omitempty"`
 	NoNewPrivs     bool                      `json:"no_new_privileges"`
 	ReadOnly       bool                      `json:"read_only_filesystem"`
 	Mask           []string                  `json:"mask,omitempty"`
@@ -213,6 +215,10 @@ func (s *podmanSpec) secure(dir string) func(*container.HostConfig) error {
 				s.NoNewPrivs = v == "" || v == "true"
 			case "seccomp":
 				profile = v
+			case "apparmor":
+				s.AppArmor = v
+			case "label":
+				s.SELinux = append(s.SELinux, v)
 			default:
 				return fmt.Errorf("security option %s: %w on Podman", o, berth.ErrUnsupported)
 			}

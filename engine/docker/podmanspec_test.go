@@ -25,11 +25,11 @@ func podmanOptions() client.ContainerCreateOptions {
 // TestPodmanRefuses: what is asked of Docker and has no words in Podman's is refused, by its name.
 func TestPodmanRefuses(t *testing.T) {
 	for what, set := range map[string]func(*client.ContainerCreateOptions){
-		"Privileged": func(o *client.ContainerCreateOptions) { o.HostConfig.Privileged = true },
-		"CpusetCpus": func(o *client.ContainerCreateOptions) { o.HostConfig.CpusetCpus = "0" },
-		"Binds":      func(o *client.ContainerCreateOptions) { o.HostConfig.Binds = []string{"/a:/b"} },
-		"Domainname": func(o *client.ContainerCreateOptions) { o.Config.Domainname = "d" },
-		"apparmor":   func(o *client.ContainerCreateOptions) { o.HostConfig.SecurityOpt = []string{"apparmor=x"} },
+		"Privileged":  func(o *client.ContainerCreateOptions) { o.HostConfig.Privileged = true },
+		"CpusetCpus":  func(o *client.ContainerCreateOptions) { o.HostConfig.CpusetCpus = "0" },
+		"Binds":       func(o *client.ContainerCreateOptions) { o.HostConfig.Binds = []string{"/a:/b"} },
+		"Domainname":  func(o *client.ContainerCreateOptions) { o.Config.Domainname = "d" },
+		"systempaths": func(o *client.ContainerCreateOptions) { o.HostConfig.SecurityOpt = []string{"systempaths=unconfined"} },
 		`driver "nvidia"`: func(o *client.ContainerCreateOptions) {
 			o.HostConfig.DeviceRequests = []container.DeviceRequest{{Driver: "nvidia", Count: 1}}
 		},

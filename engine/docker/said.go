@@ -109,6 +109,8 @@ func (e *Engine) askPodman(ctx context.Context) (*said, error) {
 type parts struct {
 	all string // "docker 20.10.24, runc 1.1.5"
 	oci string // how Podman names its OCI runtime
+	// apparmor and selinux: it sets profiles, and labels.
+	apparmor, selinux bool
 }
 
 // parts says what the daemon is made of. It asks Podman once.
@@ -150,13 +152,17 @@ func (e *Engine) podmanParts(ctx context.Context) (*parts, error) {
 	type program struct{ Name, Version string }
 	var info struct {
 		Version struct{ Version string }
-		Host    struct{ Conmon, OCIRuntime program }
+		Host    struct {
+			Conmon, OCIRuntime program
+			Security           struct{ AppArmorEnabled, SELinuxEnabled bool }
+		}
 	}
 	if err := e.libpod(ctx, http.MethodGet, "info", nil, &info); err != nil {
 		return nil, wrapHost(ctx, "podman info", err)
 	}
 	oci := info.Host.OCIRuntime
-	return &parts{oci: oci.Name, all: strings.Join([]string{
+	has := info.Host.Security
+	return &parts{oci: oci.Name, apparmor: has.AppArmorEnabled, selinux: has.SELinuxEnabled, all: strings.Join([]string{
 		"podman " + info.Version.Version, named("conmon", info.Host.Conmon.Version), named(oci.Name, oci.Version),
 	}, ", ")}, nil
 }

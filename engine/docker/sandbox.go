@@ -57,6 +57,9 @@ func checkSandbox(s *berth.SandboxSpec) error {
 	if err := checkLimits(s.Limits); err != nil {
 		return err
 	}
+	if err := berth.CheckCgroupParent(s.CgroupParent); err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	for _, v := range s.Volumes {
 		if !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || seen[v.Path] {
@@ -198,6 +201,14 @@ func (s *Sandbox) make(ctx context.Context, dir string) error {
 	host, err := s.e.daemon(ctx)
 	if err != nil {
 		return err
+	}
+	if err := host.driver.refuse(s.spec.CgroupParent); err != nil {
+		return err
+	}
+	if host.cgroups && s.spec.CgroupParent != "" {
+		if err := s.e.keepParent(s.spec.CgroupParent); err != nil {
+			return err
+		}
 	}
 	if s.remote, s.here = host.remote || host.above && len(s.spec.Volumes) > 0, !host.remote; s.remote {
 		if len(s.spec.Grants) > 0 && s.away() {

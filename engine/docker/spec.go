@@ -86,6 +86,9 @@ func checkStep(s *berth.StepSpec) error {
 			return fmt.Errorf("seccomp profile: %w: %w", berth.ErrInvalid, err)
 		}
 	}
+	if err := confinementOf(s).check(); err != nil {
+		return err
+	}
 	if strings.Count(s.User, ":") > 1 {
 		return fmt.Errorf("user %q: %w: it is USER or USER:GROUP", s.User, berth.ErrInvalid)
 	}
@@ -202,6 +205,10 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 	if step.Seccomp != "" {
 		hc.SecurityOpt = append(hc.SecurityOpt, "seccomp="+step.Seccomp)
 	}
+	if err := s.e.refuseConfinement(ctx, confinementOf(step)); err != nil {
+		return opts, nil, err
+	}
+	hc.SecurityOpt = append(hc.SecurityOpt, confinementOf(step).options()...)
 	if step.Ephemeral {
 		hc.LogConfig = container.LogConfig{Type: "none"}
 	}

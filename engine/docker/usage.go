@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -247,25 +246,3 @@ var hierarchies = sync.OnceValue(func() []string {
 	}
 	return roots
 })
-
-// sweepCgroups removes what is left of the cgroups of steps whose sandboxes are gone: Podman's conmon stays in them for
-// five minutes after an exec, and a daemon that is killed leaves those of what it starts. Those of another data directory, of
-// this owner for another daemon, have another name: an empty one may be that of a container which is being started.
-func (e *Engine) sweepCgroups() error {
-	dirs, _ := filepath.Glob(cgroupRoot + "/*" + defaultParent + "/" + e.group + "-*")
-	one, _ := filepath.Glob(cgroupRoot + defaultParent + "/" + e.group + "-*")
-	// In this order: a cgroup's sandbox is there before it.
-	sandboxes, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
-	if err != nil {
-		return err
-	}
-	for _, d := range append(dirs, one...) {
-		of := func(s fs.DirEntry) bool { return strings.HasPrefix(filepath.Base(d), e.group+"-"+s.Name()+"-") }
-		if !slices.ContainsFunc(sandboxes, of) {
-			cgroup := path.Join(defaultParent, filepath.Base(d))
-			removeBeneath(cgroup)
-			removeCgroup(cgroup)
-		}
-	}
-	return nil
-}
