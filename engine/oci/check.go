@@ -71,6 +71,9 @@ func (e *Engine) Check(ctx context.Context, spec berth.SandboxSpec, steps []bert
 			return fmt.Errorf("network %s: %w", spec.Network.Mode, err)
 		}
 	}
+	if err := checkParent(ctx, spec.CgroupParent); err != nil {
+		return err
+	}
 	for i := range steps {
 		if err := e.checkWhole(ctx, &spec, &steps[i]); err != nil {
 			if len(steps) > 1 {
@@ -87,7 +90,7 @@ func (e *Engine) checkWhole(ctx context.Context, spec *berth.SandboxSpec, step *
 		return err
 	}
 	b := &builder{e: e, sb: &wire.Sandbox{Spec: *spec}, step: step, spec: newSpec()}
-	parts := []func() error{b.rlimits, b.caps, b.devices, b.limits, b.sysctls}
+	parts := []func() error{b.rlimits, b.caps, b.devices, b.limits, b.confine, b.sysctls}
 	if step.Seccomp != "" {
 		parts = append(parts, b.seccomp)
 	}
@@ -115,6 +118,19 @@ func checkRuntime(name string) error {
 	}
 	_, err := runtime.Find(name)
 	return err
+}
+
+// checkParent refuses a cgroup beneath which this process can make none.
+func checkParent(ctx context.Context, parent string) error {
+	if parent == "" {
+		return nil
+	}
+	host, err := cgroup.Find(ctx, cgroup.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = host.Close() }()
+	return host.CheckParent(parent)
 }
 
 // checkKept refuses limits that were asked for and that this host cannot keep.

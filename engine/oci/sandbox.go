@@ -54,6 +54,12 @@ func checkSandbox(s *berth.SandboxSpec) (*grant.Set, error) {
 	if err := checkLimits(s.Limits); err != nil {
 		return nil, err
 	}
+	if err := berth.CheckCgroupParent(s.CgroupParent); err != nil {
+		return nil, err
+	}
+	if berth.IsSlice(s.CgroupParent) {
+		return nil, fmt.Errorf("cgroup parent %s: %w: this engine asks no systemd for cgroups; give the path of one that is there, as `systemctl show -p ControlGroup %s` tells of a slice that is started", s.CgroupParent, berth.ErrInvalid, s.CgroupParent)
+	}
 	seen := map[string]bool{}
 	for _, v := range s.Volumes {
 		if !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || seen[v.Path] {

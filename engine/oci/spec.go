@@ -56,7 +56,7 @@ func (e *Engine) prepare(sb *wire.Sandbox, lent *grant.Set, step berth.StepSpec)
 		return nil, err
 	}
 	b := &builder{e: e, sb: sb, lent: lent, step: &step, spec: newSpec()}
-	for _, part := range []func() error{b.process, b.caps, b.mounts, b.devices, b.grants, b.limits, b.seccomp, b.network, b.sysctls} {
+	for _, part := range []func() error{b.process, b.caps, b.mounts, b.devices, b.grants, b.limits, b.seccomp, b.confine, b.network, b.sysctls} {
 		if err := part(); err != nil {
 			return nil, err
 		}

@@ -32,6 +32,9 @@ type Group struct {
 	spent  atomic.Bool // by Kill: see there
 	base   counters    // what was used before it was given out
 
+	beneath Spec      // it was made with; see Host.leave
+	left    sync.Once // of Host.leave
+
 	mu    sync.Mutex
 	join  []*os.File // open tasks files
 	dirV2 *os.File
@@ -61,12 +64,15 @@ func (h *Host) makeNamed(spec Spec, name string) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p := spec.Parent; p != "" && !slices.ContainsFunc(h.trees(), func(t *tree) bool { return exists(t.mount + p) }) {
-		return nil, fmt.Errorf("cgroup parent %s: %w", p, berth.ErrNotFound)
+	if err := h.CheckParent(spec.Parent); err != nil {
+		return nil, err
 	}
 	g := &Group{host: h, limits: spec.Limits, reuse: name != "", whole: name != ""}
+	h.enter(spec)
+	g.beneath = spec
 	if err := g.make(spec, set); err != nil {
 		g.unmake()
+		h.leave(spec)
 		return nil, kind("make cgroup "+spec.Path, err)
 	}
 	return g, nil

@@ -436,6 +436,30 @@ func TestParent(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	}
+	// The job's owner can remove its cgroup when the last of the job's groups is gone, and not what another group is in.
+	a, b := make1(t, h, Spec{Path: "first", Parent: parent}), make1(t, h, Spec{Path: "second", Parent: parent, Limits: Limits{PIDs: 50}})
+	if err := a.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	start(t, b, "sleep") // it can be joined still
+	for _, dir := range append(b.dirs(), b.v1[devices]) {
+		if dir != "" && !exists(dir) {
+			t.Errorf("%s went with another group", dir)
+		}
+	}
+	if err := errors.Join(b.Kill(t.Context()), b.Remove(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	for _, tr := range h.trees() {
+		if left := children(tr.mount + parent); len(left) > 0 {
+			t.Errorf("left when the last group was removed: %v", left)
+		}
+	}
+	again := make1(t, h, Spec{Path: "third", Parent: parent})
+	start(t, again, "sleep")
+	if err := errors.Join(again.Kill(t.Context()), again.Remove(t.Context())); err != nil {
+		t.Fatal(err)
+	}
 	_, err := h.Make(Spec{Path: "x/y", Parent: "/berth-test-nothing"})
 	if !errors.Is(err, berth.ErrNotFound) {
 		t.Errorf("a parent that is not there: %v", err)

@@ -73,8 +73,10 @@ type Host struct {
 	promised [controllers]bool
 
 	mu      sync.Mutex
-	parents map[string]bool // directories known to be there, with their controllers enabled
-	rules   map[string]bool // device cgroups whose rules are set
+	parents map[string]bool     // directories known to be there, with their controllers enabled
+	rules   map[string]bool     // device cgroups whose rules are set
+	beneath map[string]int      // groups that were made beneath a parent; see enter
+	without map[string][]string // by parent, what of it was not there before the first of them, the deepest first
 
 	stacks   map[string]bool // see stacked
 	stacksAt time.Time
@@ -102,7 +104,7 @@ func Find(ctx context.Context, opts Options) (*Host, error) {
 	if opts.Scope == "" {
 		opts.Scope = fmt.Sprintf("berth-%d.scope", os.Getpid())
 	}
-	h := &Host{version: None, parents: map[string]bool{}, rules: map[string]bool{}, release: func() {}}
+	h := &Host{version: None, parents: map[string]bool{}, rules: map[string]bool{}, beneath: map[string]int{}, without: map[string][]string{}, release: func() {}}
 	found := parseMounts(mounts, own)
 	h.version = versionOf(found)
 	h.ruled = h.version == V2 && ruleable()

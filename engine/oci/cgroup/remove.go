@@ -24,6 +24,9 @@ func (g *Group) Remove(ctx context.Context) error {
 	for _, dir := range g.dirs() {
 		err = errors.Join(err, removeTree(ctx, dir))
 	}
+	if err == nil {
+		g.left.Do(func() { g.host.leave(g.beneath) })
+	}
 	return kind("remove cgroup "+g.path, err)
 }
 
@@ -109,6 +112,11 @@ func (h *Host) RemoveAll(ctx context.Context, instance string, parents ...string
 		_ = os.Remove(path.Dir(top))
 	}
 	h.forget()
+	h.mu.Lock()
+	for _, p := range parents {
+		delete(h.beneath, p)
+	}
+	h.mu.Unlock()
 	return kind("remove cgroups of "+instance, errors.Join(errs...))
 }
 

@@ -20,7 +20,7 @@ type Spec struct {
 	// Path is "INSTANCE/ID": whose it is, and its name among those. Both match [a-z0-9][a-z0-9._-]*.
 	Path string
 	// Parent is the cgroup below which the group is made; "" is the host's own place for berth. On v1 that is
-	// so in each hierarchy that has the parent; ErrNotFound if none has.
+	// so in each hierarchy that has the parent; ErrNotFound if none has. What is made between the two goes with the last group.
 	Parent string
 	Limits
 	// Devices are allowed beside DefaultDevices, in the words of the OCI runtime spec. A rule that denies

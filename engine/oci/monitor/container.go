@@ -510,7 +510,9 @@ func (c *container) release() {
 		}
 	}
 	if c.group != nil {
-		if err := c.sb.m.freeGroup(c.group, c.pooled(), c.tame); err != nil {
+		// Beneath a parent it goes before the sandbox's record, from which a monitor that comes later knows the parent.
+		pooled := c.pooled() && c.sb.rec.Spec.CgroupParent == ""
+		if err := c.sb.m.freeGroup(c.group, pooled, c.tame); err != nil {
 			c.sb.m.log.Error("remove cgroup", "container", c.id, "err", err)
 		}
 	}

@@ -386,7 +386,7 @@ func (sb *sandbox) closeIf(ok func() bool) bool {
 	for _, c := range sb.all() {
 		c.end(berth.Stopped, "the sandbox was closed", 0)
 		<-c.ended
-		if c.pooled() && sb.area.Enforcement() == berth.DiskNone {
+		if c.pooled() && sb.area.Enforcement() == berth.DiskNone && sb.rec.Spec.CgroupParent == "" {
 			later = append(later, c) // nothing that is removed now is mounted anywhere
 			continue
 		}
