@@ -18,14 +18,16 @@ type Task struct {
 	Resources   Resources         `json:"resources,omitzero"`
 	Network     Network           `json:"network,omitzero"`
 	Hostname    string            `json:"hostname,omitempty"`
-	Timeout     time.Duration     `json:"timeout,omitempty"` // of all steps together
-	Grace       time.Duration     `json:"grace,omitempty"`   // between TERM and KILL; negative is the default of 10 s
-	Pull        PullPolicy        `json:"pull,omitempty"`
-	Insecure    bool              `json:"insecure,omitempty"`  // registries without TLS
-	NoWait      bool              `json:"no_wait,omitempty"`   // refuse where the machine has no room now
-	Ephemeral   bool              `json:"ephemeral,omitempty"` // a daemon keeps nothing of what is written; see StepSpec
-	Keep        bool              `json:"keep,omitempty"`      // keep the sandbox after the end, for a look
-	RunAgain    bool              `json:"run_again,omitempty"` // a Lost step may be run again
+	// CgroupParent is the cgroup beneath which those of the task are made; see SandboxSpec.
+	CgroupParent string        `json:"cgroup_parent,omitempty"`
+	Timeout      time.Duration `json:"timeout,omitempty"` // of all steps together
+	Grace        time.Duration `json:"grace,omitempty"`   // between TERM and KILL; negative is the default of 10 s
+	Pull         PullPolicy    `json:"pull,omitempty"`
+	Insecure     bool          `json:"insecure,omitempty"`  // registries without TLS
+	NoWait       bool          `json:"no_wait,omitempty"`   // refuse where the machine has no room now
+	Ephemeral    bool          `json:"ephemeral,omitempty"` // a daemon keeps nothing of what is written; see StepSpec
+	Keep         bool          `json:"keep,omitempty"`      // keep the sandbox after the end, for a look
+	RunAgain     bool          `json:"run_again,omitempty"` // a Lost step may be run again
 	// Engine names the engine that runs the task, and Daemon where that is; "" is the embedded engine.
 	Engine string `json:"engine,omitempty"`
 	Daemon string `json:"daemon,omitempty"`
@@ -69,6 +71,8 @@ type Step struct {
 	CapAdd      []string          `json:"cap_add,omitempty"`
 	CapDrop     []string          `json:"cap_drop,omitempty"`
 	Seccomp     string            `json:"seccomp,omitempty"`
+	AppArmor    string            `json:"apparmor,omitempty"`
+	SELinux     []string          `json:"selinux,omitempty"`
 	Sysctls     map[string]string `json:"sysctls,omitempty"`
 	Ulimits     []Ulimit          `json:"ulimits,omitempty"`
 	Runtime     string            `json:"runtime,omitempty"`

@@ -148,7 +148,9 @@ func sandboxOf(t *berth.Task, lay *layout) berth.SandboxSpec {
 		Volumes:  lay.volumes,
 		Network:  t.Network,
 		Hostname: t.Hostname,
-		Loose:    slices.ContainsFunc(t.Steps, loose),
+
+		CgroupParent: t.CgroupParent,
+		Loose:        slices.ContainsFunc(t.Steps, loose),
 	}
 }
 
@@ -298,6 +300,8 @@ func stepOf(t *berth.Task, i int) berth.StepSpec {
 		CapAdd:     s.CapAdd,
 		CapDrop:    s.CapDrop,
 		Seccomp:    s.Seccomp,
+		AppArmor:   s.AppArmor,
+		SELinux:    s.SELinux,
 		Sysctls:    s.Sysctls,
 		Ulimits:    s.Ulimits,
 		Runtime:    s.Runtime,

@@ -69,6 +69,7 @@ func faults(t berth.Task) iter.Seq2[string, string] {
 		c.gpus(t.Resources.GPUs)
 		c.network(t.Network)
 		c.hostname(t.Hostname)
+		c.valid("cgroup_parent", berth.CheckCgroupParent(t.CgroupParent))
 		if t.Timeout < 0 {
 			c.fault("timeout", "it is negative")
 		}
@@ -128,6 +129,8 @@ func (c *check) step(at string, s berth.Step) {
 	if sc := s.Seccomp; sc != "" && sc != "unconfined" && !strings.HasPrefix(strings.TrimSpace(sc), "{") {
 		c.fault(at+".seccomp", "it is \"unconfined\" or a profile's JSON text")
 	}
+	c.valid(at+".apparmor", berth.CheckAppArmor(s.AppArmor))
+	c.valid(at+".selinux", berth.CheckSELinux(s.SELinux))
 	for _, k := range sorted(s.Sysctls) {
 		if k == "" || strings.ContainsAny(k, " \t\r\n\x00/=") || !strings.Contains(k, ".") {
 			c.fault(at+".sysctls", "%q is no kernel parameter: write it with dots, as in net.core.somaxconn", k)
@@ -140,6 +143,13 @@ func (c *check) step(at string, s berth.Step) {
 	c.platform(at+".platform", s.Platform)
 	c.signal(at+".stop_signal", s.StopSignal)
 	c.text(at+".runtime", s.Runtime)
+}
+
+// valid tells of an error of ErrInvalid, whose word the path stands for.
+func (c *check) valid(at string, err error) {
+	if err != nil {
+		c.fault(at, "%s", strings.Replace(err.Error(), berth.ErrInvalid.Error()+": ", "", 1))
+	}
 }
 
 // text refuses what no argument, variable or path can hold.
@@ -290,9 +300,8 @@ func (c *check) mounts(at string, mounts []berth.Mount) {
 }
 
 func (c *check) gpus(doc json.RawMessage) {
-	if _, err := device.ParseRequests(doc); err != nil {
-		c.fault("resources.gpus", "%s", strings.Replace(err.Error(), berth.ErrInvalid.Error()+": ", "", 1))
-	}
+	_, err := device.ParseRequests(doc)
+	c.valid("resources.gpus", err)
 }
 
 func (c *check) limits(l berth.Limits) {

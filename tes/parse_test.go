@@ -117,7 +117,8 @@ func TestParse(t *testing.T) {
 func TestRoundTrip(t *testing.T) {
 	full := alignTask()
 	full.Description = "every\nfield: \"of\" # it — é \u2028 \U0001F980 \x7f\t"
-	full.Hostname, full.Pull, full.Insecure, full.NoWait, full.Keep, full.RunAgain = "node-1.a", berth.PullNever, true, true, true, true
+	full.Hostname, full.CgroupParent = "node-1.a", "/batch/job7"
+	full.Pull, full.Insecure, full.NoWait, full.Keep, full.RunAgain = berth.PullNever, true, true, true, true
 	full.Network.Ports = []berth.Port{
 		{Container: 80},
 		{Host: 8080, Container: 80, Protocol: "udp"},
@@ -134,6 +135,7 @@ func TestRoundTrip(t *testing.T) {
 	s := &full.Steps[0]
 	s.Stdin, s.Stdout, s.Groups, s.ShmSize, s.ReadOnly, s.NoInit, s.TTY = "/in/1.fq", "/work/o", []string{"10", "disk"}, 1<<20, true, true, true
 	s.CapAdd, s.CapDrop, s.Seccomp, s.Runtime, s.Platform, s.StopSignal = []string{"NET_ADMIN"}, []string{"ALL"}, `{"defaultAction":"SCMP_ACT_ALLOW"}`, "crun", "linux/arm64", "INT"
+	s.AppArmor, s.SELinux = "docker-default", []string{"type:container_t", "level:s0:c1,c2"}
 	full.Steps[1].OpenStdin = true
 	full.Steps[1].Command = nil
 

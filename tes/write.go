@@ -134,6 +134,7 @@ func (w *writer) task(t berth.Task) *document.Node {
 	put(n, "resources", w.resources(t.Resources))
 	put(n, "network", w.network(t.Network))
 	put(n, "hostname", w.str(t.Hostname))
+	put(n, "cgroup_parent", w.str(t.CgroupParent))
 	if t.Timeout > 0 {
 		put(n, "timeout", w.str(berth.FormatDuration(t.Timeout)))
 	}
@@ -172,6 +173,8 @@ func (w *writer) executor(s berth.Step) *document.Node {
 	put(n, "cap_add", list(s.CapAdd, w.text))
 	put(n, "cap_drop", list(s.CapDrop, w.text))
 	put(n, "seccomp", w.str(s.Seccomp))
+	put(n, "apparmor", w.str(s.AppArmor))
+	put(n, "selinux", list(s.SELinux, w.text))
 	put(n, "sysctls", w.strmap(s.Sysctls))
 	put(n, "ulimits", list(s.Ulimits, func(u berth.Ulimit) *document.Node { return w.text(FormatUlimit(u)) }))
 	put(n, "runtime", w.str(s.Runtime))

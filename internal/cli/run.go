@@ -35,7 +35,7 @@ type runOptions struct {
 	fallbacks                                      []string
 	addHost, publish                               []string
 	overCapacity                                   string
-	hostname, user                                 string
+	hostname, user, cgroupParent                   string
 	groups                                         []string
 	readOnly                                       bool
 	capAdd, capDrop, securityOpt, sysctls, devices []string
@@ -151,7 +151,8 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.readOnly, "read-only", false, "mount the root file system read-only")
 	list(&o.capAdd, "cap-add", "", "CAP", "add a capability (repeat)")
 	list(&o.capDrop, "cap-drop", "", "CAP", "drop a capability, or ALL (repeat)")
-	list(&o.securityOpt, "security-opt", "", "seccomp=FILE|unconfined", "system calls that the task may make (default Docker's profile)")
+	list(&o.securityOpt, "security-opt", "", "OPTION", "what confines the task beside: seccomp=FILE|unconfined (default Docker's profile), apparmor=PROFILE|unconfined, label=KEY:VALUE|disable of SELinux (repeat)")
+	flags.StringVar(&o.cgroupParent, "cgroup-parent", "", "make the task's cgroups beneath the one at this `PATH`, or in this slice of systemd (default the engine's own)")
 	list(&o.sysctls, "sysctl", "", "K=V", "set a kernel parameter of the container's namespaces (repeat)")
 	list(&o.gpus, "gpus", "", "GPUS", "GPUs that the task is lent, by number, name or what they must be like (repeat; see berth run --help)")
 	flags.BoolVar(&o.allowBusy, "allow-busy", false, "lend GPUs, too, that processes of others have open")

@@ -170,6 +170,7 @@ var flagOf = map[string]string{
 	"command": "COMMAND", "image": "IMAGE", "workdir": "--workdir", "entrypoint": "--entrypoint", "stdin": "--stdin", "stdout": "--stdout",
 	"stderr": "--stderr", "env": "--env", "interactive": "--interactive", "user": "--user", "groups": "--group-add", "mounts": "--mount",
 	"devices": "--device", "shm_size": "--shm-size", "cap_add": "--cap-add", "cap_drop": "--cap-drop", "seccomp": "--security-opt",
+	"apparmor": "--security-opt", "selinux": "--security-opt", "cgroup_parent": "--cgroup-parent",
 	"sysctls": "--sysctl", "ulimits": "--ulimit", "platform": "--platform", "stop_signal": "--stop-signal", "runtime": "--runtime",
 	"inputs": "--input", "outputs": "--output", "volumes": "--volume", "cpu_cores": "--cpus", "ram_gb": "--memory", "disk_gb": "--disk",
 	"pids": "--pids", "tags": "--label", "hosts": "--add-host", "network": "--network", "hostname": "--hostname", "name": "--name",
@@ -220,6 +221,7 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 	}
 	replace(o, "name", &t.Name, o.name)
 	replace(o, "hostname", &t.Hostname, o.hostname)
+	replace(o, "cgroup-parent", &t.CgroupParent, tes.CleanPath(o.cgroupParent))
 	replace(o, "pull", &t.Pull, berth.PullPolicy(o.pull))
 	replace(o, "network", &t.Network.Mode, berth.NetworkMode(o.network))
 	replaceLimit(o, "timeout", &t.Timeout, o.timeout)
@@ -415,6 +417,10 @@ func (a *app) applySteps(o *runOptions, t *berth.Task) error {
 		replace(o, "platform", &s.Platform, o.platform)
 		replace(o, "runtime", &s.Runtime, o.runtime)
 		replace(o, "security-opt", &s.Seccomp, more.Seccomp)
+		replace(o, "security-opt", &s.AppArmor, more.AppArmor)
+		if len(more.SELinux) > 0 && (len(s.SELinux) == 0 || o.changed("security-opt")) {
+			s.SELinux = more.SELinux // one label
+		}
 		s.Groups = append(s.Groups, o.groups...)
 		s.CapAdd = append(s.CapAdd, o.capAdd...)
 		s.CapDrop = append(s.CapDrop, o.capDrop...)
@@ -487,13 +493,19 @@ func (a *app) applySecurity(text string, s *berth.Step) error {
 	switch {
 	case text == "no-new-privileges", text == "no-new-privileges=true":
 		return nil // always so
-	case key != "seccomp":
-		return unsupported("run: --security-opt: %q: only seccomp=FILE and seccomp=unconfined are known", text)
-	case value == "unconfined":
+	case !slices.Contains([]string{"seccomp", "apparmor", "label"}, key):
+		return unsupported("run: --security-opt: %q: only seccomp=FILE|unconfined, apparmor=PROFILE|unconfined and label=KEY:VALUE|disable are known", text)
+	case value == "":
+		return invalid("run: --security-opt: %q names no %s", text, map[string]string{"seccomp": "file", "apparmor": "profile", "label": "label"}[key])
+	case key == "apparmor":
+		s.AppArmor = value
+		return nil
+	case key == "label":
+		s.SELinux = append(s.SELinux, value)
+		return nil
+	case value == berth.Unconfined:
 		s.Seccomp = value
 		return nil
-	case value == "":
-		return invalid("run: --security-opt: %q names no file", text)
 	}
 	data, err := readFile(a.abs(value), 16<<20)
 	if err != nil {
