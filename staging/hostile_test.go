@@ -401,6 +401,6 @@ func without(capability uint, fn func() error) error {
 	return <-errs
 }
 
-func init() {
-	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+func init() { //nolint:gochecknoinits // this alone runs on the main thread, which stands for the process in /proc: no test is to change it for good
+	runtime.LockOSThread()
 }

@@ -232,6 +232,6 @@ func TestSeveral(t *testing.T) {
 	}
 }
 
-func init() {
-	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+func init() { //nolint:gochecknoinits // this alone runs on the main thread, which stands for the process in /proc: no test is to change it for good
+	runtime.LockOSThread()
 }

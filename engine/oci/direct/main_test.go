@@ -249,6 +249,6 @@ func bindMount(from, to string, opts ...string) specs.Mount {
 // testContext is the context of what runs outside a test.
 var testContext = context.Background()
 
-func init() {
-	runtime.LockOSThread() // the main thread stands for the process in /proc: no test is to change it for good
+func init() { //nolint:gochecknoinits // this alone runs on the main thread, which stands for the process in /proc: no test is to change it for good
+	runtime.LockOSThread()
 }
