@@ -45,7 +45,7 @@ func CheckSELinux(options []string) error {
 // CheckCgroupParent refuses what is neither a cgroup's absolute, clean path nor the name of a slice of systemd; "" is none given.
 // The error wraps ErrInvalid.
 func CheckCgroupParent(parent string) error {
-	if parent == "" || path.IsAbs(parent) && path.Clean(parent) == parent && !strings.ContainsFunc(parent, unicode.IsControl) || IsSlice(parent) {
+	if parent == "" || path.IsAbs(parent) && parent != "/" && path.Clean(parent) == parent && !strings.ContainsFunc(parent, unicode.IsControl) || IsSlice(parent) {
 		return nil
 	}
 	return fmt.Errorf("cgroup parent %q: %w: write the absolute path of a cgroup below the root of its hierarchy, without .., or the name of a slice of systemd, as in /batch/job7 or batch.slice", parent, ErrInvalid)

@@ -29,7 +29,7 @@ func TestSecurityOptions(t *testing.T) {
 		"value with a space":       {labels("level:s0 c1"), false},
 		"no parent":                {berth.CheckCgroupParent(""), true},
 		"path":                     {berth.CheckCgroupParent("/batch/job 7"), true},
-		"root":                     {berth.CheckCgroupParent("/"), true},
+		"root":                     {berth.CheckCgroupParent("/"), false},
 		"slice":                    {berth.CheckCgroupParent("batch-job7.slice"), true},
 		"path of a slice":          {berth.CheckCgroupParent("/batch.slice"), true},
 		"relative path":            {berth.CheckCgroupParent("batch/job7"), false},

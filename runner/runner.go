@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,7 +135,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 			_ = dir.remove()
 		}
 		_ = lock.Close()
-		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, sql.ErrTxDone)) { // rolled back as the context ended
 			err = fmt.Errorf("task %s: its end came before it was recorded: %w", task.ID, context.Cause(ctx))
 		}
 		return nil, r.full(err)

@@ -59,6 +59,9 @@ func inspected(t *testing.T, d *dockertest.Daemon, e *docker.Engine, sandbox, st
 // TestCgroupParent: beneath another cgroup a container is as it is beneath berth's own: limited, and its usage known. A berth
 // that comes later finds it there, and nothing of the task's is left of it.
 func TestCgroupParent(t *testing.T) {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		t.Skip("written for cgroup v1: it reads the limits in its hierarchies")
+	}
 	t.Parallel()
 	for name, start := range map[string]func(testing.TB) *dockertest.Daemon{"docker": daemon, "podman": podman} {
 		t.Run(name, func(t *testing.T) {
@@ -174,8 +177,8 @@ func TestCgroupParent(t *testing.T) {
 // before anything is made as at the start.
 func TestSecurityOptions(t *testing.T) {
 	t.Parallel()
-	if _, err := os.Stat("/sys/module/apparmor"); err == nil {
-		t.Fatal("written for a host without AppArmor")
+	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); strings.HasPrefix(string(on), "Y") {
+		t.Skip("written for a host without AppArmor")
 	}
 	for name, start := range map[string]func(testing.TB) *dockertest.Daemon{"docker": daemon, "podman": podman} {
 		t.Run(name, func(t *testing.T) {

@@ -137,16 +137,26 @@ type volumeSizes struct {
 const (
 	dfBusy  = "disk usage operation is already running" // of another process
 	dfPause = 100 * time.Millisecond
+
+	// lastLook bounds the look at the disk of what has ended well: a daemon that does not answer keeps no task from its end.
+	lastLook = 20 * time.Second
 )
 
 func (v *volumeSizes) of(ctx context.Context, e *Engine) (map[string]int64, error) {
-	v.mu.Lock()
+	for !v.mu.TryLock() {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("size of volumes: %w", context.Cause(ctx))
+		case <-time.After(dfPause):
+		}
+	}
 	defer v.mu.Unlock()
 	if v.sizes != nil && time.Since(v.at) < diskEvery/2 {
 		return v.sizes, nil
 	}
 	ctx, cancel := e.call(ctx)
 	defer cancel()
+	began := time.Now()
 	res, err := e.api.DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
 	for err != nil && strings.Contains(err.Error(), dfBusy) && ctx.Err() == nil {
 		select {
@@ -164,7 +174,7 @@ func (v *volumeSizes) of(ctx context.Context, e *Engine) (map[string]int64, erro
 			sizes[vol.Name] = vol.UsageData.Size
 		}
 	}
-	v.at, v.sizes = time.Now(), sizes
+	v.at, v.sizes = began, sizes
 	return sizes, nil
 }
 
@@ -230,7 +240,9 @@ func (l *life) diskPassed() string {
 	if sb == nil {
 		return ""
 	}
-	if over, err := sb.diskOver(l.e.ctx); err == nil && over != "" {
+	ctx, cancel := context.WithTimeout(l.e.ctx, lastLook)
+	defer cancel()
+	if over, err := sb.diskOver(ctx); err == nil && over != "" {
 		return over
 	}
 	if sb.area == nil || sb.area.Enforcement() != berth.DiskSampled {

@@ -121,9 +121,19 @@ func TestDiskPassedAtOnce(t *testing.T) {
 	if exit := wait(t, below); exit.Code != 0 || exit.Reason != berth.Exited {
 		t.Errorf("below its limit it ended with %+v", exit)
 	}
-	above := step(t, s, img, "dd if=/dev/zero of=/fill bs=1M count=12")
-	if exit := wait(t, above); exit.Code != 0 || exit.Reason != berth.OutOfDisk || !strings.HasPrefix(exit.Detail, "the disk limit of 8 MiB was passed: 16") {
-		t.Errorf("above its limit it ended with %+v", exit)
+	for try := 1; ; try++ {
+		above := step(t, s, img, "dd if=/dev/zero of=/fill bs=1M count=12")
+		exit := wait(t, above)
+		if exit.Reason == berth.OutOfDisk && exit.Code != 0 && try < 5 { // a look came before its end
+			if err := above.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if exit.Code != 0 || exit.Reason != berth.OutOfDisk || !strings.HasPrefix(exit.Detail, "the disk limit of 8 MiB was passed: 16") {
+			t.Errorf("above its limit it ended with %+v", exit)
+		}
+		break
 	}
 }
 

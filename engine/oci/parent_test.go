@@ -155,8 +155,8 @@ func TestCgroupParentKilled(t *testing.T) {
 
 // TestConfinementRefused: what this host has not is refused before anything is made, as at the start.
 func TestConfinementRefused(t *testing.T) {
-	if _, err := os.Stat("/sys/module/apparmor"); err == nil {
-		t.Fatal("written for a host without AppArmor")
+	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); strings.HasPrefix(string(on), "Y") {
+		t.Skip("written for a host without AppArmor")
 	}
 	e, img := newEngine(t, "direct")
 	sb, err := e.Open(t.Context(), berth.SandboxSpec{ID: "t1"})

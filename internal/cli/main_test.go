@@ -61,7 +61,8 @@ func TestScripts(t *testing.T) {
 
 // params are those of the scripts. The condition of an engine's name holds on that engine, remote where that is on
 // another machine, and again where TestScriptsDocker has run the script on the same engine's code with another daemon: a
-// script in which the daemon has no part is left out there, as Podman takes a second for each task.
+// script in which the daemon has no part is left out there, as Podman takes a second for each task. apparmor holds where the
+// kernel runs with it.
 func params(t *testing.T, setup func(*testscript.Env) error, holds ...string) testscript.Params {
 	return testscript.Params{
 		Dir:                 "testdata/script",
@@ -71,6 +72,10 @@ func params(t *testing.T, setup func(*testscript.Env) error, holds ...string) te
 			return setup(env)
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "apparmor" {
+				on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+				return bytes.HasPrefix(on, []byte("Y")), nil
+			}
 			if !slices.Contains(append(engines(), "remote", "again"), cond) {
 				return false, fmt.Errorf("there is no engine %q", cond)
 			}
@@ -158,8 +163,9 @@ func waited(ts *testscript.TestScript, id string) bool {
 	return strings.Contains(ts.ReadFile("stdout"), `"waiting for `)
 }
 
-// waits is what a task says that had to wait: tests that run at once share the machine's ledger.
-var waits = regexp.MustCompile(`(?m)^berth: (waiting for .*|no longer waiting)\n`)
+// waits is what a task says that had to wait, since tests that run at once share the machine's ledger; and of what takes long,
+// on a machine that is busy.
+var waits = regexp.MustCompile(`(?m)^berth: (waiting for .*|no longer waiting|(pulling|importing) \S+|(fetching inputs|collecting outputs)(, for .*)?)\n`)
 
 // cmdSays checks that the last command wrote one line to standard error, and nothing to standard output:
 // says LINE, of which … is any text.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -459,6 +460,16 @@ func TestParent(t *testing.T) {
 	start(t, again, "sleep")
 	if err := errors.Join(again.Kill(t.Context()), again.Remove(t.Context())); err != nil {
 		t.Fatal(err)
+	}
+	// Where the groups without a parent are, too, they stay, joined or not.
+	mine, beside := make1(t, h, Spec{Path: "mine"}), make1(t, h, Spec{Path: "beside", Parent: path.Dir(h.trees()[0].base)})
+	if err := beside.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range mine.dirs() {
+		if !exists(dir) {
+			t.Errorf("%s went with a group beside it", dir)
+		}
 	}
 	_, err := h.Make(Spec{Path: "x/y", Parent: "/berth-test-nothing"})
 	if !errors.Is(err, berth.ErrNotFound) {

@@ -18,6 +18,9 @@ func (h *Host) CheckParent(parent string) error {
 		return nil
 	}
 	trees, there := h.trees(), false
+	if len(trees) == 0 && count(h.promised) > 0 {
+		return nil // the user's systemd gives them at the start, which says what is wrong with the parent
+	}
 	if len(trees) == 0 {
 		why, remedy := h.why(memory)
 		return fmt.Errorf("cgroup parent %s: %w: berth can make no cgroups here: %s; %s", parent, berth.ErrUnsupported, why, remedy)
@@ -72,7 +75,7 @@ func (h *Host) leave(spec Spec) {
 	delete(h.beneath, spec.Parent)
 	instance, _, _ := strings.Cut(spec.Path, "/")
 	for _, t := range append(h.trees(), h.others...) {
-		if !exists(t.mount + spec.Parent) {
+		if !exists(t.mount+spec.Parent) || t.at(spec.Parent) == t.base { // there the groups without a parent are, too
 			continue
 		}
 		top := t.mount + t.at(spec.Parent)
