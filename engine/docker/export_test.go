@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -35,6 +36,9 @@ func HaveSpecs(ctx context.Context, e *Engine, dirs ...string) error {
 
 // Made is how many containers of Podman's an engine takes for its own, and for there.
 func Made(e *Engine) int { return e.made.there() }
+
+// Patient gives an engine's hearing so much time for what happens within moments on a machine that is not busy.
+func Patient(e *Engine, patience time.Duration) { e.hearing.patience = patience }
 
 // Hears reports whether an engine hears what its daemon tells.
 func Hears(e *Engine) bool {

@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 // hearing is what a daemon tells of this owner's containers, unasked, while somebody hears: to ask for each container when
 // it has ended takes longer. The zero value hears nothing.
 type hearing struct {
+	patience time.Duration // where it is set, for dropTime and toldMax, which a busy machine takes longer than
+
 	mu     sync.Mutex
 	starts int
 	open   bool // it is heard, or to be
@@ -128,6 +131,13 @@ func (h *hearing) of(id string) *told {
 	return t
 }
 
+func (h *hearing) or(bound time.Duration) time.Duration {
+	if h.patience > 0 {
+		return h.patience
+	}
+	return bound
+}
+
 // forget: nobody wants to know any more.
 func (h *hearing) forget(id string) {
 	h.mu.Lock()
@@ -148,7 +158,7 @@ func (l *life) past(ctx context.Context, r *record, s *container.State) history 
 	if t == nil {
 		return l.history(ctx, r)
 	}
-	late := time.NewTimer(toldMax)
+	late := time.NewTimer(l.e.hearing.or(toldMax))
 	defer late.Stop()
 	select {
 	case <-t.done:
@@ -158,7 +168,7 @@ func (l *life) past(ctx context.Context, r *record, s *container.State) history 
 	l.e.hearing.forget(id)
 	<-t.done
 	whole := !t.died.IsZero()
-	if whole && (len(t.killed) > l.sentSignals() || ranFor(s, t.died) < dropTime && !l.killCode(s.ExitCode)) {
+	if whole && (len(t.killed) > l.sentSignals() || ranFor(s, t.died) < l.e.hearing.or(dropTime) && !l.killCode(s.ExitCode)) {
 		return t.history
 	}
 	asked := l.history(ctx, r)
@@ -181,7 +191,7 @@ func (l *life) past(ctx context.Context, r *record, s *container.State) history 
 func ranFor(s *container.State, until time.Time) time.Duration {
 	began, err := time.Parse(time.RFC3339Nano, s.StartedAt)
 	if err != nil {
-		return dropTime
+		return math.MaxInt64
 	}
 	return until.Sub(began)
 }

@@ -167,6 +167,9 @@ func waited(ts *testscript.TestScript, id string) bool {
 // on a machine that is busy.
 var waits = regexp.MustCompile(`(?m)^berth: (waiting for .*|no longer waiting|(pulling|importing) \S+|(fetching inputs|collecting outputs)(, for .*)?)\n`)
 
+// lasts is what a command says, on a machine that is busy, of what takes it long.
+var lasts = regexp.MustCompile(`(?m)^berth: (fetching inputs|collecting outputs)(, for .*)?\n`)
+
 // cmdSays checks that the last command wrote one line to standard error, and nothing to standard output:
 // says LINE, of which … is any text.
 func cmdSays(ts *testscript.TestScript, _ bool, args []string) {

@@ -70,6 +70,7 @@ func (b *bench) berth(args ...string) *exec.Cmd {
 func (b *bench) output(args ...string) (out string, code int) {
 	b.t.Helper()
 	raw, err := b.berth(args...).CombinedOutput()
+	raw = lasts.ReplaceAll(raw, nil)
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return string(raw), exit.ExitCode()
 	} else if err != nil {
