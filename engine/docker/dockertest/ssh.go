@@ -48,12 +48,18 @@ func StartSSH(ctx context.Context, dir string) (*SSH, error) {
 		return nil, err
 	}
 	s.Addr = me.Username + "@" + port
-	config := fmt.Sprintf("Host *\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n\tGlobalKnownHostsFile /dev/null\n\tStrictHostKeyChecking accept-new\n\tLogLevel ERROR\n", key, filepath.Join(dir, "known_hosts"))
+	// Clients know the host before they first come and write nothing: one may end after its test's directory is removed.
+	known, err := knownHost(ctx, host, port)
+	if err != nil {
+		return nil, err
+	}
+	config := fmt.Sprintf("Host *\n\tIdentityFile %s\n\tIdentitiesOnly yes\n\tUserKnownHostsFile %s\n\tGlobalKnownHostsFile /dev/null\n\tStrictHostKeyChecking yes\n\tUpdateHostKeys no\n\tLogLevel ERROR\n", key, filepath.Join(dir, "known_hosts"))
 	real, err := exec.LookPath("ssh")
 	if err != nil {
 		return nil, err
 	}
 	err = errors.Join(os.WriteFile(filepath.Join(dir, "config"), []byte(config), 0o600),
+		os.WriteFile(filepath.Join(dir, "known_hosts"), []byte(known), 0o600),
 		os.WriteFile(filepath.Join(s.Bin, "ssh"), fmt.Appendf(nil, "#!/bin/sh\nexec %s -F %s \"$@\"\n", real, filepath.Join(dir, "config")), 0o700))
 	if err != nil {
 		return nil, err
@@ -114,4 +120,22 @@ func freePort() (string, error) {
 		return "", err
 	}
 	return l.Addr().String(), l.Close()
+}
+
+// knownHost is the line of a known_hosts file for the server with the dropbear key of that file at host:port.
+func knownHost(ctx context.Context, key, at string) (string, error) {
+	out, err := exec.CommandContext(ctx, "dropbearkey", "-y", "-f", key).Output()
+	if err != nil {
+		return "", fmt.Errorf("dropbearkey -y: %w", err)
+	}
+	name, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "ssh-ed25519 ") {
+			return fmt.Sprintf("[%s]:%s %s", name, port, line), nil
+		}
+	}
+	return "", fmt.Errorf("dropbearkey -y says no public key: %q", out)
 }

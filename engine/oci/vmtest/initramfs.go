@@ -46,6 +46,21 @@ run() {
 	"$@" </dev/null >$output 2>&1
 	echo $? >$status
 }
+# stuck tells, once, what there is when nearly all time is over: processes, where they sleep, goroutines.
+stuck() {
+	echo "== nearly all time is over; here is what runs:"
+	for p in /proc/[0-9]*; do
+		line=$(tr '\0' ' ' <$p/cmdline | cut -c1-200)
+		[ "$line" ] || continue # the kernel's own
+		echo "$p: $line"
+		grep -E '^(State|PPid|NSpid)' $p/status
+		for t in $p/task/*; do echo "$t $(cat $t/wchan)"; sed 's/^/	/' $t/stack; done
+	done
+	echo "== goroutines:"
+	for p in /proc/[0-9]*; do
+		! tr '\0' ' ' <$p/cmdline | grep -q '^[^ ]*\(berth\|/test\)' || kill -QUIT ${p#/proc/}
+	done
+}
 `
 
 // writeInitramfs writes an archive in the kernel's format with all that the machine needs.
@@ -102,6 +117,7 @@ func script(arch machine, cfg Config) string {
 	for _, e := range cfg.Env {
 		fmt.Fprintf(&b, "export %s\n", quote(e))
 	}
+	fmt.Fprintf(&b, "(sleep %d; stuck) >$output 2>&1 &\n", int(cfg.stuckAfter.Seconds()))
 	for _, c := range cfg.Commands {
 		b.WriteString("run")
 		for _, a := range c {

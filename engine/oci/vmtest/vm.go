@@ -43,6 +43,9 @@ type Config struct {
 	Timeout time.Duration
 	// Output also gets what the commands write, as they do; nil is nobody.
 	Output io.Writer
+
+	// stuckAfter is when the machine tells in its output what runs; 0 is nine tenths of Timeout.
+	stuckAfter time.Duration
 }
 
 // DefaultModules are loaded where Config names none.
@@ -107,6 +110,9 @@ func build(t testing.TB, arch string, args ...string) string {
 func Boot(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 15 * time.Minute
+	}
+	if cfg.stuckAfter == 0 {
+		cfg.stuckAfter = cfg.Timeout * 9 / 10
 	}
 	if cfg.Memory == 0 {
 		cfg.Memory = 1500

@@ -4,8 +4,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRun(t *testing.T) {
@@ -35,6 +37,14 @@ func TestRun(t *testing.T) {
 	want := "a b it's set\ncpuset cpu io memory hugetlb pids rdma misc\ntmpfs\n1\n1\n"
 	if got := string(r.Output); !strings.HasPrefix(got, want) {
 		t.Errorf("output %q, want %q first", got, want)
+	}
+}
+
+// TestStuckIsTold: what hangs in the machine is named before its time is over, kernel stacks and all.
+func TestStuckIsTold(t *testing.T) {
+	r := Run(t, Config{stuckAfter: time.Second, Modules: []string{}, Commands: [][]string{{"sh", "-c", "sleep 12"}}})
+	if !regexp.MustCompile(`(?s)nearly all time is over.*/proc/\d+: sleep 12\s.*nanosleep.*== goroutines`).Match(r.Output) {
+		t.Errorf("what hangs is not told:\n%s", r.Output)
 	}
 }
 
