@@ -117,6 +117,7 @@ func script(arch machine, cfg Config) string {
 	for _, e := range cfg.Env {
 		fmt.Fprintf(&b, "export %s\n", quote(e))
 	}
+	fmt.Fprintf(&b, "while sleep %d; do echo %s >$status; done &\n", int(beatEvery.Seconds()), beat)
 	fmt.Fprintf(&b, "(sleep %d; stuck) >$output 2>&1 &\n", int(cfg.stuckAfter.Seconds()))
 	for _, c := range cfg.Commands {
 		b.WriteString("run")

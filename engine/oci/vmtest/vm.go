@@ -46,6 +46,8 @@ type Config struct {
 
 	// stuckAfter is when the machine tells in its output what runs; 0 is nine tenths of Timeout.
 	stuckAfter time.Duration
+	// still is how long the machine may give no sign of life; 0 is 3 minutes.
+	still time.Duration
 }
 
 // DefaultModules are loaded where Config names none.
@@ -60,6 +62,8 @@ func DefaultModules() []string {
 type Result struct {
 	Status []int  // exit status of each command, as a shell gives it
 	Output []byte // stdout and stderr of all, in order
+	// Stalls says of each machine before this one that it stood still, and where.
+	Stalls []string
 }
 
 // Run boots a machine and fails the test if it does not come to the end of the commands. Their exit is the
@@ -67,6 +71,9 @@ type Result struct {
 func Run(t testing.TB, cfg Config) Result {
 	t.Helper()
 	r, err := Boot(t.Context(), cfg)
+	for _, s := range r.Stalls {
+		t.Logf("started anew: %s", s)
+	}
 	if err != nil {
 		t.Fatalf("%v\n%s", err, r.Output)
 	}
@@ -114,6 +121,9 @@ func Boot(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.stuckAfter == 0 {
 		cfg.stuckAfter = cfg.Timeout * 9 / 10
 	}
+	if cfg.still == 0 {
+		cfg.still = 3 * time.Minute
+	}
 	if cfg.Memory == 0 {
 		cfg.Memory = 1500
 	}
@@ -139,6 +149,22 @@ func Boot(ctx context.Context, cfg Config) (Result, error) {
 	if err := writeInitramfs(filepath.Join(dir, "initrd"), k, arch, cfg); err != nil {
 		return Result{}, fmt.Errorf("virtual machine: %w", err)
 	}
+	var stalls []string
+	for {
+		r, err := bootFor(ctx, dir, k, arch, cfg)
+		r.Stalls = stalls
+		var still *stillError
+		if !errors.As(err, &still) || len(stalls) == maxStalls {
+			return r, err
+		}
+		stalls = append(stalls, err.Error())
+	}
+}
+
+// maxStalls is how many times a machine that the emulator has let stand still is started anew.
+const maxStalls = 2
+
+func bootFor(ctx context.Context, dir string, k kernel, arch machine, cfg Config) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	return boot(ctx, dir, k, arch, cfg)
@@ -182,9 +208,9 @@ func boot(ctx context.Context, dir string, k kernel, arch machine, cfg Config) (
 	args := append([]string{
 		// No KVM: where it is nested it may hang.
 		"-accel", "tcg,thread=multi", "-m", strconv.Itoa(cfg.Memory),
-		"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-display", "none", "-no-reboot", "-nodefaults",
+		"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-display", "none", "-monitor", "unix:" + monitorSocket + ",server=on,wait=off", "-no-reboot", "-nodefaults",
 		"-kernel", k.image, "-initrd", filepath.Join(dir, "initrd"),
-		"-append", "console=" + arch.console + " panic=-1 quiet mitigations=off", // which cost as much again, and guard nobody
+		"-append", "console=" + arch.console + " panic=-1 quiet nokaslr mitigations=off", // which cost as much again, and guard nobody
 	}, arch.args...)
 	files := []string{console, status}
 	for _, a := range arch.serial {
@@ -208,7 +234,10 @@ func boot(ctx context.Context, dir string, k kernel, arch machine, cfg Config) (
 	var out, errs bytes.Buffer
 	ctx, stop := untilParentEnds(ctx)
 	defer stop()
+	ctx, lives := withLife(ctx, dir, status, cfg.still)
+	defer lives()
 	c := exec.CommandContext(ctx, arch.qemu, args...)
+	c.Dir = dir // the socket's name is short in it
 	c.Stdout, c.Stderr = &out, &errs
 	if cfg.Output != nil {
 		c.Stdout = io.MultiWriter(&out, cfg.Output)
@@ -220,6 +249,9 @@ func boot(ctx context.Context, dir string, k kernel, arch machine, cfg Config) (
 	}
 	lines, _ := os.ReadFile(status)
 	for f := range strings.FieldsSeq(string(lines)) {
+		if f == beat {
+			continue
+		}
 		n, err := strconv.Atoi(f)
 		if err != nil {
 			break
@@ -228,7 +260,7 @@ func boot(ctx context.Context, dir string, k kernel, arch machine, cfg Config) (
 	}
 	if len(r.Status) < len(cfg.Commands) {
 		last, _ := os.ReadFile(console)
-		return r, fmt.Errorf("virtual machine: it ended after %d of %d commands (%w)\n%s%s",
+		return r, fmt.Errorf("virtual machine: it ended after %d of %d commands: %w\n%s%s",
 			len(r.Status), len(cfg.Commands), errors.Join(err, context.Cause(ctx)), errs.Bytes(), tail(last))
 	}
 	return r, nil

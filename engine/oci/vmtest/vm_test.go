@@ -1,11 +1,16 @@
 package vmtest
 
 import (
+	"bytes"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -46,6 +51,40 @@ func TestStuckIsTold(t *testing.T) {
 	if !regexp.MustCompile(`(?s)nearly all time is over.*/proc/\d+: sleep 12\s.*nanosleep.*== goroutines`).Match(r.Output) {
 		t.Errorf("what hangs is not told:\n%s", r.Output)
 	}
+}
+
+// TestStandsStill: a machine that the emulator lets stand still is started anew, and that is told.
+func TestStandsStill(t *testing.T) {
+	t.Parallel()
+	stop := &stopOnce{word: "stop here"}
+	r := Run(t, Config{still: time.Minute, Modules: []string{}, Output: stop, Commands: [][]string{{"sh", "-c", "echo stop here; sleep 7; echo past"}}})
+	if stop.err != nil {
+		t.Fatal(stop.err)
+	}
+	if len(r.Stalls) != 1 || !strings.Contains(r.Stalls[0], "no sign of life for 1m0s") || string(r.Output) != "stop here\npast\n" {
+		t.Errorf("stalls %q, output %q", r.Stalls, r.Output)
+	}
+}
+
+// stopOnce stops this process's emulator, once, when it writes the word.
+type stopOnce struct {
+	word    string
+	stopped bool
+	err     error
+}
+
+func (s *stopOnce) Write(b []byte) (int, error) {
+	if s.stopped || !bytes.Contains(b, []byte(s.word)) {
+		return len(b), nil
+	}
+	s.stopped = true
+	out, _ := exec.Command("pgrep", "-P", strconv.Itoa(os.Getpid()), "qemu-system").Output()
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(out))); err == nil {
+		s.err = syscall.Kill(pid, syscall.SIGSTOP)
+		return len(b), nil
+	}
+	s.err = errors.New("no emulator was found")
+	return len(b), nil
 }
 
 func TestPanicIsAnError(t *testing.T) {
