@@ -140,15 +140,20 @@ func (d *detacher) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// endWord is how long to wait for the end of a container that seems to have ended.
-const endWord = time.Second
+// endWord is how long to wait for the end of a container that seems to have ended, askedWord where its task's end was
+// asked for: a busy daemon on another machine tells of it seconds after the command's.
+const (
+	endWord   = time.Second
+	askedWord = 30 * time.Second
+)
 
 // endedMeanwhile says how a container ended, as its engine knows or, where it is removed, as is recorded; "" where it
 // has not.
 func endedMeanwhile(ctx context.Context, h *host, task string, c berth.Container) string {
-	ctx, cancel := context.WithTimeout(ctx, endWord)
+	began := time.Now()
+	first, cancel := context.WithTimeout(ctx, endWord)
 	defer cancel()
-	exit, err := c.Wait(ctx)
+	exit, err := c.Wait(first)
 	for err != nil {
 		rec, bad := h.runner.Record(context.WithoutCancel(ctx), task)
 		if bad != nil {
@@ -159,7 +164,11 @@ func endedMeanwhile(ctx context.Context, h *host, task string, c berth.Container
 				exit, err = *s.Exit, nil
 			}
 		}
-		if err != nil && sleep(ctx, startPoll) != nil {
+		limit := endWord
+		if rec.Cancel != nil {
+			limit = askedWord
+		}
+		if err != nil && (rec.State.Final() || time.Since(began) > limit || sleep(ctx, startPoll) != nil) {
 			return ""
 		}
 	}
