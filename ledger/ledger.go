@@ -129,8 +129,9 @@ func checkDevices(task string, devices []Device) error {
 }
 
 // Check reports whether req makes sense and could ever be lent: what Acquire refuses without a look at the
-// ledger. Errors: berth.ErrInvalid, and berth.ErrExhausted with what there is in its text.
-func (l *Ledger) Check(req Request) error {
+// ledger. Errors: berth.ErrInvalid, and berth.ErrExhausted with what there is in its text. It waits for nothing: the
+// context is for ledgers in this one's place, of machines that have to be asked.
+func (l *Ledger) Check(_ context.Context, req Request) error {
 	if err := req.check(); err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (l *Ledger) Check(req Request) error {
 // free now and req.NoWait is set, and where the ledger's lock is held by another for too long;
 // berth.ErrDenied where the ledger's directory cannot be trusted or made; context.Cause(ctx) at its end.
 func (l *Ledger) Acquire(ctx context.Context, req Request) (*Lease, error) {
-	if err := l.Check(req); err != nil {
+	if err := l.Check(ctx, req); err != nil {
 		return nil, err
 	}
 	if req.empty() {

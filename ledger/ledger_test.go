@@ -75,7 +75,7 @@ func TestRefused(t *testing.T) {
 		{"more of a device than it has", Request{Task: "t", Devices: []Device{{ID: "g", Bytes: 3, Total: 2}}}, berth.ErrInvalid, "3 of 2 bytes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			isKind(t, l.Check(c.req), c.kind)
+			isKind(t, l.Check(bg, c.req), c.kind)
 			_, err := l.Acquire(bg, c.req)
 			isKind(t, err, c.kind)
 			if !strings.Contains(err.Error(), c.says) {

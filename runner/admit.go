@@ -24,7 +24,7 @@ func (r *Runner) fits(ctx context.Context, t *berth.Task) error {
 	for _, v := range t.Volumes {
 		req.Disk = max(req.Disk, v.Size)
 	}
-	return plainly(r.cfg.Ledger.Check(req), t.ID)
+	return plainly(r.cfg.Ledger.Check(ctx, req), t.ID)
 }
 
 func asksDevices(t *berth.Task) bool {

@@ -10,7 +10,7 @@ import (
 
 // Ledger lends what this host has, to the tasks of every user and data directory; *ledger.Ledger does.
 type Ledger interface {
-	Check(req ledger.Request) error
+	Check(ctx context.Context, req ledger.Request) error
 	Acquire(ctx context.Context, req ledger.Request) (*ledger.Lease, error)
 	Adopt(ctx context.Context, id string) (*ledger.Lease, error)
 }

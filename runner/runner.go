@@ -114,10 +114,14 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 	if err := Check(*task); err != nil {
 		return nil, err
 	}
-	if err := r.fits(ctx, task); err != nil {
-		return nil, err
+	err := r.fits(ctx, task)
+	unasked := false
+	if err == nil {
+		unasked, err = r.foresee(ctx, task)
 	}
-	unasked, err := r.foresee(ctx, task)
+	if ctx.Err() != nil { // whoever was asked has not answered to the end
+		err = endedEarly(ctx, task.ID)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +140,7 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 		}
 		_ = lock.Close()
 		if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, sql.ErrTxDone)) { // rolled back as the context ended
-			err = fmt.Errorf("task %s: its end came before it was recorded: %w", task.ID, context.Cause(ctx))
+			err = endedEarly(ctx, task.ID)
 		}
 		return nil, r.full(err)
 	}
@@ -148,6 +152,11 @@ func (r *Runner) begin(ctx context.Context, task *berth.Task, detached bool, hoo
 		d.at("submitted")
 	}
 	return d, err
+}
+
+// endedEarly is the error of a task that was to end before it was recorded.
+func endedEarly(ctx context.Context, id string) error {
+	return fmt.Errorf("task %s: its end came before it was recorded: %w", id, context.Cause(ctx))
 }
 
 // Resume continues a task from its records to its end, whatever process drove it before, waiting for that

@@ -39,12 +39,12 @@ type far struct {
 	Memory    int64   `json:"memory,omitempty"` // bytes; 0 is unknown
 }
 
-func (f *farLedger) Check(req ledger.Request) error {
-	l, err := f.find(context.Background())
+func (f *farLedger) Check(ctx context.Context, req ledger.Request) error {
+	l, err := f.find(ctx)
 	if err != nil {
 		return err
 	}
-	return l.Check(req)
+	return l.Check(ctx, req)
 }
 
 func (f *farLedger) Acquire(ctx context.Context, req ledger.Request) (*ledger.Lease, error) {
@@ -106,6 +106,9 @@ func (a *app) remembered(ctx context.Context, h *host) (berth.Limits, error) {
 func (f *farLedger) ask(ctx context.Context) (far, error) {
 	file := filepath.Join(f.dir, "machine.json")
 	away, err := f.h.elsewhere(ctx)
+	if ctx.Err() != nil {
+		return far{}, context.Cause(ctx)
+	}
 	if err != nil {
 		var had far
 		raw, rerr := os.ReadFile(file)

@@ -142,19 +142,19 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 		return berth.Result{}, nil, err
 	}
 	defer h.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	f.h, f.cancel = h, cancel
+	ctx, stop := twice(ctx, f.endNow)
+	defer stop()
 	a.assign(&task)
 	if err := a.fit(ctx, h, o, &task); err != nil {
 		return berth.Result{}, nil, err
 	}
 	a.revive(ctx, h)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	f.h, f.cancel = h, cancel
 	defer f.progress.close()
 	f.phase.say = a.say
 	defer f.phase.end()
-	ctx, stop := twice(ctx, f.endNow)
-	defer stop()
 	f.asked = func() bool { return ctx.Err() != nil || f.ending.Load() }
 	defer f.tellOfGrace(ctx)()
 	err = a.withTerminal(o.tty, o.interactive, func(sizes <-chan berth.Size) (err error) {
@@ -406,6 +406,8 @@ func (a *app) runDetached(ctx context.Context, o *runOptions, task berth.Task) e
 		return err
 	}
 	defer h.close()
+	ctx, stop := notify(ctx)
+	defer stop()
 	a.assign(&task)
 	if err := a.fit(ctx, h, o, &task); err != nil {
 		return err

@@ -1,0 +1,122 @@
+package cli
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// deaf is a daemon that accepts connections and does not answer calls whose path has this in it; others it answers as one
+// does that has nothing.
+func deaf(t *testing.T, to string) (host string, called <-chan struct{}) {
+	t.Helper()
+	sock := filepath.Join(t.TempDir(), "s")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard, end := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, to) {
+			once.Do(func() { close(heard) })
+			select {
+			case <-r.Context().Done():
+			case <-end:
+			}
+			return
+		}
+		w.Header().Set("Api-Version", "1.41")
+		w.Header().Set("Content-Type", "application/json")
+		asked, _ := io.ReadAll(r.Body)
+		switch _, call, _ := strings.Cut(r.URL.Path, "/v1.41/"); {
+		case strings.HasSuffix(r.URL.Path, "_ping"):
+		case call == "info":
+			_, _ = io.WriteString(w, `{"OSType":"linux","Architecture":"x86_64","NCPU":2,"MemTotal":4294967296,"MemoryLimit":true,"CPUCfsQuota":true}`)
+		case call == "version":
+			_, _ = io.WriteString(w, `{"Version":"20.10.24","ApiVersion":"1.41"}`)
+		case call == "images/json":
+			_, _ = io.WriteString(w, `[]`)
+		case call == "containers/create" && strings.Contains(string(asked), `-not"`):
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"message":"invalid mount config for type \"bind\": bind source path does not exist: x"}`)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, `{"message":"no such thing"}`)
+		}
+	})}
+	go func() { _ = server.Serve(l) }() // ends with the server
+	t.Cleanup(func() { close(end); _ = server.Close() })
+	return "unix://" + sock, heard
+}
+
+// TestDeafDaemon: one interrupt ends a run whose daemon does not answer, at once, and nothing is left of it.
+func TestDeafDaemon(t *testing.T) {
+	const most = 5 * time.Second // of calls that may take two minutes
+	for _, row := range []struct {
+		name, deaf string
+		args       []string
+		says       string
+		recorded   bool
+	}{
+		{"to all", "/", nil, "berth: its end came before it was recorded: canceled\n", false},
+		{"to who asks what it is", "/info", nil, "berth: its end came before it was recorded: canceled\n", false},
+		{"of which a limit is asked", "/", []string{"--memory", "64MiB"}, "berth: docker info: canceled\n", false},
+		{"of which a network is asked", "/networks/", []string{"--network", "net"}, "berth: its end came before it was recorded: canceled\n", false},
+		{"of a detached task", "/", []string{"--detach"}, "berth: its end came before it was recorded: canceled\n", false},
+		{"to who pulls an image", "/images/create", []string{"--progress", "none"}, "berth: Canceled: an end was asked for\n", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			host, called := deaf(t, row.deaf)
+			b := &bench{t: t, dir: t.TempDir(), program: "/proc/self/exe", env: []string{"DOCKER_HOST=" + host, "BERTH_ENGINE=docker"}}
+			b.data = filepath.Join(b.dir, "data")
+			var said strings.Builder
+			cmd := b.berth(append(append([]string{"run"}, row.args...), "x", "true")...)
+			cmd.Stdout, cmd.Stderr = &said, &said
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() { _ = cmd.Wait(); close(ended) }()
+			select {
+			case <-called:
+			case <-ended:
+				t.Fatalf("it ended by itself: %s", said.String())
+			}
+			b.signal(cmd, syscall.SIGINT)
+			select {
+			case <-ended:
+			case <-time.After(most):
+				_ = cmd.Process.Kill()
+				<-ended
+				t.Fatalf("it does not end: %s", said.String())
+			}
+			const busy = "berth: ending the task; interrupt again to kill it at once\n" // so is this machine
+			if code := cmd.ProcessState.ExitCode(); code != exitCanceled || strings.Replace(said.String(), busy, "", 1) != row.says {
+				t.Errorf("exit code %d: %s", code, said.String())
+			}
+			if row.recorded {
+				return
+			}
+			for _, where := range []string{"tasks/*", "docker/*/sandboxes/*", "docker/*/run/probe-*"} {
+				if left, _ := filepath.Glob(filepath.Join(b.data, where)); len(left) > 0 {
+					t.Errorf("left over: %q", left)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(b.data, "berth.db")); err != nil {
+				t.Error(err)
+			}
+			if out, code := b.output("ps", "--all", "--quiet"); code != 0 || out != "" {
+				t.Errorf("ps: exit code %d: %s", code, out)
+			}
+		})
+	}
+}
