@@ -124,6 +124,29 @@ func TestMender(t *testing.T) {
 	}
 }
 
+// TestStartWords: of a command that is not there, or cannot be run, a daemon is told in berth's own words.
+func TestStartWords(t *testing.T) {
+	const oci = "OCI runtime exec failed: exec failed: unable to start container process: "
+	for msg, want := range map[string]string{
+		oci + `exec: "none": executable file not found in $PATH: unknown`:                                                                        "exec none: no such file or directory",
+		oci + `exec: "none": stat /no/such: no such file or directory: unknown`:                                                                  "exec none: no such file or directory",
+		oci + `exec: "none": permission denied: unknown`:                                                                                         "exec none: permission denied",
+		oci + `exec: "none": stat none: not a directory: unknown: Are you trying to mount`:                                                       "exec none: not a directory",
+		oci + `exec none: exec format error: unknown`:                                                                                            "exec none: exec format error",
+		"Error: crun: executable file `none` not found: No such file or directory: OCI runtime attempted to invoke a command that was not found": "exec none: no such file or directory",
+		"Error: crun: open executable: Permission denied: OCI permission denied":                                                                 "exec none: permission denied",
+		oci + `chdir to cwd ("/nothere") set in config.json failed: no such file or directory: unknown`:                                          "working directory /nothere: no such file or directory",
+		"Error: crun: open executable: Operation not permitted: OCI permission denied":                                                           "exec none: permission denied",
+		"Error: crun: open executable: Not a directory: OCI runtime error":                                                                       "exec none: not a directory",
+		"Error: crun: chdir `/nothere`: No such file or directory: OCI runtime attempted to invoke a command that was not found":                 "working directory /nothere: no such file or directory",
+		oci + `something else: unknown`:                                                                                                          oci + `something else: unknown`,
+	} {
+		if got := startWords([]string{"none", "x"}, msg); got != want {
+			t.Errorf("startWords(%q) = %q, want %q", msg, got, want)
+		}
+	}
+}
+
 func TestStartCode(t *testing.T) {
 	const oci = "OCI runtime create failed: runc create failed: unable to start container process: "
 	for msg, want := range map[string]int{
@@ -132,6 +155,7 @@ func TestStartCode(t *testing.T) {
 		oci + `exec: "/etc/passwd": permission denied: unknown`:                                                      126,
 		oci + `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory: unknown`:                                  126,
 		oci + `exec /bin/x: exec format error: unknown`:                                                              126,
+		"crun: open executable: Permission denied: OCI permission denied":                                            126,
 		oci + `error mounting "/a" to rootfs at "/b": no such file or directory: unknown`:                            0,
 		`bind source path does not exist: /x`:                                                                        0,
 		oci + `open /proc/sys/vm/none: permission denied: unknown`:                                                   0,

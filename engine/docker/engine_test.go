@@ -102,27 +102,46 @@ func TestExecEnds(t *testing.T) {
 func execEnds(t *testing.T, host, words string) {
 	t.Helper()
 	e, img := newEngine(t, docker.Config{Host: host})
-	_, c := begin(t, e, img, "sleep 1000")
+	s, c := begin(t, e, img, "sleep 1000")
 	for _, row := range []struct {
 		name    string
 		command []string
 		reason  berth.Reason
 		code    int
 		out     string
+		detail  string
 	}{
-		{"not there", []string{"no-such-command"}, berth.NeverStarted, 127, ""},
-		{"cannot be run", []string{"/etc/passwd"}, berth.NeverStarted, 126, ""},
-		{"a code of a signal", []string{"sh", "-c", "exit 137"}, berth.Exited, 137, ""},
-		{"a code of a command not there", []string{"sh", "-c", "echo x; exit 127"}, berth.Exited, 127, "x\n"},
-		{"the daemon's words from the command", []string{"sh", "-c", "echo '" + words + "'"}, berth.Exited, 0, words + "\n"},
-		{"the same to standard error", []string{"sh", "-c", "echo '" + words + "' >&2; echo out"}, berth.Exited, 0, "out\n" + words + "\n"},
+		{"not there", []string{"no-such-command"}, berth.NeverStarted, 127, "", "exec no-such-command: no such file or directory"},
+		{"not there by its path", []string{"/no/such"}, berth.NeverStarted, 127, "", "exec /no/such: no such file or directory"},
+		{"cannot be run", []string{"/etc/passwd"}, berth.NeverStarted, 126, "", "exec /etc/passwd: permission denied"},
+		{"a directory", []string{"/etc"}, berth.NeverStarted, 126, "", "exec /etc: permission denied"},
+		{"below a file", []string{"/etc/passwd/x"}, berth.NeverStarted, 126, "", "exec /etc/passwd/x: not a directory"},
+		{"a code of a signal", []string{"sh", "-c", "exit 137"}, berth.Exited, 137, "", ""},
+		{"a code of a command not there", []string{"sh", "-c", "echo x; exit 127"}, berth.Exited, 127, "x\n", ""},
+		{"the daemon's words from the command", []string{"sh", "-c", "echo '" + words + "'"}, berth.Exited, 0, words + "\n", ""},
+		{"the same to standard error", []string{"sh", "-c", "echo '" + words + "' >&2; echo out"}, berth.Exited, 0, "out\n" + words + "\n", ""},
 	} {
 		var out, errs bytes.Buffer
 		exit, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: row.command}, berth.Stdio{Out: &out, Err: &errs})
 		_, _ = errs.WriteTo(&out)
-		if err != nil || exit.Reason != row.reason || exit.Code != row.code || out.String() != row.out {
-			t.Errorf("%s: %+v, output %q, error %v; want %s, %d, %q", row.name, exit, out.String(), err, row.reason, row.code, row.out)
+		if err != nil || exit.Reason != row.reason || exit.Code != row.code || out.String() != row.out || exit.Detail != row.detail {
+			t.Errorf("%s: %+v, output %q, error %v; want %s, %d, %q, %q", row.name, exit, out.String(), err, row.reason, row.code, row.out, row.detail)
 		}
+		if row.reason != berth.NeverStarted {
+			continue
+		}
+		bare, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Command: row.command, NoInit: true})
+		if err != nil {
+			t.Errorf("%s: %v", row.name, err)
+			continue
+		}
+		if exit := wait(t, bare); exit.Reason != row.reason || exit.Code != row.code || exit.Detail != row.detail {
+			t.Errorf("%s, as the step's own: %+v; want %s, %d, %q", row.name, exit, row.reason, row.code, row.detail)
+		}
+	}
+	exit, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"true"}, WorkingDir: "/nothere"}, berth.Stdio{})
+	if err != nil || exit.Reason != berth.NeverStarted || exit.Detail != "working directory /nothere: no such file or directory" {
+		t.Errorf("in a directory that is not there: %+v, %v", exit, err)
 	}
 	if _, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"true"}, Privileged: true}, berth.Stdio{}); !errors.Is(err, berth.ErrUnsupported) {
 		t.Errorf("a privileged exec: %v", err)

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -182,12 +183,11 @@ func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, err
 	if i.Running {
 		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the daemon closed the stream while the command ran"}, nil
 	}
-	if msg := refused.held.String(); msg != "" && (i.ExitCode == cannotRun || i.ExitCode == notThere) {
+	if msg := firstLine(refused.held.String()); msg != "" {
 		code := startCode(msg)
-		if code == 0 {
-			code = i.ExitCode
+		if i.ExitCode == cannotRun || i.ExitCode == notThere || x.podman && i.ExitCode == podmanFailed && code != 0 {
+			return berth.Exit{Reason: berth.NeverStarted, Code: cmp.Or(code, i.ExitCode), Detail: startWords(x.spec.Command, msg)}, nil
 		}
-		return berth.Exit{Reason: berth.NeverStarted, Code: code, Detail: firstLine(msg)}, nil
 	}
 	if err := refused.release(); err != nil {
 		return berth.Exit{}, err
@@ -246,6 +246,9 @@ type refusal struct {
 	held    bytes.Buffer
 	through bool
 }
+
+// podmanFailed is Podman's exit code of an exec where it has none of its own for what its runtime says.
+const podmanFailed = 125
 
 const refusedWord = "OCI runtime exec failed: "
 

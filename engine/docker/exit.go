@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/berth-project/berth"
@@ -29,7 +30,7 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		e.Started = e.Ended
 	}
 	if s.Status == container.StateCreated {
-		e.Reason, e.Code, e.Detail = berth.NeverStarted, startCode(s.Error), s.Error
+		e.Reason, e.Code, e.Detail = berth.NeverStarted, startCode(s.Error), startWords(argv(&r.Spec), s.Error)
 		return e
 	}
 	if word, code := initSays(r, s.ExitCode, says); word != "" {
@@ -89,11 +90,39 @@ func startCode(msg string) int {
 	case strings.Contains(msg, "exec: ") && strings.Contains(msg, "no such file or directory"):
 		return notThere
 	case strings.Contains(msg, "exec: ") && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "not a directory") || strings.Contains(msg, "is a directory")),
+		strings.Contains(msg, "open executable: "), // crun's
 		strings.Contains(msg, "exec format error"):
 		return cannotRun
 	}
 	return 0
 }
+
+// startWords says of a command that the daemon could not start what the embedded engine would. What is wrong with anything
+// else is left in the daemon's words.
+func startWords(argv []string, msg string) string {
+	if dir := noWorkingDir.FindStringSubmatch(msg); dir != nil {
+		return "working directory " + dir[1] + ": " + strings.ToLower(dir[2])
+	}
+	code, why := startCode(msg), ""
+	if code == notThere {
+		why = "no such file or directory"
+	} else if found := cannotStart.FindString(msg); code == cannotRun {
+		why = strings.ToLower(found)
+	}
+	switch {
+	case why == "" || len(argv) == 0:
+		return msg
+	case why == "operation not permitted": // crun's, of a directory
+		why = "permission denied"
+	}
+	return "exec " + argv[0] + ": " + why
+}
+
+var (
+	// noWorkingDir is what runc and crun say of a working directory that cannot be entered.
+	noWorkingDir = regexp.MustCompile("chdir (?:to cwd \\(\"|`)([^\"`]*)(?:\"\\) set in config.json failed|`): ([A-Za-z ]+)")
+	cannotStart  = regexp.MustCompile(`(?i)not a directory|is a directory|permission denied|operation not permitted|exec format error`)
+)
 
 // initSays reads what the daemon's init (Docker's tini, Podman's catatonit) wrote if it could not execute the command, and the code that this amounts
 // to. Nothing else tells that from a command which ends with the same code.

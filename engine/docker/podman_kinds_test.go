@@ -50,7 +50,9 @@ var crunSkips = map[string]string{
 func TestPodmanCrunSuite(t *testing.T) {
 	also := maps.Clone(podmanSkips)
 	maps.Copy(also, crunSkips)
-	runSuite(t, podmanAs(t, dockertest.Podman{Crun: true}), also)
+	d := podmanAs(t, dockertest.Podman{Crun: true})
+	runSuite(t, d, also)
+	execEnds(t, d.Host(), "Error: crun: executable file")
 }
 
 // rootlessVar has a test process be that of the user whose Podman it names.

@@ -356,7 +356,8 @@ func (la *launch) neverStarted(why error) error {
 	if err := la.out.close(); err != nil {
 		return err
 	}
-	err := la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(why.Error()), Detail: why.Error(), Runtime: la.l.rec.Runtime}, la.l.rec)
+	msg := why.Error()
+	err := la.l.conclude(berth.Exit{Reason: berth.NeverStarted, Code: startCode(msg), Detail: startWords(argv(&la.spec), msg), Runtime: la.l.rec.Runtime}, la.l.rec)
 	if err == nil {
 		la.l.deliver(la.s.e.ctx, la.l.rec)
 	}
