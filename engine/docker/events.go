@@ -27,6 +27,7 @@ const eventsTime = 10 * time.Second
 // history is what the daemon remembers of a container.
 type history struct {
 	known     bool      // the daemon has answered
+	gone      bool      // it takes no connections
 	restarted bool      // it was started anew after the container was
 	killed    []int     // the signals that it has sent to the container, for whomever
 	at        time.Time // of the first of them
@@ -51,7 +52,7 @@ func (l *life) history(ctx context.Context, r *record) history {
 		}
 	})
 	if err != nil {
-		return history{}
+		return history{gone: unconnected(err)}
 	}
 	h.known = true
 	if !started {
@@ -136,7 +137,7 @@ func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
 		if sig == 0 { // Podman does not say which
 			e.Detail = "a signal was sent through the daemon, and not by berth"
 		}
-	case live || h.known && !h.restarted || !h.known && away.IsZero():
+	case live || h.known && !h.restarted || !h.known && !h.gone && away.IsZero():
 		// It ended under the eyes of the daemon, which touches nothing by itself.
 	case !away.IsZero() && e.Ended.After(away.Add(time.Second)) && !l.killCode(e.Code):
 		// The daemon was dead by then, and has found it ended.

@@ -148,15 +148,70 @@ func (h *hearing) forget(id string) {
 	}
 }
 
-// past is what happened to a container that has ended so: what was told, or else what the daemon answers. It is asked, too,
+// past is what happened to a container.
+type past struct {
+	l     *life
+	r     *record
+	asked chan history // the daemon's answer; nil where it was not asked yet
+}
+
+// begin has the daemon asked where it will be in any case, as the container has ended: its answer comes while it is asked how.
+// Not Podman, which tells of some things only later.
+func (p *past) begin(ctx context.Context) {
+	l := p.l
+	l.mu.Lock()
+	t, started := l.told, l.started
+	l.mu.Unlock()
+	l.e.mu.Lock()
+	host := l.e.host
+	l.e.mu.Unlock()
+	if p.asked != nil || host == nil || host.podman || t != nil && time.Since(started) < l.e.hearing.or(dropTime) {
+		return
+	}
+	asked := make(chan history, 1)
+	p.asked = asked
+	l.e.wg.Go(func() { asked <- l.history(ctx, p.r) })
+}
+
+// forget: it has not ended.
+func (p *past) forget() { p.asked = nil }
+
+// ask is also for an answer that did not come: a daemon that ends takes no more connections, and this one's last may have been
+// taken by who asked how the container ended.
+func (p *past) ask(ctx context.Context) history {
+	if p.asked != nil {
+		if h := <-p.asked; h.known {
+			return h
+		}
+	}
+	return p.l.history(ctx, p.r)
+}
+
+// insist is ask for an answer that must come where the daemon is, or comes back soon: it may be held up, or end.
+func (p *past) insist(ctx context.Context, need func(history) bool) history {
+	asked := p.ask(ctx)
+	again, cancel := context.WithTimeout(ctx, eventsTime)
+	defer cancel()
+	for try := 1; need(asked) && try < 3 && again.Err() == nil; try++ {
+		select {
+		case <-again.Done():
+		case <-time.After(reconnect):
+			asked = p.l.history(again, p.r)
+		}
+	}
+	return asked
+}
+
+// of is what happened to the container, which has ended so: what was told, or else what the daemon answers. It is asked, too,
 // where it may have told of less than there was: where none was told of but the end is that of a signal, and where the
 // container ran for long enough that what was sent to it may have been left out, be its code 0.
-func (l *life) past(ctx context.Context, r *record, s *container.State) history {
+func (p *past) of(ctx context.Context, s *container.State) history {
+	l := p.l
 	l.mu.Lock()
 	t, id := l.told, l.id
 	l.mu.Unlock()
 	if t == nil {
-		return l.history(ctx, r)
+		return p.insist(ctx, func(h history) bool { return h.gone })
 	}
 	late := time.NewTimer(l.e.hearing.or(toldMax))
 	defer late.Stop()
@@ -171,16 +226,7 @@ func (l *life) past(ctx context.Context, r *record, s *container.State) history 
 	if whole && (len(t.killed) > l.sentSignals() || ranFor(s, t.died) < l.e.hearing.or(dropTime) && !l.killCode(s.ExitCode)) {
 		return t.history
 	}
-	asked := l.history(ctx, r)
-	again, cancel := context.WithTimeout(ctx, eventsTime)
-	defer cancel()
-	for try := 1; !asked.known && try < 3 && again.Err() == nil; try++ { // it may be held up, as when it leaves some out
-		select {
-		case <-again.Done():
-		case <-time.After(reconnect):
-			asked = l.history(again, r)
-		}
-	}
+	asked := p.insist(ctx, func(h history) bool { return !h.known })
 	if whole && len(asked.killed) <= len(t.killed) { // it may have forgotten some, and all where it was started anew since
 		return t.history
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http/httputil"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -122,5 +123,53 @@ func TestSignalLeftOut(t *testing.T) {
 		if exit := wait(t, c); exit.Reason != berth.Signaled {
 			t.Errorf("%s: exit %+v", name, exit)
 		}
+	}
+}
+
+// TestEndHeard: a container whose end the daemon tells unasked is looked at then, be who waits for it not answered yet.
+func TestEndHeard(t *testing.T) {
+	t.Parallel()
+	h := newHanger(t, daemon(t).Host())
+	e, img := newEngine(t, docker.Config{Host: h.host})
+	until(t, "it is heard", func() bool {
+		begin(t, e, img, "true")
+		return docker.Hears(e)
+	})
+	h.calls.Store("/wait")
+	_, c := begin(t, e, img, "exit 7")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // of a watchdog that looks after two minutes
+	defer cancel()
+	if exit, err := c.Wait(ctx); err != nil || exit.Reason != berth.Exited || exit.Code != 7 {
+		t.Errorf("exit %+v, %v", exit, err)
+	}
+}
+
+// TestAskedMeanwhile: what happened to a container that has ended is asked while the daemon says how it has.
+func TestAskedMeanwhile(t *testing.T) {
+	t.Parallel()
+	h := newHanger(t, daemon(t).Host())
+	asked := make(chan struct{})
+	var once sync.Once
+	var late atomic.Bool
+	h.meddle = func(_ http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/events"):
+			once.Do(func() { close(asked) })
+		case strings.Contains(r.URL.Path, "/containers/") && strings.HasSuffix(r.URL.Path, "/json") && !strings.HasSuffix(r.URL.Path, "/containers/json"):
+			select {
+			case <-asked:
+			case <-time.After(10 * time.Second):
+				late.Store(true)
+			}
+		}
+		return false
+	}
+	e, img := newEngine(t, docker.Config{Host: h.host})
+	_, c := begin(t, e, img, "exit 7")
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 7 {
+		t.Errorf("exit %+v", exit)
+	}
+	if late.Load() {
+		t.Error("it was asked only when the daemon had said how it has ended")
 	}
 }

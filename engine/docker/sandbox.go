@@ -408,7 +408,7 @@ func (s *Sandbox) owns(labels map[string]string) bool {
 
 // removeVolumes removes the volumes that mountVolume has made.
 func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error {
-	if !s.half && !s.remote && !slices.ContainsFunc(s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp }) {
+	if !s.half && !s.remote && !s.copiesUp() {
 		return nil
 	}
 	cctx, cancel := s.e.call(ctx)

@@ -190,7 +190,7 @@ func (la *launch) openLogs(rec *record) (wait func() error) {
 // was given up, the daemon may be making it still: its name is taken then, though there is nothing to remove yet.
 func (la *launch) create(ctx context.Context, host *hostInfo, opts client.ContainerCreateOptions) (err error) {
 	kind := creating
-	if !la.s.filled() && slices.ContainsFunc(la.s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp }) {
+	if la.s.copiesUp() && !la.s.filled() {
 		kind = filling
 	}
 	leave, err := la.s.e.pressure.turn(ctx, kind)
@@ -236,7 +236,15 @@ func (la *launch) create(ctx context.Context, host *hostInfo, opts client.Contai
 	la.l.mu.Lock()
 	la.l.id = res.ID
 	la.l.mu.Unlock()
+	if !la.s.copiesUp() {
+		return nil
+	}
 	return la.s.markFilled()
+}
+
+// copiesUp reports whether the daemon is to fill volumes from the image.
+func (s *Sandbox) copiesUp() bool {
+	return slices.ContainsFunc(s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp })
 }
 
 // filled: a step was created, so that the daemon has copied up what volumes get from the image.
@@ -335,6 +343,9 @@ func (la *launch) start(ctx context.Context) error {
 	_, err = la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
 	leave(err)
 	if err == nil {
+		la.l.mu.Lock()
+		la.l.started = time.Now()
+		la.l.mu.Unlock()
 		la.l.watchOOM(la.l.rec)
 		if !exists(filepath.Join(la.s.e.sandboxDir(la.s.spec.ID), sandboxFile)) {
 			return fmt.Errorf("sandbox %s: %w: it was closed meanwhile", la.s.spec.ID, berth.ErrNotFound)

@@ -78,13 +78,14 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if r.Cgroup == "" {
 		guards.Go(func() { l.keepUsage(limits) })
 	}
-	state, away, err := l.await(ctx)
+	before := &past{l: l, r: r}
+	state, away, err := l.await(ctx, before)
 	cut := l.cutOff(r, away.ever)
-	past := make(chan history, 1)
+	happened := make(chan history, 1)
 	if err == nil && state.Status != container.StateCreated {
-		l.e.wg.Go(func() { past <- l.past(ctx, r, state) })
+		l.e.wg.Go(func() { happened <- before.of(ctx, state) })
 	} else {
-		past <- history{}
+		happened <- history{}
 	}
 	out.ease()
 	close(over)
@@ -120,7 +121,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		exit.Reason, exit.Code = berth.Lost, -1
 	}
 	if exit.Reason == berth.Exited {
-		l.foreign(&exit, <-past, l.e.liveRestore(ctx), away.since)
+		l.foreign(&exit, <-happened, l.e.liveRestore(ctx), away.since)
 	}
 	if err == nil && late == nil && !away.since.IsZero() {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
@@ -212,10 +213,13 @@ func (a *absence) begin() {
 	}
 }
 
-// await waits for the container's end by the daemon's word. An error is that nobody can say.
-func (l *life) await(ctx context.Context) (state *container.State, away absence, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+// await waits for the container's end by the daemon's word, and has it asked for the past meanwhile. An error is that nobody
+// can say.
+func (l *life) await(whole context.Context, before *past) (state *container.State, away absence, err error) {
+	ctx, cancel := context.WithCancel(whole)
 	defer cancel()
+	waiting, leave := context.WithCancel(whole)
+	defer func() { time.AfterFunc(answerTime, leave) }() // a connection that has its answer serves again
 	dog := time.NewTicker(l.e.cfg.Watchdog)
 	defer dog.Stop()
 	fails := 0
@@ -227,7 +231,7 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 		away.begin()
 		word.silent(away.since, err)
 	}
-	wait := l.askEnd(ctx)
+	wait, died := l.askEnd(waiting), l.died()
 	var again <-chan time.Time
 	for {
 		count := false
@@ -239,10 +243,15 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 		case err := <-wait:
 			if err != nil {
 				missed(err)
+			} else {
+				before.begin(whole)
 			}
 			wait, again = nil, time.After(reconnect)
+		case <-died: // which may be before who waits has an answer: that comes when what the container had is put away
+			died = nil
+			before.begin(whole)
 		case <-again:
-			again, wait = nil, l.askEnd(ctx)
+			again, wait = nil, l.askEnd(waiting)
 			continue
 		case <-dog.C:
 			count = true
@@ -251,9 +260,11 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 		ictx, icancel := context.WithTimeout(ctx, l.e.cfg.Watchdog)
 		c, err := l.inspect(ictx, l.docker())
 		icancel()
-		switch {
-		case err == nil && isOver(c.State):
+		if err == nil && isOver(c.State) {
 			return c.State, away, nil
+		}
+		before.forget()
+		switch {
 		case err == nil && (c.State.Running || c.State.Status == container.StateCreated):
 			fails = 0
 			away.since = time.Time{}
@@ -280,6 +291,19 @@ func (l *life) await(ctx context.Context) (state *container.State, away absence,
 			l.e.cfg.Logger.Warn("docker watchdog", "container", l.String(), "failures", fails, "error", err)
 		}
 	}
+}
+
+// answerTime is how long a daemon may take to say that a container has ended to one who asks, when it has to another.
+const answerTime = time.Second
+
+// died is closed when the container's end is told unasked, or will not be any more; nil where nobody hears.
+func (l *life) died() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.told == nil {
+		return nil
+	}
+	return l.told.done
 }
 
 // askEnd asks the daemon to say when the container has ended. The channel gets one answer.
