@@ -173,11 +173,11 @@ func killedByOthers(t *testing.T, host string, polite berth.Reason, signal int) 
 		reason             berth.Reason
 		signal             int
 	}{
-		{"killed", "sleep 1000", "kill?signal=KILL", berth.Signaled, 9},
-		{"stopped, and polite", `trap "exit 0" TERM; while true; do sleep 0.05; done`, "stop?t=5", polite, signal},
+		{"killed", "echo up; sleep 1000", "kill?signal=KILL", berth.Signaled, 9},
+		{"stopped, and polite", `trap "exit 0" TERM; echo up; while true; do sleep 0.05; done`, "stop?t=5", polite, signal},
 	} {
 		_, c := begin(t, e, img, row.script)
-		time.Sleep(300 * time.Millisecond) // for the trap
+		until(t, "it runs", func() bool { return logs(t, c, false) == "up\n" })
 		if err := post(t, host, "/containers/berth-"+e.Owner()+"-"+strings.Join(ids(t, e, c), "-")+"/"+row.call); err != nil {
 			t.Fatal(err)
 		}
@@ -185,8 +185,8 @@ func killedByOthers(t *testing.T, host string, polite berth.Reason, signal int) 
 			t.Errorf("%s: exit %+v", row.name, exit)
 		}
 	}
-	_, c := begin(t, e, img, `trap "exit 0" TERM; while true; do sleep 0.05; done`)
-	time.Sleep(300 * time.Millisecond)
+	_, c := begin(t, e, img, `trap "exit 0" TERM; echo up; while true; do sleep 0.05; done`)
+	until(t, "it runs", func() bool { return logs(t, c, false) == "up\n" })
 	if err := c.(berth.Signaler).Signal(t.Context(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
