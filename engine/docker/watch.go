@@ -231,7 +231,11 @@ func (l *life) await(whole context.Context, before *past) (state *container.Stat
 		away.begin()
 		word.silent(away.since, err)
 	}
-	wait, died := l.askEnd(waiting), l.died()
+	wait, told := l.askEnd(waiting), l.hears()
+	var died <-chan struct{}
+	if told != nil {
+		died = told.done
+	}
 	var again <-chan time.Time
 	for {
 		count := false
@@ -241,15 +245,18 @@ func (l *life) await(whole context.Context, before *past) (state *container.Stat
 		case <-l.removed: // Podman may not answer who waits for such
 			return nil, away, fmt.Errorf("it was removed: %w", berth.ErrNotFound)
 		case err := <-wait:
-			if err != nil {
-				missed(err)
-			} else {
+			switch {
+			case err == nil:
 				before.begin(whole)
+			case !errors.Is(err, errUntold):
+				missed(err)
 			}
 			wait, again = nil, time.After(reconnect)
 		case <-died: // which may be before who waits has an answer: that comes when what the container had is put away
 			died = nil
-			before.begin(whole)
+			if !told.died.IsZero() { // else the container may run still, and what happens to it is yet to come
+				before.begin(whole)
+			}
 		case <-again:
 			again, wait = nil, l.askEnd(waiting)
 			continue
@@ -296,14 +303,14 @@ func (l *life) await(whole context.Context, before *past) (state *container.Stat
 // answerTime is how long a daemon may take to say that a container has ended to one who asks, when it has to another.
 const answerTime = time.Second
 
-// died is closed when the container's end is told unasked, or will not be any more; nil where nobody hears.
-func (l *life) died() <-chan struct{} {
+// errUntold: the daemon has answered who waits, and not that the container has ended.
+var errUntold = errors.New("the daemon cannot say that the container has ended")
+
+// hears is what is told of the container; nil where nobody hears.
+func (l *life) hears() *told {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.told == nil {
-		return nil
-	}
-	return l.told.done
+	return l.told
 }
 
 // askEnd asks the daemon to say when the container has ended. The channel gets one answer.
@@ -312,7 +319,11 @@ func (l *life) askEnd(ctx context.Context) <-chan error {
 	l.e.wg.Go(func() {
 		res := l.e.api.ContainerWait(ctx, l.docker(), client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
 		select {
-		case <-res.Result:
+		case r := <-res.Result:
+			if r.Error != nil && r.Error.Message != "" { // Podman always has one, which is empty
+				answer <- fmt.Errorf("%w: %s", errUntold, r.Error.Message)
+				return
+			}
 			answer <- nil
 		case err := <-res.Error:
 			answer <- err
