@@ -27,7 +27,7 @@ const eventsTime = 10 * time.Second
 // history is what the daemon remembers of a container.
 type history struct {
 	known     bool      // the daemon has answered
-	gone      bool      // it takes no connections
+	gone      bool      // it did not, and is not there: see Engine.gone
 	restarted bool      // it was started anew after the container was
 	killed    []int     // the signals that it has sent to the container, for whomever
 	at        time.Time // of the first of them
@@ -52,17 +52,34 @@ func (l *life) history(ctx context.Context, r *record) history {
 		}
 	})
 	if err != nil {
-		return history{gone: unconnected(err)}
+		return history{gone: l.e.gone(err)}
 	}
 	h.known = true
 	if !started {
 		// Forgotten by a daemon that was started anew, or for what came after.
 		n := 0
-		if err := l.e.events(ctx, since, client.Filters{}, func(events.Message) { n++ }); err == nil {
-			h.restarted = n < eventsMax
+		if err := l.e.events(ctx, since, client.Filters{}, func(events.Message) { n++ }); err != nil {
+			h.known, h.gone = len(h.killed) > l.sentSignals(), l.e.gone(err)
+			return h
 		}
+		h.restarted = n < eventsMax
 	}
 	return h
+}
+
+// gone reports whether a daemon that has not answered a question is not there, so that it may have ended what it runs: it takes no
+// connections, or breaks them off, or answers nobody, as one does whose socket is systemd's. Podman's service ends nothing.
+func (e *Engine) gone(err error) bool {
+	switch {
+	case e.isPodman.Load():
+		return false
+	case !errors.Is(err, context.DeadlineExceeded):
+		return unconnected(err) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, min(eventsTime/2, e.cfg.CallMax)) // it may take a new connection, and that a while
+	defer cancel()
+	_, err = e.api.Ping(ctx, client.PingOptions{})
+	return err != nil
 }
 
 // events tells of what the daemon remembers since a time.

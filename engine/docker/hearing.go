@@ -153,6 +153,7 @@ type past struct {
 	l     *life
 	r     *record
 	asked chan history // the daemon's answer; nil where it was not asked yet
+	leave context.CancelFunc
 }
 
 // begin has the daemon asked where it will be in any case, as the container has ended: its answer comes while it is asked how.
@@ -168,35 +169,56 @@ func (p *past) begin(ctx context.Context) {
 	if p.asked != nil || host == nil || host.podman || t != nil && time.Since(started) < l.e.hearing.or(dropTime) {
 		return
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	asked := make(chan history, 1)
-	p.asked = asked
-	l.e.wg.Go(func() { asked <- l.history(ctx, p.r) })
+	p.asked, p.leave = asked, cancel
+	l.e.wg.Go(func() {
+		defer cancel()
+		asked <- l.history(ctx, p.r)
+	})
 }
 
-// forget: it has not ended.
-func (p *past) forget() { p.asked = nil }
-
-// ask is also for an answer that did not come: a daemon that ends takes no more connections, and this one's last may have been
-// taken by who asked how the container ended.
-func (p *past) ask(ctx context.Context) history {
+// forget: it has not ended, or the answer is waited for no more.
+func (p *past) forget() {
 	if p.asked != nil {
-		if h := <-p.asked; h.known {
-			return h
+		p.leave()
+	}
+	p.asked = nil
+}
+
+// ask is also for an answer that did not come: a daemon that ends takes no more connections, or leaves them waiting, and this
+// one's last may have been taken by who asked how the container ended.
+func (p *past) ask(ctx context.Context) history {
+	var before history
+	if p.asked != nil {
+		select {
+		case before = <-p.asked:
+		case <-time.After(answerTime):
+		}
+		p.forget()
+		if before.known {
+			return before
 		}
 	}
-	return p.l.history(ctx, p.r)
+	return p.l.history(ctx, p.r).after(before)
+}
+
+// after is an answer, or none, after another: a daemon that was gone may have ended containers, until it is there and says so.
+func (h history) after(before history) history {
+	h.gone = !h.known && (h.gone || before.gone)
+	return h
 }
 
 // insist is ask for an answer that must come where the daemon is, or comes back soon: it may be held up, or end.
-func (p *past) insist(ctx context.Context, need func(history) bool) history {
+func (p *past) insist(ctx context.Context) history {
 	asked := p.ask(ctx)
 	again, cancel := context.WithTimeout(ctx, eventsTime)
 	defer cancel()
-	for try := 1; need(asked) && try < 3 && again.Err() == nil; try++ {
+	for try := 1; !asked.known && (asked.gone || try < 3) && again.Err() == nil; try++ {
 		select {
 		case <-again.Done():
 		case <-time.After(reconnect):
-			asked = p.l.history(again, p.r)
+			asked = p.l.history(again, p.r).after(asked)
 		}
 	}
 	return asked
@@ -210,8 +232,11 @@ func (p *past) of(ctx context.Context, s *container.State) history {
 	l.mu.Lock()
 	t, id := l.told, l.id
 	l.mu.Unlock()
-	if t == nil {
-		return p.insist(ctx, func(h history) bool { return h.gone })
+	switch {
+	case l.e.isPodman.Load():
+		return l.history(ctx, p.r)
+	case t == nil:
+		return p.insist(ctx)
 	}
 	late := time.NewTimer(l.e.hearing.or(toldMax))
 	defer late.Stop()
@@ -226,8 +251,8 @@ func (p *past) of(ctx context.Context, s *container.State) history {
 	if whole && (len(t.killed) > l.sentSignals() || ranFor(s, t.died) < l.e.hearing.or(dropTime) && !l.killCode(s.ExitCode)) {
 		return t.history
 	}
-	asked := p.insist(ctx, func(h history) bool { return !h.known })
-	if whole && len(asked.killed) <= len(t.killed) { // it may have forgotten some, and all where it was started anew since
+	asked := p.insist(ctx)
+	if (whole || len(t.killed) > l.sentSignals()) && len(asked.killed) <= len(t.killed) { // it may have forgotten some, and all where it was started anew since
 		return t.history
 	}
 	return asked

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,10 +19,22 @@ import (
 func fakeDaemon(t *testing.T, answer http.HandlerFunc) *life {
 	t.Helper()
 	sock := filepath.Join(t.TempDir(), "s")
+	serveFake(t, listenAt(t, sock), answer)
+	return lifeAt(t, "unix://"+sock)
+}
+
+func listenAt(t *testing.T, sock string) net.Listener {
+	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", sock)
 	if err != nil {
-		t.Fatal(err)
+		panic(err) // it is called by others than the test
 	}
+	t.Cleanup(func() { _ = listener.Close() })
+	return listener
+}
+
+func serveFake(t *testing.T, listener net.Listener, answer http.HandlerFunc) {
+	t.Helper()
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		if !strings.HasSuffix(r.URL.Path, "/_ping") {
@@ -29,7 +43,6 @@ func fakeDaemon(t *testing.T, answer http.HandlerFunc) *life {
 	})}
 	go func() { _ = server.Serve(listener) }() // ends with the server
 	t.Cleanup(func() { _ = server.Close() })
-	return lifeAt(t, "unix://"+sock)
 }
 
 // lifeAt is such a container of the daemon that is there.
@@ -111,5 +124,99 @@ func TestAskedBeforeItsEnd(t *testing.T) {
 				t.Errorf("exit %+v, away %+v", e, away)
 			}
 		})
+	}
+}
+
+// TestPastOfGone: what ended as its daemon was not there to be asked, or went as it was, is not taken to have ended by itself,
+// until a daemon that has gone on says so.
+func TestPastOfGone(t *testing.T) {
+	t.Parallel()
+	const while = 2500 * time.Millisecond
+	cut := func(w http.ResponseWriter) {
+		_, _ = io.WriteString(w, itStarted)
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	started := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, itStarted) }
+	hangs := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	for _, row := range []struct {
+		name   string
+		after  time.Duration
+		daemon func(t *testing.T, sock string)
+		want   berth.Reason
+	}{
+		{"it takes no connections", 0, func(*testing.T, string) {}, berth.Lost},
+		{"it takes none for a while", while, func(t *testing.T, sock string) { serveFake(t, listenAt(t, sock), started) }, berth.Exited},
+		{"it takes none for a while, and is another then", while, func(t *testing.T, sock string) {
+			serveFake(t, listenAt(t, sock), func(http.ResponseWriter, *http.Request) {})
+		}, berth.Lost},
+		{"it takes none, then takes and does not answer", 200 * time.Millisecond, func(t *testing.T, sock string) { listenAt(t, sock) }, berth.Lost},
+		{"its socket is another's", 0, func(t *testing.T, sock string) { listenAt(t, sock) }, berth.Lost},
+		{"it breaks off", 0, func(t *testing.T, sock string) {
+			serveFake(t, listenAt(t, sock), func(w http.ResponseWriter, _ *http.Request) { cut(w) })
+		}, berth.Lost},
+		{"it breaks off as it is asked for all", 0, func(t *testing.T, sock string) {
+			serveFake(t, listenAt(t, sock), func(w http.ResponseWriter, r *http.Request) {
+				if !strings.Contains(r.URL.RawQuery, "filters") {
+					cut(w)
+				}
+			})
+		}, berth.Lost},
+		{"it is there, and cannot say", 0, func(t *testing.T, sock string) { serveFake(t, listenAt(t, sock), hangs) }, berth.Exited},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			sock := filepath.Join(t.TempDir(), "s")
+			l := lifeAt(t, "unix://"+sock)
+			l.e.cfg.CallMax = 3 * time.Second
+			var there sync.WaitGroup
+			there.Go(func() {
+				time.Sleep(row.after)
+				row.daemon(t, sock)
+			})
+			defer there.Wait()
+			if row.after == 0 {
+				there.Wait()
+			}
+			e := berth.Exit{Reason: berth.Exited, Ended: time.Now()}
+			if l.foreign(&e, (&past{l: l, r: l.rec}).of(t.Context(), nil), false, time.Time{}); e.Reason != row.want {
+				t.Errorf("exit %+v, want %s", e, row.want)
+			}
+		})
+	}
+}
+
+// TestAskedAgain: who has asked a daemon that does not answer, as it takes no more connections but leaves them waiting, asks once more
+// on the one that the answer to another question has left.
+func TestAskedAgain(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	l := fakeDaemon(t, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			<-r.Context().Done()
+			return
+		}
+		_, _ = io.WriteString(w, itStarted+itKilled)
+	})
+	before := &past{l: l, r: l.rec}
+	before.begin(t.Context())
+	began := time.Now()
+	for asked.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if h := before.of(t.Context(), nil); len(h.killed) != 1 || time.Since(began) > eventsTime/2 {
+		t.Errorf("after %v: %+v", time.Since(began), h)
+	}
+}
+
+// TestToldThenUnknown: a signal that was told of is known, though what came after was not told, and cannot be asked for.
+func TestToldThenUnknown(t *testing.T) {
+	t.Parallel()
+	l := fakeDaemon(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	l.told = &told{history: history{known: true, killed: []int{15}}, done: make(chan struct{})}
+	close(l.told.done)
+	e := berth.Exit{Reason: berth.Exited, Ended: time.Now()}
+	if l.foreign(&e, (&past{l: l, r: l.rec}).of(t.Context(), nil), false, time.Time{}); e.Reason != berth.Signaled {
+		t.Errorf("exit %+v", e)
 	}
 }
