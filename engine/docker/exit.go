@@ -57,7 +57,7 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	} else {
 		full = l.diskPassed()
 	}
-	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0) || e.Code != 0 && l.toldLate(r)
+	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0) || l.toldLate(r, e.Code)
 	reached := "the daemon's host was out of memory"
 	if r.Limits.Memory > 0 {
 		reached = fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))

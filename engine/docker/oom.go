@@ -156,10 +156,11 @@ func (l *life) outOfMemory(r *record, ok bool) bool {
 // lateMax is how much later than the end of a container a daemon may tell that its memory was out.
 const lateMax = time.Second
 
-// toldLate asks a daemon on another machine again whether the memory limit was why a container failed: the daemon may hear
-// of the end first, and nothing else there can be asked.
-func (l *life) toldLate(r *record) bool {
-	if r.Limits.Memory == 0 || !l.isRemote() {
+// toldLate asks the daemon again whether the memory limit was why a container failed, where nothing else can be asked: it may
+// hear of the end first. On this machine a process that was killed, and is not the one that the container ends with, was so well
+// before the end.
+func (l *life) toldLate(r *record, code int) bool {
+	if r.Limits.Memory == 0 || code == 0 || !l.isRemote() && (r.Cgroup != "" || code != 128+int(unix.SIGKILL)) {
 		return false
 	}
 	l.mu.Lock()

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
 )
 
 // fakeDaemon has an engine whose daemon answers so, and a container of it that this process has started a while ago.
@@ -218,5 +220,30 @@ func TestToldThenUnknown(t *testing.T) {
 	e := berth.Exit{Reason: berth.Exited, Ended: time.Now()}
 	if l.foreign(&e, (&past{l: l, r: l.rec}).of(t.Context(), nil), false, time.Time{}); e.Reason != berth.Signaled {
 		t.Errorf("exit %+v", e)
+	}
+}
+
+// TestOutOfMemoryToldLate: where the daemon alone can say that the memory limit was reached, and says it after it has told of the end,
+// that is waited for.
+func TestOutOfMemoryToldLate(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name   string
+		cgroup string
+		code   int
+		want   berth.Reason
+	}{
+		{"killed", "", 137, berth.OutOfMemory},
+		{"killed, with a cgroup that counts", "/nothere", 137, berth.Exited},
+		{"ended by itself", "", 1, berth.Exited},
+	} {
+		var asked atomic.Int64
+		l := fakeDaemon(t, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = fmt.Fprintf(w, `{"Id":"x","State":{"Status":"exited","ExitCode":137,"OOMKilled":%v}}`, asked.Add(1) > 2)
+		})
+		r := &record{Cgroup: row.cgroup, Limits: berth.Limits{Memory: 1 << 26}, Spec: berth.StepSpec{NoInit: true}}
+		if e := l.exitOf(r, &container.State{Status: container.StateExited, ExitCode: row.code}, nil); e.Reason != row.want {
+			t.Errorf("%s: %+v, want %s", row.name, e, row.want)
+		}
 	}
 }
