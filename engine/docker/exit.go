@@ -89,8 +89,8 @@ func startCode(msg string) int {
 		return notThere
 	case strings.Contains(msg, "exec: ") && strings.Contains(msg, "no such file or directory"):
 		return notThere
-	case strings.Contains(msg, "exec: ") && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "not a directory") || strings.Contains(msg, "is a directory")),
-		strings.Contains(msg, "open executable: "), // crun's
+	case strings.Contains(msg, "exec: ") && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "not a directory") || strings.Contains(msg, "is a directory") || strings.Contains(msg, symlinkLoop)),
+		crunCannotStart.MatchString(msg),
 		strings.Contains(msg, "exec format error"):
 		return cannotRun
 	}
@@ -121,7 +121,14 @@ func startWords(argv []string, msg string) string {
 var (
 	// noWorkingDir is what runc and crun say of a working directory that cannot be entered.
 	noWorkingDir = regexp.MustCompile("chdir (?:to cwd \\(\"|`)([^\"`]*)(?:\"\\) set in config.json failed|`): ([A-Za-z ]+)")
-	cannotStart  = regexp.MustCompile(`(?i)not a directory|is a directory|permission denied|operation not permitted|exec format error`)
+	cannotStart  = regexp.MustCompile(`(?i)` + commandsFault)
+	// What else crun may say of opening the command, as that memory or files ran out, is the host's fault.
+	crunCannotStart = regexp.MustCompile(`(?i)open executable: (?:` + commandsFault + `)`)
+)
+
+const (
+	symlinkLoop   = "too many levels of symbolic links"
+	commandsFault = `not a directory|is a directory|permission denied|operation not permitted|exec format error|file name too long|` + symlinkLoop
 )
 
 // initSays reads what the daemon's init (Docker's tini, Podman's catatonit) wrote if it could not execute the command, and the code that this amounts
