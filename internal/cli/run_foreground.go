@@ -459,14 +459,14 @@ const initWord = 500 * time.Millisecond
 // as it takes, once its container is being started. A task that waits for room or for its image is not waited for; one
 // that has ended as it should not is told of.
 func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
-	ctx, stop := notify(ctx) // the task goes on, whatever ends this
-	defer stop()
 	var runs time.Time
-	for began := time.Now(); ; {
+	for began := time.Now(); ctx.Err() == nil; { // the task goes on, whatever ends this
 		rec, err := h.runner.Record(ctx, id)
 		switch {
 		case isNotFound(err): // it was removed meanwhile
 			return nil
+		case ctx.Err() != nil:
+			continue
 		case err != nil:
 			return err
 		case rec.Result != nil:
@@ -485,8 +485,7 @@ func (a *app) awaitStart(ctx context.Context, h *host, id string) error {
 		case len(rec.Steps) == 0 && time.Since(began) > silence, time.Since(began) > startMax:
 			return nil
 		}
-		if sleep(ctx, startPoll) != nil {
-			return nil
-		}
+		_ = sleep(ctx, startPoll) // the loop sees that it was cut short
 	}
+	return nil
 }

@@ -131,6 +131,9 @@ func (a *app) revive(ctx context.Context, h *host) (ends []string) {
 			started[at] = true
 			err = a.at(at).startWorker(h.dir)
 		}
+		if err != nil && ctx.Err() != nil {
+			return ends
+		}
 		if err != nil {
 			a.logger().Warn("look after tasks without a driver", "task", r.ID, "err", err)
 			return ends
