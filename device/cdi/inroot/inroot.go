@@ -63,7 +63,8 @@ func (r *Root) Strayed() bool { return r.strayed }
 // they are not what this process has at the same place.
 func (r *Root) KeepToMount(also ...string) { r.keep, r.also = true, also }
 
-// Alone says that nobody else looks at the tree yet: a new file, in whose place nothing is, is written there at once.
+// Alone says that nobody else looks at the root's own file system yet: a new file there, in whose place nothing is, is
+// written there at once. What is mounted beneath may be shared with others.
 func (r *Root) Alone() { r.alone = true }
 
 // Close releases the root.
@@ -345,9 +346,10 @@ func (r *Root) MkdirAll(name string, perm uint32) (*os.File, error) {
 }
 
 // WriteFile puts a file in its place by rename: whoever reads sees the old one or the new one, and what is
-// there, a link too, is replaced and never written through. See Alone for what may be seen half.
+// there, a link too, is replaced and never written through. See Alone for what may be seen half. What is mounted
+// there is left: the error wraps unix.EBUSY.
 func (r *Root) WriteFile(name string, data []byte, perm uint32) error {
-	return r.replace(name, r.alone, func(dir int, tmp string) error {
+	return r.replace(name, false, func(dir int, tmp string) error {
 		fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
 		if err != nil {
 			return err
@@ -429,14 +431,14 @@ func lookBelow(dir int, name string, flags, resolve uint64) (int, error) {
 	})
 }
 
-// Symlink makes a link, in place of what is there. The target is not looked at.
+// Symlink makes a link, in place of what is there but a mount, as WriteFile does. The target is not looked at.
 func (r *Root) Symlink(target, name string) error {
 	return r.replace(name, true, func(dir int, tmp string) error { return unix.Symlinkat(target, dir, tmp) })
 }
 
-// replace makes something under another name and renames it; atOnce says that it is whole from the beginning, and
-// needs that only where something is there.
-func (r *Root) replace(name string, atOnce bool, make func(dir int, tmp string) error) error {
+// replace makes something under another name and renames it; whole says that it is so from the beginning, and needs
+// that only where something is there.
+func (r *Root) replace(name string, whole bool, make func(dir int, tmp string) error) error {
 	name = clean(name)
 	fail := func(err error) error { return &fs.PathError{Op: "write", Path: path.Join(r.Name(), name), Err: err} }
 	if name == "." {
@@ -450,23 +452,40 @@ func (r *Root) replace(name string, atOnce bool, make func(dir int, tmp string) 
 	if err := r.CheckWrite(dir); err != nil {
 		return err
 	}
-	fd, tmp := int(dir.Fd()), ".berth-"+rand.Text()
-	if atOnce {
-		if err := make(fd, path.Base(name)); !errors.Is(err, fs.ErrExist) {
+	fd, base, tmp := int(dir.Fd()), path.Base(name), ".berth-"+rand.Text()
+	if !whole && r.alone {
+		own, err := sameMount(dir, r.dir)
+		whole = own && err == nil
+	}
+	if whole {
+		if err := make(fd, base); !errors.Is(err, fs.ErrExist) {
 			if err != nil {
 				return fail(err)
 			}
 			return nil
 		}
 	}
+	if mounted(fd, base) {
+		return fail(fmt.Errorf("something is mounted there, which would be lost: %w", unix.EBUSY))
+	}
 	if err = make(fd, tmp); err == nil {
-		err = unix.Renameat(fd, tmp, fd, path.Base(name))
+		err = unix.Renameat(fd, tmp, fd, base)
 	}
 	if err != nil {
 		_ = unix.Unlinkat(fd, tmp, 0)
 		return fail(err)
 	}
 	return nil
+}
+
+// mounted says whether something is mounted at a name in a directory. The kernel refuses to rename over it only in
+// this process's mount namespace; in others, as those of containers are, it takes the mount away and says nothing.
+func mounted(dir int, name string) bool {
+	fd, err := lookBelow(dir, name, unix.O_NOFOLLOW, unix.RESOLVE_NO_XDEV)
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return errors.Is(err, unix.EXDEV)
 }
 
 // clean makes a name relative: "" and "/" are ".".

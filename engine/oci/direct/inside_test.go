@@ -73,6 +73,28 @@ func TestInsideFails(t *testing.T) {
 	}
 }
 
+// TestInsideLeavesMounts: a file that the user has mounted where a hook puts another is not taken away, as it is not
+// by the program.
+func TestInsideLeavesMounts(t *testing.T) {
+	s := testStarter(t)
+	file := filepath.Join(t.TempDir(), "my.cache")
+	if err := os.WriteFile(file, []byte("mine\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for at, fails := range map[string]bool{"/etc/my.cache": true, "/etc/another": false} {
+		b := testBundle(t, testSpec(t, "/bin/cat", at))
+		b.Spec.Mounts = append(b.Spec.Mounts, bindMount(file, at))
+		b.Spec.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: ownHookFile(t, s), Args: []string{ownHook, "create-symlinks", "--link", "to::/etc/my.cache"}}}}
+		got, err := runBundle(t, s, b)
+		switch {
+		case fails && (err == nil || !strings.Contains(err.Error(), "/etc/my.cache: something is mounted there")):
+			t.Errorf("mounted in its place: %v, %v", got, err)
+		case !fails && (err != nil || got.stdout != "mine\n"):
+			t.Errorf("mounted beside: %v, %v", got, err)
+		}
+	}
+}
+
 // waits lets nobody go on before a context's end.
 type waits struct{ ctx context.Context }
 
