@@ -28,6 +28,9 @@ type Device struct {
 	MIG bool `json:"mig,omitempty"`
 	// Divisible is that MIG may change while the driver runs.
 	Divisible bool `json:"-"`
+	// Health is what the driver says of errors from which the device does not recover by itself, "" that there are none; nil
+	// where it was not asked just now, or does not tell.
+	Health *string `json:"-"`
 }
 
 // Slice is a part of a device with memory and engines of its own, such as a MIG device.

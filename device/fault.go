@@ -39,11 +39,20 @@ var (
 )
 
 // FindFaults returns the fatal errors that devices of a host have reported since it booted: in the kernel's log, as
-// far as this process may read it, and in FaultFile.
+// far as this process may read it, and in FaultFile; and what their drivers say of them now, where they have been asked.
 func FindFaults(h *Host, devices []Device) []Fault {
-	faults := fileFaults(h, devices)
+	faults := append(fileFaults(h, devices), standingFaults(devices, time.Now())...)
 	if h.Root() == "/" && len(devices) > 0 {
 		faults = append(faults, logFaults(kernelLog(), bootTime(), devices)...)
+	}
+	return faults
+}
+
+func standingFaults(devices []Device, now time.Time) (faults []Fault) {
+	for _, d := range devices {
+		if d.Health != nil {
+			faults = append(faults, Fault{UUID: d.UUID, Reason: *d.Health, Time: now, Standing: &Standing{*d.Health, now}})
+		}
 	}
 	return faults
 }

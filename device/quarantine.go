@@ -21,6 +21,15 @@ type Fault struct {
 	Time   time.Time `json:"time"`
 	// Released is when somebody said that the device can be lent again; older faults of it count no more.
 	Released time.Time `json:"released,omitzero"`
+	// Standing is set where the driver tells of a condition that the device is in, of which it does not tell since when. It
+	// counts when it is seen first, and again when it has changed.
+	Standing *Standing `json:"standing,omitempty"`
+}
+
+// Standing is a condition of a device, as its driver told it.
+type Standing struct {
+	Reason string    `json:"reason"` // "" is that there is nothing
+	Time   time.Time `json:"time"`   // when it was seen first
 }
 
 func (f Fault) String() string {
@@ -43,30 +52,53 @@ func QuarantineOf(h *Host, data ...string) Quarantine {
 }
 
 // Held returns the faults that keep devices from being lent, by UUID. What cannot be read counts for nothing.
-func (q Quarantine) Held() map[string]Fault {
+func (q Quarantine) Held() map[string]Fault { return q.See() }
+
+// Hold notes faults that were found just now, and returns all that keep devices from being lent: these too where they could
+// not be noted, of which the error tells.
+func (q Quarantine) Hold(found ...Fault) (map[string]Fault, error) {
+	err := q.Put(found...)
+	return q.See(found...), err
+}
+
+// See returns what Hold does, and notes nothing.
+func (q Quarantine) See(found ...Fault) map[string]Fault {
 	held := map[string]Fault{}
-	for uuid, f := range q.read() {
-		if f.Time.After(f.Released) {
+	noted := q.read()
+	for _, f := range found {
+		if f, is := noted[f.UUID].then(f); is {
+			noted[f.UUID] = f
+		}
+	}
+	for uuid, f := range noted {
+		if f.holds() {
 			held[uuid] = f
 		}
 	}
 	return held
 }
 
-// Hold notes faults that were found just now, and returns all that keep devices from being lent: these too where they could
-// not be noted, of which the error tells.
-func (q Quarantine) Hold(found ...Fault) (map[string]Fault, error) {
-	err := q.Put(found...)
-	held := q.Held()
-	if err != nil {
-		noted := q.read()
-		for _, f := range found {
-			if was := noted[f.UUID]; f.Time.After(was.Time) && f.Time.After(was.Released) {
-				held[f.UUID] = f
-			}
+func (f Fault) holds() bool { return f.Time.After(f.Released) }
+
+// then is what is to be noted of a device when a fault is found, where this has been noted; false if that changes nothing.
+func (f Fault) then(found Fault) (note Fault, changed bool) {
+	switch stands := found.Standing; {
+	case stands == nil:
+		found.Standing = f.Standing
+	case f.Standing == nil && stands.Reason == "", f.Standing != nil && f.Standing.Reason == stands.Reason:
+		return f, false
+	case f.holds() || stands.Reason == "": // what holds it goes on to, until it is released
+		if f.Standing != nil && f.Reason == f.Standing.Reason && stands.Reason != "" {
+			f.Reason = stands.Reason
 		}
+		f.Standing = stands
+		return f, true
 	}
-	return held, err
+	if !found.Time.After(f.Time) || !found.Time.After(f.Released) {
+		return f, false
+	}
+	found.Released = f.Released
+	return found, true
 }
 
 // FaultOf returns the fault that keeps a unit from being lent: its own, or its device's.
@@ -97,6 +129,9 @@ func (q Quarantine) read() map[string]Fault {
 			if was.Time.After(f.Time) {
 				f.Time, f.Reason = was.Time, was.Reason
 			}
+			if f.Standing == nil || was.Standing != nil && was.Standing.Time.After(f.Standing.Time) {
+				f.Standing = was.Standing
+			}
 			noted[f.UUID] = f
 		}
 	}
@@ -108,11 +143,10 @@ func (q Quarantine) Put(faults ...Fault) error {
 	noted := q.read()
 	var errs []error
 	for _, f := range faults {
-		if was, ok := noted[f.UUID]; ok && !f.Time.After(was.Time) || !f.Time.After(was.Released) {
-			continue
+		if f, is := noted[f.UUID].then(f); is {
+			noted[f.UUID] = f
+			errs = append(errs, q.write(f))
 		}
-		f.Released = noted[f.UUID].Released
-		errs = append(errs, q.write(f))
 	}
 	return errors.Join(errs...)
 }

@@ -55,3 +55,91 @@ func TestQuarantine(t *testing.T) {
 		t.Error("a note that nobody keeps is no error")
 	}
 }
+
+// TestStanding: a condition has no time. It counts when it is seen first and when it is another, and not again because it is
+// seen again after a release.
+func TestStanding(t *testing.T) {
+	q := Quarantine{Dirs: []string{filepath.Join(t.TempDir(), "a"), t.TempDir()}}
+	now := time.Now()
+	tell := func(health string) func() {
+		return func() {
+			now = now.Add(time.Second)
+			if _, err := q.Hold(standingFaults([]Device{{UUID: "g", Health: &health}, {UUID: "not asked"}}, now)...); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	report := func(reason string) func() {
+		return func() {
+			now = now.Add(time.Second)
+			if err := q.Put(Fault{UUID: "g", Reason: reason, Time: now}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	release := func() {
+		f := q.Held()["g"]
+		now = now.Add(time.Second)
+		f.Released = now
+		if err := q.write(f); err != nil {
+			t.Error(err)
+		}
+	}
+	other := func() { q.Dirs[0], q.Dirs[1] = q.Dirs[1], q.Dirs[0] } // notes go to another directory now
+	for _, step := range []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"it is well", tell(""), ""},
+		{"no longer", tell("1 error"), "1 error"},
+		{"still not", tell("1 error"), "1 error"},
+		{"worse", tell("2 errors"), "2 errors"},
+		{"release", release, ""},
+		{"as it was", tell("2 errors"), ""},
+		{"as it was, seen by another", func() { other(); tell("2 errors")() }, ""},
+		{"worse again", tell("3 errors"), "3 errors"},
+		{"well again, but not released", tell(""), "3 errors"},
+		{"release again", release, ""},
+		{"the same once more", tell("3 errors"), "3 errors"},
+		{"an error is reported", report("Xid 79"), "Xid 79"},
+		{"the condition changes with it", tell("lost"), "Xid 79"},
+		{"release of both", release, ""},
+		{"both as they were", tell("lost"), ""},
+		{"another error is reported", report("Xid 48"), "Xid 48"},
+		{"release of that", release, ""},
+		{"the condition stands on", tell("lost"), ""},
+	} {
+		step.do()
+		if got := q.Held()["g"].Reason; got != step.want {
+			t.Errorf("%s: held for %q, want %q", step.what, got, step.want)
+		}
+	}
+	files, err := filepath.Glob(q.Dirs[0] + "/*")
+	if err != nil || len(files) != 1 {
+		t.Errorf("notes: %v, %v", files, err)
+	}
+	// Where nothing can be noted, it holds all the same, as long as it stands.
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q.Dirs = []string{filepath.Join(file, "dir")}
+	held, err := q.Hold(standingFaults([]Device{{UUID: "g", Health: new("lost")}}, now)...)
+	if err == nil || held["g"].Reason != "lost" {
+		t.Errorf("%v, %v", held, err)
+	}
+	if held := q.See(standingFaults([]Device{{UUID: "g", Health: new("lost")}}, now)...); held["g"].Reason != "lost" {
+		t.Error(held)
+	}
+}
+
+// TestPutTakesTheNewest: of several faults of a device at once, in any order.
+func TestPutTakesTheNewest(t *testing.T) {
+	q := Quarantine{Dirs: []string{t.TempDir()}}
+	now := time.Now()
+	old, newer := Fault{UUID: "g", Reason: "old", Time: now.Add(-time.Hour)}, Fault{UUID: "g", Reason: "newer", Time: now}
+	if err := q.Put(newer, old); err != nil || q.Held()["g"].Reason != "newer" {
+		t.Error(err, q.Held())
+	}
+}

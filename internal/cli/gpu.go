@@ -136,13 +136,19 @@ func (a *app) poolOf(g gpus, hook string) (*device.Pool, *ledger.Ledger, error) 
 	return a.newPool(g.Host, dir, l, found, nil), l, nil
 }
 
-// faults are why GPUs of a host are in quarantine, by UUID.
-func (a *app) faults(h *device.Host) (map[string]device.Fault, error) {
+// faults are why GPUs that have been found are in quarantine, by UUID. What their drivers tell now is noted, but not on
+// a recorded host; the error says that it could not be.
+func (a *app) faults(g gpus) (held map[string]device.Fault, unnoted, err error) {
 	dir, err := a.dataDir()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return device.QuarantineOf(h, dir).Held(), nil
+	q, found := device.QuarantineOf(g.Host, dir), device.FindFaults(g.Host, g.devices)
+	if g.Recorded() {
+		return q.See(found...), nil, nil
+	}
+	held, unnoted = q.Hold(found...)
+	return held, unnoted, nil
 }
 
 // notes says of each GPU that cannot be used why, in one line.

@@ -36,7 +36,11 @@ root sees what processes of other users have open; who does not is told so. Inde
 vendor's own order; the minor number is that of the node in /dev, which need not be the index. GPUs that are there
 and cannot be used are told on standard error, with what to do.
 
-What NVIDIA's driver files do not tell (memory, use, the UUIDs of MIG slices) comes from its management library, which
+A GPU in quarantine has reported an error from which it does not recover by itself, in the kernel's log, or its driver says that
+it is in such a state: lost, to be reset, with memory that cannot be mended. Tasks do not get it until
+berth gpu release; the same state alone does not bring it back there.
+
+What NVIDIA's driver files do not tell (memory, use, errors, the UUIDs of MIG slices) comes from its management library, which
 only a berth that was built with cgo can ask.
 
 With --format json, it is a list with an object for each GPU. With --watch, the list is printed again at each change,
@@ -118,9 +122,12 @@ func (a *app) gpuLines(ctx context.Context, h *device.Host) (lines []gpuLine, no
 	if unseen && len(g.devices) > 0 {
 		notes = append(notes, "processes of other users that have a GPU open are not seen; run berth as root")
 	}
-	faults, err := a.faults(h)
+	faults, unnoted, err := a.faults(g)
 	if err != nil {
 		return nil, nil, err
+	}
+	if unnoted != nil {
+		notes = append(notes, fmt.Sprintf("faults of GPUs could not be noted, so tasks may get them: %v", unnoted))
 	}
 	uses, err := device.Within(ctx, a.patience, "a driver of GPUs", func() (all []device.Use, err error) {
 		for _, d := range g.devices {

@@ -363,6 +363,45 @@ func TestGPURelease(t *testing.T) {
 	}
 }
 
+// TestGPULsLooksForFaults: what only the driver tells of a GPU puts it into quarantine when the list is looked at; on a
+// recorded host nothing is noted.
+func TestGPULsLooksForFaults(t *testing.T) {
+	for _, recorded := range []bool{false, true} {
+		t.Run(fmt.Sprintf("recorded %t", recorded), func(t *testing.T) {
+			h := devicetest.New(t, devicetest.Options{NVIDIA: 2, Recorded: recorded})
+			o, err := device.OpenHost(h.Root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tell := func(fault string) {
+				h.Write("/nvml.json", fmt.Sprintf(`{"gpus":[{"uuid":%q,"fault":""},{"uuid":%q,"fault":%q}]}`, h.NVIDIA[0].UUID, h.NVIDIA[1].UUID, fault))
+			}
+			list := func(want bool) {
+				t.Helper()
+				_, out, errs := berthOf(t, "", "gpu", "ls", "--root", h.Root)
+				if got := strings.Count(out, "quarantine: row remapping failed since ") == 1; got != want || strings.Contains(errs, "noted") {
+					t.Errorf("in quarantine: %v, want %v: %s%s", got, want, out, errs)
+				}
+			}
+			tell("")
+			list(false)
+			tell("row remapping failed")
+			list(true)
+			if noted := device.QuarantineOf(o).Held(); len(noted) != map[bool]int{false: 1, true: 0}[recorded] {
+				t.Errorf("noted: %v", noted)
+			}
+			code, _, errs := berthOf(t, "", "gpu", "explain", "--root", h.Root, "--gpus", h.NVIDIA[1].UUID)
+			if code != 3 || !strings.Contains(errs, "is in quarantine: row remapping failed since ") {
+				t.Errorf("exit code %d, %s", code, errs)
+			}
+			if code, out, errs := berthOf(t, "", "gpu", "release", "--root", h.Root, h.NVIDIA[1].UUID); code != 0 || out != h.NVIDIA[1].UUID+"\n" {
+				t.Errorf("exit code %d, %s%s", code, out, errs)
+			}
+			list(false) // it was released in this state
+		})
+	}
+}
+
 // A recording gives the same answers as the host, command by command.
 func TestGPURecord(t *testing.T) {
 	for name := range recordedHosts {

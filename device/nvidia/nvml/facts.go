@@ -32,6 +32,11 @@ type GPU struct {
 	Slices []MIG  `json:"slices,omitempty"`
 	Links  []Link `json:"nvlinks,omitempty"`
 
+	// Fault is what keeps the GPU from being of use until somebody does something, "" is nothing; nil if unknown. Of one that
+	// the driver has lost, this and its PCI address are all that is known.
+	Fault *string `json:"fault,omitempty"`
+	PCI   string  `json:"pci,omitempty"`
+
 	Busy *int  `json:"busy_percent,omitempty"` // of the time since the driver looked last; nil if unknown
 	Used int64 `json:"memory_used,omitempty"`  // bytes
 }
@@ -87,6 +92,16 @@ func (f *Facts) GPU(uuid string) *GPU {
 	return nil
 }
 
+// lost is the fault of a GPU that the driver has lost, by its address; nil for others.
+func (f *Facts) lost(pci string) *string {
+	for _, gpu := range f.GPUs {
+		if gpu.UUID == "" && gpu.PCI != "" && strings.EqualFold(gpu.PCI, pci) {
+			return gpu.Fault
+		}
+	}
+	return nil
+}
+
 // Add adds the facts to devices. What the driver's files say and the library does not stays; slices are taken
 // to be the same by the numbers of their instances.
 func (f *Facts) Add(devices []device.Device) []device.Device {
@@ -95,8 +110,10 @@ func (f *Facts) Add(devices []device.Device) []device.Device {
 		all[i] = d
 		gpu := f.GPU(d.UUID)
 		if gpu == nil {
+			all[i].Health = f.lost(d.PCI)
 			continue
 		}
+		d.Health = gpu.Fault
 		d.Island = islands[d.UUID]
 		d.MIG, d.Divisible = gpu.MIG, gpu.HasMIG || gpu.MIG
 		d.Memory, d.Arch, d.Brand = gpu.Memory, gpu.Arch, gpu.Brand

@@ -29,7 +29,7 @@ func Main(h *device.Host, w io.Writer) error {
 	var said answer
 	lib := nvml.New(nvml.WithLibraryPath(libraryOf(h)))
 	var err error
-	if said.Facts, err = query(lib); err != nil {
+	if said.Facts, err = query(lib, addressesOf(h)); err != nil {
 		said.Error = err.Error()
 	}
 	return json.NewEncoder(w).Encode(said)
@@ -46,8 +46,9 @@ func libraryOf(h *device.Host) string {
 	return soname
 }
 
-// query asks the library; nil if there is none, or no driver for it.
-func query(lib nvml.Interface) (*Facts, error) {
+// query asks the library; nil if there is none, or no driver for it. The addresses are those of the GPUs that the driver
+// has, by its files: it has no other name for one that it has lost.
+func query(lib nvml.Interface, addresses []string) (*Facts, error) {
 	switch ret := lib.Init(); ret {
 	case nvml.SUCCESS:
 	case nvml.ERROR_LIBRARY_NOT_FOUND, nvml.ERROR_DRIVER_NOT_LOADED:
@@ -70,11 +71,14 @@ func query(lib nvml.Interface) (*Facts, error) {
 	for i := range n {
 		dev, ret := lib.DeviceGetHandleByIndex(i)
 		if ret != nvml.SUCCESS {
-			continue // one that has failed; the driver's files say so too
+			continue // one that has failed: see lost
 		}
-		if gpu, ok := ask(dev); ok {
+		if gpu, ok := ask(lib, dev); ok {
 			f.GPUs = append(f.GPUs, gpu)
 		}
+	}
+	if len(f.GPUs) < n {
+		f.GPUs = append(f.GPUs, lost(lib, addresses)...)
 	}
 	return f, nil
 }
@@ -83,7 +87,7 @@ func failed(what string, ret nvml.Return) error {
 	return fmt.Errorf("%s: %w: NVML error %d", what, berth.ErrUnavailable, int(ret))
 }
 
-func ask(dev nvml.Device) (gpu GPU, ok bool) {
+func ask(lib nvml.Interface, dev nvml.Device) (gpu GPU, ok bool) {
 	uuid, ret := dev.GetUUID()
 	if ret != nvml.SUCCESS {
 		return gpu, false
@@ -107,7 +111,7 @@ func ask(dev nvml.Device) (gpu GPU, ok bool) {
 		busy := int(u.Gpu)
 		gpu.Busy = &busy
 	}
-	gpu.Links = askLinks(dev)
+	gpu.Links, gpu.Fault = askLinks(dev), askFault(lib, dev)
 	return gpu, true
 }
 

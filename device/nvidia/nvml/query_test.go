@@ -19,8 +19,12 @@ import (
 	"github.com/berth-project/berth/device"
 )
 
-// complete gives the GPUs of a mock host what they lack: use, and NVLinks to switches.
+// complete gives the GPUs of a mock host what they lack: use, NVLinks to switches, and that they are well, as a driver
+// says it that tells no recovery action.
 func complete(s *server.Server) {
+	s.ExtensionsFunc = func() nvml.ExtendedInterface {
+		return &mock.ExtendedInterface{LookupSymbolFunc: func(string) error { return nil }}
+	}
 	for _, d := range s.Devices {
 		d := d.(*server.Device)
 		d.GetUtilizationRatesFunc = func() (nvml.Utilization, nvml.Return) { return nvml.Utilization{Gpu: 42}, nvml.SUCCESS }
@@ -33,6 +37,15 @@ func complete(s *server.Server) {
 		d.GetNvLinkRemoteDeviceTypeFunc = func(int) (nvml.IntNvLinkDeviceType, nvml.Return) {
 			return nvml.NVLINK_DEVICE_TYPE_SWITCH, nvml.SUCCESS
 		}
+		d.GetRemappedRowsFunc = func() (int, int, bool, bool, nvml.Return) { return 0, 0, false, false, nvml.SUCCESS }
+		d.GetSramEccErrorStatusFunc = func() (nvml.EccSramErrorStatus, nvml.Return) {
+			return nvml.EccSramErrorStatus{}, nvml.ERROR_NOT_SUPPORTED
+		}
+		d.GetFieldValuesFunc = func(values []nvml.FieldValue) nvml.Return {
+			values[0].NvmlReturn = uint32(nvml.ERROR_NOT_SUPPORTED)
+			return nvml.SUCCESS
+		}
+		d.GetTotalEccErrorsFunc = func(nvml.MemoryErrorType, nvml.EccCounterType) (uint64, nvml.Return) { return 0, nvml.SUCCESS }
 	}
 }
 
@@ -47,12 +60,12 @@ func TestQuery(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			complete(c.server)
-			facts, err := query(c.server)
+			facts, err := query(c.server, nil)
 			if err != nil || len(facts.GPUs) != 8 || facts.CUDA != c.cuda || facts.Driver != "550.54.15" {
 				t.Fatalf("%+v, %v", facts, err)
 			}
 			busy := 42
-			c.gpu.Busy, c.gpu.Links = &busy, []Link{{To: Switch, Count: 12}}
+			c.gpu.Busy, c.gpu.Links, c.gpu.Fault = &busy, []Link{{To: Switch, Count: 12}}, new("")
 			for i, got := range facts.GPUs {
 				if !strings.HasPrefix(got.UUID, "GPU-") {
 					t.Errorf("%d: UUID %q", i, got.UUID)
@@ -91,7 +104,7 @@ func TestQueryMIG(t *testing.T) {
 			},
 		}, nvml.SUCCESS
 	}
-	facts, err := query(s)
+	facts, err := query(s, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +119,7 @@ func TestQueryMIG(t *testing.T) {
 	have := []device.Device{{UUID: facts.GPUs[1].UUID, Model: "A100", Slices: []device.Slice{{UUID: "old", GI: 2}, {UUID: "new", GI: 9}}}}
 	got := facts.Add(have)
 	wantDevices := []device.Device{{
-		UUID: have[0].UUID, Model: "A100", MIG: true, Divisible: true, Island: have[0].UUID, Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", CUDA: "12.4",
+		UUID: have[0].UUID, Model: "A100", MIG: true, Divisible: true, Island: have[0].UUID, Memory: 40960 << 20, Arch: "8.0", Brand: "Nvidia", CUDA: "12.4", Health: new(""),
 		Slices: []device.Slice{{UUID: "MIG-1", Profile: "1g.5gb", Memory: 4864 << 20, GI: 2}, {UUID: "new", GI: 9}},
 	}}
 	if diff := cmp.Diff(wantDevices, got); diff != "" || have[0].Slices[0].UUID != "old" {
@@ -126,7 +139,7 @@ func TestLinksBetweenGPUs(t *testing.T) {
 		}
 		return info, nvml.SUCCESS
 	}
-	facts, err := query(s)
+	facts, err := query(s, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,13 +153,13 @@ func TestNoLibrary(t *testing.T) {
 	for _, ret := range []nvml.Return{nvml.ERROR_LIBRARY_NOT_FOUND, nvml.ERROR_DRIVER_NOT_LOADED} {
 		s := dgxa100.New()
 		s.InitFunc = func() nvml.Return { return ret }
-		if facts, err := query(s); facts != nil || err != nil {
+		if facts, err := query(s, nil); facts != nil || err != nil {
 			t.Errorf("%+v, %v", facts, err)
 		}
 	}
 	s := dgxa100.New()
 	s.InitFunc = func() nvml.Return { return nvml.ERROR_LIB_RM_VERSION_MISMATCH }
-	if _, err := query(s); err == nil || !strings.Contains(err.Error(), "reboot") {
+	if _, err := query(s, nil); err == nil || !strings.Contains(err.Error(), "reboot") {
 		t.Error(err)
 	}
 }
