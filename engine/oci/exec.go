@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -188,7 +189,11 @@ func (s *Sandbox) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Pr
 		}
 		p.User = id.User
 		for _, g := range s.desc.Spec.Grants {
-			for _, gid := range g.GIDs {
+			gids := g.GIDs
+			if userns.RunningInUserNS() {
+				gids = named(gids)
+			}
+			for _, gid := range gids {
 				if gid != 0 && !slices.Contains(p.User.AdditionalGids, gid) {
 					p.User.AdditionalGids = append(p.User.AdditionalGids, gid)
 				}

@@ -3,6 +3,7 @@ package oci
 import (
 	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/moby/sys/userns"
 	cdispecs "tags.cncf.io/container-device-interface/specs-go"
@@ -10,6 +11,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/device/cdi"
 	"github.com/berth-project/berth/device/cdi/grant"
+	"github.com/berth-project/berth/engine/oci/groups"
 	"github.com/berth-project/berth/engine/oci/wire"
 )
 
@@ -20,14 +22,21 @@ func (b *builder) grants() error {
 		if err := b.lent.Fits(b.place); err != nil {
 			return err
 		}
-		if err := checkGIDs(e.AdditionalGIDs); err != nil {
-			return err
-		}
+		keep := false
 		if userns.RunningInUserNS() {
+			var err error
+			if keep, err = b.keepsGroups(e); err != nil {
+				return fmt.Errorf("lent devices: %w", err)
+			}
 			e = bound(e)
+			e.AdditionalGIDs = named(e.AdditionalGIDs)
 		}
 		if err := cdi.Apply(b.spec, grant.Fold(e), cdi.Host{}); err != nil {
 			return fmt.Errorf("lent devices: %w", err)
+		}
+		if keep {
+			b.spec.Process.User.AdditionalGids = nil
+			b.spec.Annotations = map[string]string{groups.Keep: "1"}
 		}
 	}
 	b.spec.Process.Env = grant.Void(b.spec.Process.Env)
@@ -53,16 +62,42 @@ func bound(e *cdi.Edits) *cdi.Edits {
 // overflowID is what an id of the host is shown as that a user namespace does not have.
 const overflowID = 65534
 
-// checkGIDs refuses groups that a user namespace does not have: without them a command could not open its device.
-func checkGIDs(gids []uint32) error {
-	if !userns.RunningInUserNS() {
-		return nil
-	}
+// named are the groups of these that this user namespace has, and lets be set.
+func named(gids []uint32) (have []uint32) {
 	for _, gid := range gids {
-		if gid == 0 || gid != overflowID && mapped(0, int(gid)) == nil && !setgroupsDenied() {
-			continue
+		if gid != 0 && gid != overflowID && mapped(0, int(gid)) == nil && !setgroupsDenied() {
+			have = append(have, gid)
 		}
-		return fmt.Errorf("lent devices: %w for an ordinary user: their nodes are a group's that its user namespace does not have; run berth as root, or have udev give the nodes to everybody (mode 0666)", berth.ErrUnsupported)
 	}
-	return nil
+	return have
+}
+
+// keepsGroups says whether the step's user opens the lent nodes by groups of this process alone, for which its user namespace
+// has no name. It is to keep them then, and can have no others. The error says why it cannot open a node. In a user namespace
+// where groups cannot be set, every process keeps them.
+func (b *builder) keepsGroups(e *cdi.Edits) (bool, error) {
+	var nodes []string
+	for _, d := range e.DeviceNodes {
+		nodes = append(nodes, cmp.Or(d.HostPath, d.Path))
+	}
+	u := &b.spec.Process.User
+	who := groups.Person{UID: u.UID, GID: u.GID, Groups: slices.Concat(u.AdditionalGids, named(e.AdditionalGIDs)), Keep: setgroupsDenied()}
+	private, err := who.Closed(nodes)
+	if err != nil || private == "" {
+		return false, err
+	}
+	closed := private
+	if !who.Keep {
+		who.Keep = true
+		if closed, err = who.Closed(nodes); err != nil {
+			return false, err
+		}
+	}
+	switch {
+	case closed != "":
+		return false, fmt.Errorf("%w: %s does not open for an ordinary user who is not of its group; as root: usermod --append --groups \"$(stat -c %%G %[2]s)\" USER, who then logs in again, or have udev give it to everybody (mode 0666)", berth.ErrDenied, closed)
+	case len(b.step.Groups) > 0:
+		return false, fmt.Errorf("%s: %w beside further groups (--group-add): only groups that the user namespace has can be had together; as root: usermod --add-subgids \"$(stat -c %%g-%%g %[1]s)\" USER", private, berth.ErrUnsupported)
+	}
+	return true, nil
 }

@@ -41,8 +41,6 @@ func TestSuiteRootless(t *testing.T) {
 	}
 	lacks, skips := map[enginetest.Ability]string{}, map[string]string{
 		"bridge address is reachable":            "slirp4netns and pasta give no address that the host reaches",
-		"lent device of a group":                 "a user namespace has no groups of the host",
-		"lent device in exec":                    "a user namespace has no groups of the host",
 		"container that differs from its grants": "in a user namespace hooks can make no device nodes",
 	}
 	if st, err := os.Stat("/dev/net/tun"); err != nil || st.Mode().Perm()&0o006 != 0o006 { // udev gives it to everybody
@@ -100,8 +98,11 @@ func asUser(t *testing.T, dir string, lacks map[enginetest.Ability]string, skips
 	}
 	c.Env = append(os.Environ(), lendableVar+"="+string(lend), "TMPDIR="+tmp, "HOME="+tmp, "XDG_RUNTIME_DIR=/nowhere", lacksVar+"="+string(lack), skipsVar+"="+string(skip))
 	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: aUser, Size: 1}, {ContainerID: 1, HostID: firstSub, Size: subs}}
+	// /etc/subgid gives it the group of a fake GPU, too.
+	const gpus, after = enginetest.FakeGID, enginetest.FakeGID + 1
+	groups := []syscall.SysProcIDMap{maps[0], {ContainerID: 1, HostID: firstSub, Size: gpus - 1}, {ContainerID: gpus, HostID: gpus, Size: 1}, {ContainerID: after, HostID: firstSub + after - 1, Size: subs - after}}
 	c.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: groups, GidMappingsEnableSetgroups: true,
 		Credential: &syscall.Credential{},
 	}
 	c.Dir = tmp

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/groups"
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -82,10 +82,7 @@ var (
 	ownUIDs = sync.OnceValue(func() []user.IDMap { return idMap("/proc/self/uid_map") })
 	ownGIDs = sync.OnceValue(func() []user.IDMap { return idMap("/proc/self/gid_map") })
 	// setgroupsDenied reports whether this user namespace lets nobody set supplementary groups.
-	setgroupsDenied = sync.OnceValue(func() bool {
-		raw, err := os.ReadFile("/proc/self/setgroups")
-		return err == nil && string(bytes.TrimSpace(raw)) == "deny"
-	})
+	setgroupsDenied = sync.OnceValue(groups.Fixed)
 )
 
 func idMap(file string) []user.IDMap {

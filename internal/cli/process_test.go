@@ -28,7 +28,8 @@ type bench struct {
 	dir     string
 	data    string
 	program string
-	uid     uint32 // whose processes they are
+	uid     uint32   // whose processes they are
+	groups  []uint32 // which they have beside the user's own
 	env     []string
 }
 
@@ -59,7 +60,7 @@ func (b *bench) berth(args ...string) *exec.Cmd {
 	cmd.Env = append(cmd.Env, b.env...)
 	cmd.Dir = b.dir
 	if b.uid != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: b.uid, Gid: b.uid}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: b.uid, Gid: b.uid, Groups: b.groups}}
 	} else {
 		cmd.Env = append(cmd.Env, "BERTH_DATA_DIR="+b.data)
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,22 +50,32 @@ func ordinary(t *testing.T, uid uint32, env ...string) *bench {
 	return b
 }
 
-// TestRootlessWithManyIDs runs as a user to whom subordinate ids were given.
-func TestRootlessWithManyIDs(t *testing.T) {
-	const name = "berth-cli-test"
+// addUser adds a user to whom subordinate ids were given, and the groups of these too.
+func addUser(t *testing.T, name string, uid uint32, gids ...uint32) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: to add a user")
 	}
 	t.Cleanup(func() { _ = exec.Command("userdel", name).Run() }) // and its group
-	for _, argv := range [][]string{
-		{"groupadd", "--gid", "64126", name},
-		{"useradd", "--uid", "64126", "--gid", "64126", "--no-create-home", name},
+	id := fmt.Sprint(uid)
+	argvs := [][]string{
+		{"groupadd", "--gid", id, name},
+		{"useradd", "--uid", id, "--gid", id, "--no-create-home", name},
 		{"usermod", "--add-subuids", "5000000-5065535", "--add-subgids", "5000000-5065535", name},
-	} {
+	}
+	for _, gid := range gids {
+		argvs = append(argvs, []string{"usermod", "--add-subgids", fmt.Sprintf("%d-%[1]d", gid), name})
+	}
+	for _, argv := range argvs {
 		if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
+}
+
+// TestRootlessWithManyIDs runs as a user to whom subordinate ids were given.
+func TestRootlessWithManyIDs(t *testing.T) {
+	addUser(t, "berth-cli-test", 64126)
 	b := ordinary(t, 64126)
 	out, code := b.output("run", "--user", "1000:1000", "--output", "x:/work/x", "bb", "sh", "-c", "id -u; echo a >/work/x; id -g")
 	if out != "1000\n1000\n" || code != 0 {

@@ -21,7 +21,7 @@ import (
 // field of a later version of the specification is not passed over either.
 var supported = []string{
 	"ociVersion",
-	"annotations.*", // they say nothing to a runtime
+	"annotations.*", // they say nothing to a runtime, but groups.Keep
 	"hostname",
 	"domainname",
 	"root.path", // bundle.Root counts

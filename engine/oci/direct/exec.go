@@ -53,7 +53,7 @@ func (p *Process) Exec(ctx context.Context, e *bundle.Exec) (bundle.ExecProcess,
 		return nil, errors.Join(fmt.Errorf("process.capabilities: CAP_SYS_ADMIN, which the container does not have: %w: its root is not locked", berth.ErrUnsupported), err)
 	}
 	pl := &plan{
-		s: p.s, b: p.s.builders.take(), dirs: map[string]arg{}, filter: p.confine.filter, userNS: p.confine.userNS,
+		s: p.s, b: p.s.builders.take(), dirs: map[string]arg{}, filter: p.confine.filter, userNS: p.confine.userNS, keepGroups: p.confine.keepGroups,
 		// What a plan looks up in a spec and a bundle, and no more.
 		spec:   &specs.Spec{Linux: &specs.Linux{UIDMappings: p.confine.uids, GIDMappings: p.confine.gids}, Process: e.Process},
 		bundle: &bundle.Bundle{Stdin: e.Stdin, Stdout: e.Stdout, Stderr: e.Stderr, Cgroup: p.confine.cgroup},

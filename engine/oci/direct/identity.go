@@ -90,7 +90,7 @@ func (p *plan) user(u *specs.User) {
 	for i, g := range u.AdditionalGids {
 		binary.NativeEndian.PutUint32(groups[4*i:], g)
 	}
-	if !p.s.noSetgroups {
+	if !p.s.noSetgroups && !p.keepGroups {
 		b.doing("set supplementary groups", "")
 		b.call(unix.SYS_SETGROUPS, arg(len(u.AdditionalGids)), address(groups))
 	}

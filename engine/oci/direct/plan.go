@@ -31,9 +31,11 @@ type plan struct {
 	userNS bool // the container has a user namespace of its own
 	admin  bool // the container may mount and unmount
 	notes  []string
-	hosted bool     // it has hooks: until they have run, its mount namespace shows the host's files
-	inside bool     // it has hooks that are run in this process
-	later  []func() // what comes after all mounts and devices
+	hosted bool // it has hooks: until they have run, its mount namespace shows the host's files
+	inside bool // it has hooks that are run in this process
+	// keepGroups: its processes have the supplementary groups of this process.
+	keepGroups bool
+	later      []func() // what comes after all mounts and devices
 
 	early       *early               // clones of bind mounts
 	sources     map[int]*unix.Stat_t // by index in spec.Mounts: what is mounted there

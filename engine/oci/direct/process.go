@@ -42,6 +42,7 @@ type confinement struct {
 	filter     *seccomp.Filter
 	cgroup     bundle.Cgroup
 	admin      bool // its root is closed to those with CAP_SYS_ADMIN
+	keepGroups bool
 }
 
 // allNamespaces are the flags of the namespaces that clone3 makes here.
@@ -51,7 +52,7 @@ const allNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC |
 func (p *plan) confined() confinement {
 	c := confinement{
 		namespaces: p.flags & allNamespaces, userNS: p.userNS, uids: p.spec.Linux.UIDMappings, gids: p.spec.Linux.GIDMappings,
-		filter: p.filter, cgroup: p.bundle.Cgroup, admin: p.admin,
+		filter: p.filter, cgroup: p.bundle.Cgroup, admin: p.admin, keepGroups: p.keepGroups,
 	}
 	if _, ok := namespace(p.spec, specs.CgroupNamespace); ok {
 		c.namespaces |= unix.CLONE_NEWCGROUP

@@ -23,6 +23,7 @@ import (
 	"github.com/berth-project/berth/device/cdi/hook"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/direct/trampoline"
+	"github.com/berth-project/berth/engine/oci/groups"
 	"github.com/berth-project/berth/engine/oci/initbin"
 	"github.com/berth-project/berth/engine/oci/rootfs"
 	"github.com/berth-project/berth/engine/oci/seccomp"
@@ -107,7 +108,7 @@ func (s *Starter) open() error {
 	_, err = os.Stat("/proc/kcore")
 	s.hasKcore = err == nil
 	s.hasAppArmor = hasAppArmor()
-	s.noSetgroups = setgroupsDenied()
+	s.noSetgroups = groups.Fixed()
 	return nil
 }
 
@@ -260,6 +261,7 @@ func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root
 		p.flags &^= unix.CLONE_NEWNET
 	}
 	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
+	p.keepGroups = s.inUserNS && !p.userNS && b.Spec.Annotations[groups.Keep] != ""
 	if p.hosted = hasHooks(b.Spec.Hooks) && !p.inside; p.hosted {
 		if err := makeBundle(b); err != nil {
 			return err

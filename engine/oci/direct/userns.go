@@ -84,12 +84,6 @@ func (s *Starter) threadsFor(p *plan) *threads {
 	return s.plain
 }
 
-// setgroupsDenied reports whether this process's user namespace forbids setgroups(2).
-func setgroupsDenied() bool {
-	data, err := os.ReadFile("/proc/self/setgroups")
-	return err == nil && strings.TrimSpace(string(data)) == "deny"
-}
-
 // checkGroups refuses supplementary groups where they cannot be set.
 func (s *Starter) checkGroups(u *specs.User) error {
 	if s.noSetgroups && len(u.AdditionalGids) > 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/cgroup"
+	"github.com/berth-project/berth/engine/oci/groups"
 	"github.com/berth-project/berth/engine/oci/rootfs"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/logfile"
@@ -123,6 +124,9 @@ func (l *launch) prepare(ctx, copying context.Context) error {
 	if err := l.makeNoNodes(); err != nil {
 		return err
 	}
+	if err := l.opensLent(); err != nil {
+		return err
+	}
 	if name := c.step.Image.Config.StopSignal; name != "" && c.step.StopSignal == "" {
 		if _, err := berth.ParseSignal(name); err != nil {
 			l.notes = append(l.notes, fmt.Sprintf("the image's stop signal %q is none: TERM takes its place", name))
@@ -228,6 +232,27 @@ func (l *launch) makeNoNodes() error {
 		return fmt.Errorf("OCI spec: %w", err)
 	}
 	l.req.Spec = spec
+	return nil
+}
+
+// opensLent refuses a container of an ordinary user that would open what it was lent by groups that who asks for it has, and
+// this process has not.
+func (l *launch) opensLent() error {
+	if !l.c.sb.m.rootless || len(l.req.Lent) == 0 {
+		return nil
+	}
+	var nodes []string
+	for _, n := range l.req.Lent {
+		nodes = append(nodes, n.Host)
+	}
+	u := &l.spec.Process.User
+	who := groups.Person{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids, Keep: l.spec.Annotations[groups.Keep] != "" || groups.Fixed()}
+	switch closed, err := who.Closed(nodes); {
+	case err != nil:
+		return fmt.Errorf("lent devices: %w", err)
+	case closed != "":
+		return fmt.Errorf("lent devices: %w: berth's monitor, process %d, has not the groups by which %s opens: it was started before the user had them, and ends when it has had nothing to do for a while", berth.ErrUnavailable, os.Getpid(), closed)
+	}
 	return nil
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/groups"
 	"github.com/berth-project/berth/engine/oci/rootfs"
 	runc "github.com/containerd/go-runc"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -154,6 +155,9 @@ func (r *Runtime) writeConfig(b *bundle.Bundle) error {
 	if b.ReplaceStdin != "" {
 		// No runtime opens a file of the container for it: a shell-free way is to let the init's caller do so.
 		return fmt.Errorf("stdin from the file %s of the container: %w with the runtime %s: use --runtime direct", b.ReplaceStdin, berth.ErrUnsupported, r.name)
+	}
+	if spec.Annotations[groups.Keep] != "" && !strings.HasPrefix(r.name, "crun ") {
+		return fmt.Errorf("keep the user's groups, by which lent devices open: %w with the runtime %s: use --runtime direct or crun", berth.ErrUnsupported, r.name)
 	}
 	for i := range spec.Linux.Namespaces {
 		if ns := &spec.Linux.Namespaces[i]; ns.Type == specs.NetworkNamespace && b.NetNS != nil {
