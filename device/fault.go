@@ -6,6 +6,7 @@ import (
 	"iter"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,8 +35,12 @@ var (
 	recovered = regexp.MustCompile(`\bto 0x[0-9a-fA-F]+ \(None\)\s*$`)
 	// Both are whole beginnings of messages: others may quote what any user has said. Nor may the name of a process
 	// that AMD's driver tells of say the rest.
-	xidForm  = regexp.MustCompile(`^NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),`)
-	amdFault = regexp.MustCompile(`^amdgpu ([0-9a-fA-F:.]+): amdgpu: (GPU reset.*failed|.*uncorrectable hardware errors? detected.*|.*device lost from bus.*)`)
+	xidForm = regexp.MustCompile(`^NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),`)
+	// What the drivers of GPUs have in common says of one that nobody can use until it is bound anew, reset by its bus, or more.
+	wedged = regexp.MustCompile(`^(?:amdgpu|i915|xe) ([0-9a-fA-F:.]+): \[drm\] (device wedged, needs recovery)`)
+	// i915 lets nobody use a GPU after such a reset. Older ones say nothing of drm before it, and of which part of the GPU.
+	intelFault = regexp.MustCompile(`^(?:i915|xe) ([0-9a-fA-F:.]+): (?:\[drm\] \*ERROR\* )?(?:GT\d+: )?(?:CRITICAL: )?(Xe has declared device [0-9a-fA-F:.]+ as wedged|Failed to reset chip|Failed to initialise HW following reset)`)
+	amdFault   = regexp.MustCompile(`^amdgpu ([0-9a-fA-F:.]+): amdgpu: (GPU reset.*failed|.*uncorrectable hardware errors? detected.*|.*device lost from bus.*)`)
 )
 
 // FindFaults returns the fatal errors that devices of a host have reported since it booted: in the kernel's log, as
@@ -94,11 +99,14 @@ func devicesOf(id string, devices []Device) (found []string) {
 	return found
 }
 
+// drivers are what records begin with that drivers of GPUs have written.
+var drivers = [][]byte{[]byte(";NVRM: Xid"), []byte(";amdgpu "), []byte(";i915 "), []byte(";xe ")}
+
 // logFaults reads records of the kernel's log. Only what the kernel itself has said counts, not what was written into
 // its log.
 func logFaults(records iter.Seq[[]byte], boot time.Time, devices []Device) (faults []Fault) {
 	for record := range records {
-		if !bytes.Contains(record, []byte(";NVRM: Xid")) && !bytes.Contains(record, []byte(";amdgpu ")) {
+		if !slices.ContainsFunc(drivers, func(begins []byte) bool { return bytes.Contains(record, begins) }) {
 			continue
 		}
 		r := recordForm.FindSubmatch(record)
@@ -130,8 +138,10 @@ func messageFault(message string) (id, reason string) {
 		}
 		return m[1], "Xid " + m[2] + ": " + fatalXids[xid]
 	}
-	if m := amdFault.FindStringSubmatch(message); m != nil {
-		return m[1], strings.TrimSpace(m[2])
+	for _, form := range []*regexp.Regexp{amdFault, intelFault, wedged} {
+		if m := form.FindStringSubmatch(message); m != nil {
+			return m[1], strings.TrimSpace(m[2])
+		}
 	}
 	return "", ""
 }

@@ -18,6 +18,7 @@ func TestLogFaults(t *testing.T) {
 		{Vendor: "amd", UUID: "GPU-b", PCI: "0000:05:00.0"},
 		{Vendor: "amd", UUID: "GPU-c/0", PCI: "0000:26:00.0"},
 		{Vendor: "amd", UUID: "GPU-c/1", PCI: "0000:26:00.0"},
+		{Vendor: "intel", UUID: "0000-03-00-0-0xe20b", PCI: "0000:03:00.0"},
 	}
 	boot := time.Unix(1000, 0)
 	xid := []Fault{{UUID: "GPU-a", Reason: "Xid 79: GPU has fallen off the bus", Time: boot.Add(12500 * time.Millisecond)}}
@@ -25,18 +26,36 @@ func TestLogFaults(t *testing.T) {
 	amd := func(reason string) []Fault {
 		return []Fault{{UUID: "GPU-b", Reason: reason, Time: boot.Add(14 * time.Second)}}
 	}
+	intel := func(reason string) []Fault {
+		return []Fault{{UUID: "0000-03-00-0-0xe20b", Reason: reason, Time: boot.Add(15 * time.Second)}}
+	}
 	for name, tt := range map[string]struct {
 		record string
 		want   []Fault
 	}{
-		"fatal":                     {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n", xid},
-		"as NVIDIA's driver has it": {"2,812,12500000,c;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
-		"of a kernel with callers":  {"4,812,12500000,-,caller=T77;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
-		"of a program":              {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 13, pid=77, name=python, Graphics SM Warp Exception\n", nil},
-		"of a context that hung":    {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 109, pid=77, name=python, Ch 00000008, errorString CTX SWITCH TIMEOUT\n", nil},
-		"there is something to do":  {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)\n", recovery},
-		"nothing is to be done":     {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)\n", nil},
-		"a name that says so":       {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, name=to 0x0 (None), GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)\n", recovery},
+		"Intel, xe": {
+			`3,9,15000000,-;xe 0000:03:00.0: [drm] *ERROR* CRITICAL: Xe has declared device 0000:03:00.0 as wedged.\x0aIOCTLs and executions are blocked.` + "\n SUBSYSTEM=pci\n DEVICE=+pci:0000:03:00.0\n",
+			intel("Xe has declared device 0000:03:00.0 as wedged"),
+		},
+		"Intel, xe, of them all":      {"6,9,15000000,-;xe 0000:03:00.0: [drm] device wedged, needs recovery\n", intel("device wedged, needs recovery")},
+		"Intel, xe, it was nothing":   {"6,9,15000000,-;xe 0000:03:00.0: [drm] device wedged, but recovered through reset\n", nil},
+		"Intel, xe, a reset":          {"3,9,15000000,-;xe 0000:03:00.0: [drm] *ERROR* Tile0: GT0: reset failed (-ETIMEDOUT)\n", nil},
+		"Intel, i915":                 {"3,9,15000000,-;i915 0000:03:00.0: [drm] *ERROR* GT0: Failed to reset chip\n", intel("Failed to reset chip")},
+		"Intel, an older i915":        {"3,9,15000000,-;i915 0000:03:00.0: [drm] *ERROR* Failed to initialise HW following reset (-5)\n", intel("Failed to initialise HW following reset")},
+		"Intel, a very old i915":      {"3,9,15000000,-;i915 0000:03:00.0: Failed to reset chip\n", intel("Failed to reset chip")},
+		"Intel, i915, a hang":         {"5,9,15000000,-;i915 0000:03:00.0: [drm] GPU HANG: ecode 12:1:84dffffb, in Failed to reset chip [77]\n", nil},
+		"Intel, quoted":               {"3,9,15000000,-;overlay: failed to resolve ';xe 0000:03:00.0: [drm] device wedged, needs recovery': -2\n", nil},
+		"Intel, written into the log": {"11,9,15000000,-;xe 0000:03:00.0: [drm] device wedged, needs recovery\n", nil},
+		"Intel, another":              {"6,9,15000000,-;xe 0000:04:00.0: [drm] device wedged, needs recovery\n", nil},
+		"AMD, wedged":                 {"6,9,14000000,-;amdgpu 0000:05:00.0: [drm] device wedged, needs recovery\n", amd("device wedged, needs recovery")},
+		"fatal":                       {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n", xid},
+		"as NVIDIA's driver has it":   {"2,812,12500000,c;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
+		"of a kernel with callers":    {"4,812,12500000,-,caller=T77;NVRM: Xid (PCI:0000:06:00): 79, pid=1\n", xid},
+		"of a program":                {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 13, pid=77, name=python, Graphics SM Warp Exception\n", nil},
+		"of a context that hung":      {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 109, pid=77, name=python, Ch 00000008, errorString CTX SWITCH TIMEOUT\n", nil},
+		"there is something to do":    {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)\n", recovery},
+		"nothing is to be done":       {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)\n", nil},
+		"a name that says so":         {"4,812,12500000,-;NVRM: Xid (PCI:0000:06:00): 154, name=to 0x0 (None), GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)\n", recovery},
 		"AMD, partitions": {"3,9,14000000,-;amdgpu 0000:26:00.0: amdgpu: GPU reset(2) failed\n", []Fault{
 			{UUID: "GPU-c/0", Reason: "GPU reset(2) failed", Time: boot.Add(14 * time.Second)}, {UUID: "GPU-c/1", Reason: "GPU reset(2) failed", Time: boot.Add(14 * time.Second)},
 		}},

@@ -147,8 +147,21 @@ func (d *Driver) device(index int, g GPU) device.Device {
 	if n, err := strconv.Atoi(d.host.Text(dir + "/numa_node")); err == nil {
 		dev.NUMA = n
 	}
-	dev.Memory = d.memory(g, dir)
+	dev.Memory, dev.Health = d.memory(g, dir), d.health(dir)
 	return dev
+}
+
+// health is what xe says of a GPU, from Linux 7.3 on and of some; nil if it does not. One of which it warns can be used.
+func (d *Driver) health(dir string) *string {
+	reason := ""
+	switch d.host.Text(dir + "/gpu_health") {
+	case "critical":
+		reason = "GPU health is critical"
+	case "ok", "warning":
+	default:
+		return nil
+	}
+	return &reason
 }
 
 // memory returns a GPU's memory of its own, in bytes, as i915 says it of the whole and xe of each tile; what xe keeps for

@@ -65,6 +65,31 @@ func TestMemoryOfTiles(t *testing.T) {
 	}
 }
 
+// TestHealth: a GPU whose driver calls its state critical is not lent.
+func TestHealth(t *testing.T) {
+	for says, want := range map[string]*string{
+		"": nil, "ok\n": new(""), "warning\n": new(""), "critical\n": new("GPU health is critical"), "another\n": nil,
+	} {
+		root := filepath.Join(t.TempDir(), "host")
+		err := os.CopyFS(root, os.DirFS("testdata/arc"))
+		if err == nil && says != "" {
+			err = os.WriteFile(filepath.Join(root, pciDevices, "0000:04:00.0/gpu_health"), []byte(says), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := host(t, root)
+		devices, _ := NewDriver(h).Devices(t.Context())
+		if diff := cmp.Diff(want, devices[2].Health); diff != "" || devices[1].Health != nil {
+			t.Errorf("%q: %s; %v", says, diff, devices[1].Health)
+		}
+		held := device.Quarantine{}.See(device.FindFaults(h, devices)...)
+		if f, is := held[devices[2].UUID]; is != (says == "critical\n") || is && f.Reason != *want {
+			t.Errorf("%q: held: %v", says, held)
+		}
+	}
+}
+
 func TestNoGPU(t *testing.T) {
 	h := host(t, t.TempDir())
 	if devices, err := NewDriver(h).Devices(t.Context()); devices != nil || err != nil {

@@ -40,7 +40,7 @@ var (
 	gpuDirs = []string{"/sys/bus/pci/devices/*", "/sys/module/amdgpu/drivers/pci:amdgpu/*", "/sys/devices/platform/amdgpu_xcp_*"}
 	ofGPU   = []string{
 		"class", "vendor", "device", "numa_node", "driver", "iommu_group", "product_name", "mem_info_vram_total", "mem_info_vram_used",
-		"gpu_busy_percent", "current_compute_partition", "current_memory_partition", "drm/*/dev", "drm/*/lmem_total_bytes",
+		"gpu_busy_percent", "current_compute_partition", "current_memory_partition", "gpu_health", "drm/*/dev", "drm/*/lmem_total_bytes",
 		"tile*/physical_vram_size_bytes",
 		"mei/*/dev", "*mei*/mei/*/dev", "vfio-dev/*/dev",
 	}
