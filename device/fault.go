@@ -80,12 +80,14 @@ func fileFaults(h *Host, devices []Device) (faults []Fault) {
 	return faults
 }
 
-// devicesOf finds the device or slice with a UUID or, without its function, the devices at a PCI address: all partitions of
-// a GPU are there.
+// devicesOf finds the device or slice with a UUID, or the devices at a PCI address: all partitions of a GPU are there. NVIDIA's
+// driver leaves out the function; where there is one, others of the slot are other devices, as virtual ones of SR-IOV.
 func devicesOf(id string, devices []Device) (found []string) {
-	address, _, _ := strings.Cut(id, ".")
 	for _, d := range devices {
-		at, _, _ := strings.Cut(d.PCI, ".")
+		at, address := d.PCI, id
+		if !strings.Contains(id, ".") {
+			at, _, _ = strings.Cut(at, ".")
+		}
 		if d.UUID == id || at != "" && strings.EqualFold(at, address) {
 			found = append(found, d.UUID)
 			continue

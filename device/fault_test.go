@@ -19,6 +19,7 @@ func TestLogFaults(t *testing.T) {
 		{Vendor: "amd", UUID: "GPU-c/0", PCI: "0000:26:00.0"},
 		{Vendor: "amd", UUID: "GPU-c/1", PCI: "0000:26:00.0"},
 		{Vendor: "intel", UUID: "0000-03-00-0-0xe20b", PCI: "0000:03:00.0"},
+		{Vendor: "intel", UUID: "0000-03-00-1-0xe20b", PCI: "0000:03:00.1"}, // a virtual one of the same
 	}
 	boot := time.Unix(1000, 0)
 	xid := []Fault{{UUID: "GPU-a", Reason: "Xid 79: GPU has fallen off the bus", Time: boot.Add(12500 * time.Millisecond)}}
@@ -33,6 +34,9 @@ func TestLogFaults(t *testing.T) {
 		record string
 		want   []Fault
 	}{
+		"Intel, a virtual one": {"6,9,15000000,-;xe 0000:03:00.1: [drm] device wedged, needs recovery\n", []Fault{
+			{UUID: "0000-03-00-1-0xe20b", Reason: "device wedged, needs recovery", Time: boot.Add(15 * time.Second)},
+		}},
 		"Intel, xe": {
 			`3,9,15000000,-;xe 0000:03:00.0: [drm] *ERROR* CRITICAL: Xe has declared device 0000:03:00.0 as wedged.\x0aIOCTLs and executions are blocked.` + "\n SUBSYSTEM=pci\n DEVICE=+pci:0000:03:00.0\n",
 			intel("Xe has declared device 0000:03:00.0 as wedged"),
