@@ -160,7 +160,7 @@ func (p *Pool) Faults(ctx context.Context, lent []ledger.Device) (texts []string
 			f, held = FaultOf(inv.held, u)
 		}
 		if held {
-			texts = append(texts, fmt.Sprintf("GPU %s reported %s, and is in quarantine; release it with: berth gpu release %s", d.ID, f.Reason, f.UUID))
+			texts = append(texts, fmt.Sprintf("GPU %s reported %s, and is in quarantine; release it with: berth gpu release %s", d.ID, f.Reason+f.besides(), f.UUID))
 		}
 	}
 	return texts, nil

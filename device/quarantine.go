@@ -33,7 +33,15 @@ type Standing struct {
 }
 
 func (f Fault) String() string {
-	return fmt.Sprintf("%s since %s", f.Reason, f.Time.Local().Format(time.DateTime))
+	return fmt.Sprintf("%s since %s%s", f.Reason, f.Time.Local().Format(time.DateTime), f.besides())
+}
+
+// besides tells the condition that the device is in where that is not the reason that holds it: a release is of both.
+func (f Fault) besides() string {
+	if f.Standing == nil || f.Standing.Reason == "" || f.Standing.Reason == f.Reason {
+		return ""
+	}
+	return "; its driver says: " + f.Standing.Reason
 }
 
 // Quarantine is where faults are noted: directories with a file for each device. All are read; notes go to the first
