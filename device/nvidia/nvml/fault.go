@@ -3,9 +3,11 @@
 package nvml
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,53 +49,83 @@ func lost(lib nvml.Interface, addresses []string) (gpus []GPU) {
 	return gpus
 }
 
-// askFault finds what keeps a GPU from being of use; nil if the library tells nothing of it. Counts of the GPU's whole life
-// say nothing of today. Rows of memory that wait for a reset to be remapped do no harm: nothing is put there meanwhile.
+// untold are answers of a library, driver or GPU that has no such thing to tell.
+var untold = []nvml.Return{nvml.ERROR_NOT_SUPPORTED, nvml.ERROR_INVALID_ARGUMENT, nvml.ERROR_FUNCTION_NOT_FOUND, nvml.ERROR_ARGUMENT_VERSION_MISMATCH}
+
+// asked is what came of some questions.
+type asked struct {
+	known  bool   // one was answered
+	failed bool   // one was not, that may be answered next time
+	fault  string // the GPU is of no use any more
+}
+
+// told says whether an answer is one.
+func (a *asked) told(ret nvml.Return) bool {
+	switch {
+	case ret == nvml.SUCCESS:
+		a.known = true
+		return true
+	case useless[ret] != "":
+		a.fault = useless[ret]
+	case !slices.Contains(untold, ret):
+		a.failed = true
+	}
+	return false
+}
+
+// askFault finds what keeps a GPU from being of use; nil if the library does not tell all of it: that it is well would undo what
+// somebody was told before. Counts of the GPU's whole life say nothing of today. Rows of memory that wait for a reset to be remapped
+// do no harm: nothing is put there meanwhile.
 func askFault(lib nvml.Interface, dev nvml.Device) *string {
 	has := func(function string) bool { return lib.Extensions().LookupSymbol(function) == nil }
 	var says []string
+	var a asked
 	_, ret := dev.GetMemoryInfo()
-	known := ret == nvml.SUCCESS
-	if fault := useless[ret]; fault != "" {
-		return &fault
-	}
-	if has("nvmlDeviceGetRemappedRows") {
-		if _, _, _, failed, ret := dev.GetRemappedRows(); ret == nvml.SUCCESS {
-			known = true
-			if failed {
-				says = append(says, "row remapping failed")
-			}
+	a.told(ret)
+	if a.fault == "" && has("nvmlDeviceGetRemappedRows") {
+		if _, _, _, failed, ret := dev.GetRemappedRows(); a.told(ret) && failed {
+			says = append(says, "row remapping failed")
 		}
 	}
-	if has("nvmlDeviceGetSramEccErrorStatus") {
-		if e, ret := dev.GetSramEccErrorStatus(); ret == nvml.SUCCESS && e.BThresholdExceeded != 0 {
+	if a.fault == "" && has("nvmlDeviceGetSramEccErrorStatus") {
+		if e, ret := dev.GetSramEccErrorStatus(); a.told(ret) && e.BThresholdExceeded != 0 {
 			says = append(says, "SRAM error threshold exceeded")
 		}
 	}
-	if action, ok := recovery(dev); ok {
-		// That is the driver's own word on the errors that it has counted: most do not outlive the process that met them.
-		if action != nvml.GPU_RECOVERY_ACTION_NONE {
-			what := recoveries[action]
-			if what == "" {
-				what = strconv.Itoa(int(action))
-			}
-			says = append(says, "recovery action: "+what)
-		}
-	} else if n, ret := dev.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC); ret == nvml.SUCCESS && n > 0 {
-		says = append(says, fmt.Sprintf("%d volatile uncorrectable ECC errors", n))
+	if a.fault == "" {
+		says = append(says, a.errors(dev)...)
 	}
-	if !known && says == nil {
+	if a.fault != "" {
+		return &a.fault
+	}
+	if says == nil && (a.failed || !a.known) {
 		return nil
 	}
 	fault := strings.Join(says, "; ")
 	return &fault
 }
 
-// recovery is what the driver wants done with a GPU; false if it does not tell, as older ones do not.
-func recovery(dev nvml.Device) (nvml.DeviceGpuRecoveryAction, bool) {
+// errors asks what the driver wants done with a GPU: that is its own word on the errors that it has counted, most of which do not
+// outlive the process that met them. Of one that does not tell that, as older ones, the errors count.
+func (a *asked) errors(dev nvml.Device) []string {
 	values := []nvml.FieldValue{{FieldId: nvml.FI_DEV_GET_GPU_RECOVERY_ACTION}}
-	if ret := dev.GetFieldValues(values); ret != nvml.SUCCESS || nvml.Return(values[0].NvmlReturn) != nvml.SUCCESS {
-		return 0, false
+	ret := dev.GetFieldValues(values)
+	if ret == nvml.SUCCESS {
+		ret = nvml.Return(values[0].NvmlReturn)
 	}
-	return nvml.DeviceGpuRecoveryAction(binary.NativeEndian.Uint32(values[0].Value[:])), true
+	switch {
+	case a.told(ret):
+		action := nvml.DeviceGpuRecoveryAction(binary.NativeEndian.Uint32(values[0].Value[:]))
+		if action == nvml.GPU_RECOVERY_ACTION_NONE {
+			return nil
+		}
+		return []string{"recovery action: " + cmp.Or(recoveries[action], strconv.Itoa(int(action)))}
+	case !slices.Contains(untold, ret):
+		return nil
+	}
+	n, ret := dev.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC)
+	if a.told(ret) && n > 0 {
+		return []string{fmt.Sprintf("%d volatile uncorrectable ECC errors", n)}
+	}
+	return nil
 }

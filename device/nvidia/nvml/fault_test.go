@@ -119,6 +119,54 @@ func TestFaultUnknown(t *testing.T) {
 	}
 }
 
+// TestFaultNotToldNow: an answer that fails once neither makes a fault of errors that the driver got over, nor says that the GPU is
+// well; that a driver has no such thing to tell is another matter.
+func TestFaultNotToldNow(t *testing.T) {
+	fields := func(whole, one nvml.Return) func(*server.Device) {
+		return func(d *server.Device) {
+			d.GetFieldValuesFunc = func(values []nvml.FieldValue) nvml.Return {
+				values[0].NvmlReturn = uint32(one)
+				return whole
+			}
+		}
+	}
+	remapped := func(ret nvml.Return) func(*server.Device) {
+		return func(d *server.Device) {
+			d.GetRemappedRowsFunc = func() (int, int, bool, bool, nvml.Return) { return 0, 0, false, false, ret }
+		}
+	}
+	none, errors := wants(nvml.GPU_RECOVERY_ACTION_NONE), uncorrected(3, 3)
+	for name, c := range map[string]struct {
+		is   []func(*server.Device)
+		want *string
+	}{
+		"no fields":                      {[]func(*server.Device){errors, fields(nvml.ERROR_TIMEOUT, nvml.SUCCESS)}, nil},
+		"not this field":                 {[]func(*server.Device){errors, fields(nvml.SUCCESS, nvml.ERROR_UNKNOWN)}, nil},
+		"a driver without fields":        {[]func(*server.Device){errors, fields(nvml.ERROR_FUNCTION_NOT_FOUND, nvml.SUCCESS)}, new("3 volatile uncorrectable ECC errors")},
+		"a driver without this field":    {[]func(*server.Device){errors, fields(nvml.SUCCESS, nvml.ERROR_INVALID_ARGUMENT)}, new("3 volatile uncorrectable ECC errors")},
+		"a GPU that has none":            {[]func(*server.Device){errors, fields(nvml.SUCCESS, nvml.ERROR_NOT_SUPPORTED)}, new("3 volatile uncorrectable ECC errors")},
+		"lost meanwhile":                 {[]func(*server.Device){errors, fields(nvml.SUCCESS, nvml.ERROR_GPU_IS_LOST)}, new("GPU is lost")},
+		"no rows":                        {[]func(*server.Device){none, remapped(nvml.ERROR_UNKNOWN)}, nil},
+		"a GPU without rows":             {[]func(*server.Device){none, remapped(nvml.ERROR_NOT_SUPPORTED)}, new("")},
+		"no rows, and something is told": {[]func(*server.Device){wants(nvml.GPU_RECOVERY_ACTION_GPU_RESET), remapped(nvml.ERROR_UNKNOWN)}, new("recovery action: GPU reset")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := dgxa100.New()
+			complete(s)
+			for _, f := range c.is {
+				f(s.Devices[0].(*server.Device))
+			}
+			facts, err := query(s, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, facts.GPUs[0].Fault); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 // A GPU that the driver has lost is told by its address.
 func TestLost(t *testing.T) {
 	for name, lose := range map[string]func(*server.Server){
