@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/thread"
 )
 
 // Hooks are programs of the host's, named by an OCI spec, that do something to a container before its command
@@ -221,7 +222,7 @@ func (p *plan) runHooks(ctx context.Context, pid int) error {
 	}
 	defer func() { _ = unix.Close(pidfd) }()
 	state.Pid = 1 // as it is in the container's pid namespace
-	return onOwnThread(func() error {
+	return thread.Own(func() error {
 		if err := p.enter(pidfd); err != nil {
 			return err
 		}
@@ -244,22 +245,6 @@ func (p *plan) enter(pidfd int) error {
 		return fmt.Errorf("enter container for its hooks: %w", err)
 	}
 	return nil
-}
-
-// onOwnThread runs f on a thread that ends with it, and that is not the main one.
-func onOwnThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() != os.Getpid() {
-			result <- f()
-			return // locked: the thread ends
-		}
-		err := onOwnThread(f)
-		runtime.UnlockOSThread()
-		result <- err
-	}()
-	return <-result
 }
 
 // limited is ctx for as long as the hook may take.
@@ -291,6 +276,8 @@ func (h *hookOf) run(ctx context.Context, state specs.State, dir string) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if state.Pid != 1 {
 		cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+		runtime.LockOSThread() // its parent is this thread, which must not be ended by another goroutine meanwhile
+		defer runtime.UnlockOSThread()
 	} // In a container's pid namespace it ends with pid 1, which ends with us; the parent that it would ask for is not seen there.
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = hookGrace

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/thread"
 )
 
 // shellHook is a hook that runs a script of the host's shell, with $OUT as a file of the host.
@@ -311,4 +313,30 @@ func TestMeetsNobody(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("it waits for a child that nobody made")
 	}
+}
+
+// TestHookOutlivesThreads: a hook is killed with the thread that started it, so that it ends with this process; not when another
+// goroutine has that thread end.
+func TestHookOutlivesThreads(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var ending sync.WaitGroup
+	for range 4 {
+		ending.Go(func() {
+			for ctx.Err() == nil {
+				_ = thread.Own(func() error { time.Sleep(time.Millisecond); return nil })
+			}
+		})
+	}
+	var hooks sync.WaitGroup
+	for range 20 {
+		hooks.Go(func() {
+			h := shellHook("", "sleep 0.5")
+			if err := (&hookOf{"createRuntime", &h}).run(ctx, specs.State{Pid: 2}, "/"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	hooks.Wait()
+	cancel()
+	ending.Wait()
 }

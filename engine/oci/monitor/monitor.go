@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -26,6 +25,7 @@ import (
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/network"
+	"github.com/berth-project/berth/engine/oci/thread"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/scratch"
 	"github.com/moby/sys/userns"
@@ -403,17 +403,13 @@ func (m *Monitor) worker(task string) {
 
 // startWithUmask starts a command with another umask than this process's, which only a thread of its own can have.
 func startWithUmask(cmd *exec.Cmd, umask int) error {
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_FS)
-		if err == nil {
-			unix.Umask(umask)
-			err = cmd.Start()
+	return thread.Own(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
 		}
-		started <- err
-	}()
-	return <-started
+		unix.Umask(umask)
+		return cmd.Start()
+	})
 }
 
 // Signals are those at which the monitor ends its containers and itself.

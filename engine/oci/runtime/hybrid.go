@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	goruntime "runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/engine/oci/thread"
 )
 
 // unified is where a hybrid host has the v2 hierarchy.
@@ -27,7 +28,7 @@ func (p *process) call(f func() error) error {
 	if !p.rt.cover {
 		return f()
 	}
-	return onOwnThread(func() error {
+	return thread.Own(func() error {
 		if err := coverUnified(p.cgroup); err != nil {
 			return fmt.Errorf("hide %s from %s: %w", unified, p.rt.name, err)
 		}
@@ -73,20 +74,4 @@ func (p *process) denyConsole() error {
 		return nil
 	}
 	return err
-}
-
-// onOwnThread runs f on a thread that ends with it, and that is not the main one, which never ends.
-func onOwnThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		goruntime.LockOSThread()
-		if unix.Gettid() != os.Getpid() {
-			done <- f()
-			return // locked: the thread ends
-		}
-		err := onOwnThread(f) // on another thread, as this one is taken
-		goruntime.UnlockOSThread()
-		done <- err
-	}()
-	return <-done
 }
