@@ -9,11 +9,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/thread"
 )
 
 // Keep is the annotation of an OCI spec that has a container's processes keep the supplementary groups of the process that
@@ -34,9 +37,30 @@ type Person struct {
 	Keep   bool
 }
 
+// overflowID is what an id is shown as that a user namespace does not have.
+const overflowID = 65534
+
+// Of returns the groups that open nodes which are not everybody's, with the ids of this process's user namespace. Those that it does not
+// have are left out, and so is 0: that is the group of who made the namespace, and of all that is the image's.
+func Of(nodes []string) (gids []uint32, err error) {
+	for _, name := range nodes {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+		}
+		if wants(st.Mode) != 0 && st.Mode&0o060 != 0 && st.Gid != 0 && st.Gid != overflowID && !slices.Contains(gids, st.Gid) {
+			gids = append(gids, st.Gid)
+		}
+	}
+	return gids, nil
+}
+
 // Closed returns the first of the nodes that a person cannot open as somebody of their owner or group could; "" if there is none.
-// Nodes that everybody opens like that are not looked at further, and cost a stat each.
-func (p Person) Closed(nodes []string) (node string, err error) {
+// ErrDenied: nobody in this process's place can. Nodes that everybody opens like that are not looked at further, and cost a stat each.
+func (p Person) Closed(nodes []string) (node string, err error) { return p.closed(nodes, access, open) }
+
+// closed looks in several ways: the next is for what the kernel, or a seccomp profile, does not have one of them do.
+func (p Person) closed(nodes []string, ways ...func(wanted) error) (node string, err error) {
 	var private []wanted
 	for _, name := range nodes {
 		// The way to it is this process's: the container has another.
@@ -62,22 +86,15 @@ func (p Person) Closed(nodes []string) (node string, err error) {
 	if err != nil {
 		return "", err
 	}
-	type result struct {
-		node string
-		err  error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread, which becomes another user's, ends
-		node, err := p.try(private)
-		done <- result{node, err}
-	}()
-	r := <-done
+	err = thread.Own(func() (err error) { // it becomes another user's
+		node, err = p.try(private, ways)
+		return err
+	})
 	// A thread that changes its user has the kernel take that of the process away.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0); err != nil && dumpable < 2 {
 		return "", err
 	}
-	return r.node, r.err
+	return node, err
 }
 
 // changing is held while a thread is another user's.
@@ -105,7 +122,7 @@ func wants(mode uint32) uint32 {
 }
 
 // try makes this thread the person, and looks.
-func (p Person) try(nodes []wanted) (string, error) {
+func (p Person) try(nodes []wanted, ways []func(wanted) error) (string, error) {
 	if !p.Keep {
 		if err := setgroups(p.Groups); err != nil {
 			return "", fmt.Errorf("set groups %v: %w", p.Groups, err)
@@ -118,14 +135,38 @@ func (p Person) try(nodes []wanted) (string, error) {
 		}
 	}
 	for _, n := range nodes {
-		switch err := unix.Faccessat2(n.fd, "", n.bits, unix.AT_EACCESS|unix.AT_EMPTY_PATH); {
-		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		var err error
+		for _, look := range ways {
+			if err = look(n); !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+				break
+			}
+		}
+		switch {
+		case errors.Is(err, unix.EACCES):
 			return n.name, nil
-		case errors.Is(err, unix.ENOSYS): // before Linux 5.8
-			return "", nil
+		case errors.Is(err, unix.EPERM):
+			return n.name, fmt.Errorf("%w: %s opens for nobody here, whatever its group: device rules of this process's cgroup, or the like, forbid it: %w", berth.ErrDenied, n.name, err)
 		case err != nil:
 			return n.name, &fs.PathError{Op: "look at", Path: n.name, Err: err}
 		}
 	}
 	return "", nil
+}
+
+// access asks the kernel, from Linux 5.8 on.
+func access(n wanted) error {
+	return unix.Faccessat2(n.fd, "", n.bits, unix.AT_EACCESS|unix.AT_EMPTY_PATH)
+}
+
+// open opens a node. What a driver says against it is no matter of rights.
+func open(n wanted) error {
+	flags := map[uint32]int{unix.R_OK: unix.O_RDONLY, unix.W_OK: unix.O_WRONLY, unix.R_OK | unix.W_OK: unix.O_RDWR}[n.bits]
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", n.fd), flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		_ = unix.Close(fd)
+	case !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM):
+		return nil
+	}
+	return err
 }
