@@ -191,7 +191,9 @@ func (s *Sandbox) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Pr
 		for _, g := range s.desc.Spec.Grants {
 			gids := g.GIDs
 			if userns.RunningInUserNS() {
-				gids = named(gids)
+				if gids, err = groupsOf(g.Nodes); err != nil {
+					return nil, err
+				}
 			}
 			for _, gid := range gids {
 				if gid != 0 && !slices.Contains(p.User.AdditionalGids, gid) {

@@ -24,12 +24,15 @@ func (b *builder) grants() error {
 		}
 		keep := false
 		if userns.RunningInUserNS() {
-			var err error
-			if keep, err = b.keepsGroups(e); err != nil {
+			gids, err := groupsOf(b.lent.Nodes)
+			if err == nil {
+				keep, err = b.keepsGroups(gids)
+			}
+			if err != nil {
 				return fmt.Errorf("lent devices: %w", err)
 			}
 			e = bound(e)
-			e.AdditionalGIDs = named(e.AdditionalGIDs)
+			e.AdditionalGIDs = gids
 		}
 		if err := cdi.Apply(b.spec, grant.Fold(e), cdi.Host{}); err != nil {
 			return fmt.Errorf("lent devices: %w", err)
@@ -59,29 +62,25 @@ func bound(e *cdi.Edits) *cdi.Edits {
 	return e
 }
 
-// overflowID is what an id of the host is shown as that a user namespace does not have.
-const overflowID = 65534
-
-// named are the groups of these that this user namespace has, and lets be set.
-func named(gids []uint32) (have []uint32) {
-	for _, gid := range gids {
-		if gid != 0 && gid != overflowID && mapped(0, int(gid)) == nil && !setgroupsDenied() {
-			have = append(have, gid)
-		}
+// groupsOf are the groups of lent nodes that this user namespace has, and lets be set. What a grant says of its groups are numbers of
+// the host's, which here are others'.
+func groupsOf(nodes []berth.Node) ([]uint32, error) {
+	if setgroupsDenied() {
+		return nil, nil
 	}
-	return have
+	var names []string
+	for _, n := range nodes {
+		names = append(names, n.Host)
+	}
+	return groups.Of(names)
 }
 
 // keepsGroups says whether the step's user opens the lent nodes by groups of this process alone, for which its user namespace
-// has no name. It is to keep them then, and can have no others. The error says why it cannot open a node. In a user namespace
-// where groups cannot be set, every process keeps them.
-func (b *builder) keepsGroups(e *cdi.Edits) (bool, error) {
-	var nodes []string
-	for _, d := range e.DeviceNodes {
-		nodes = append(nodes, cmp.Or(d.HostPath, d.Path))
-	}
-	u := &b.spec.Process.User
-	who := groups.Person{UID: u.UID, GID: u.GID, Groups: slices.Concat(u.AdditionalGids, named(e.AdditionalGIDs)), Keep: setgroupsDenied()}
+// has no name: gids are those that it has. It is to keep them then, and can have no others. The error says why it cannot open a node. In a
+// user namespace where groups cannot be set, every process keeps them.
+func (b *builder) keepsGroups(gids []uint32) (bool, error) {
+	nodes, u := b.lent.Needed, &b.spec.Process.User
+	who := groups.Person{UID: u.UID, GID: u.GID, Groups: slices.Concat(u.AdditionalGids, gids), Keep: setgroupsDenied()}
 	private, err := who.Closed(nodes)
 	if err != nil || private == "" {
 		return false, err

@@ -69,7 +69,7 @@ func (e *Engine) prepare(sb *wire.Sandbox, lent *grant.Set, step berth.StepSpec)
 	if runtime == "" {
 		runtime = e.cfg.Runtime
 	}
-	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes, Places: b.places.String()}, nil
+	return &wire.Start{Step: step, Spec: raw, Layers: layers, Runtime: runtime, DefaultSeccomp: step.Seccomp == "", Lent: lent.Nodes, Needed: lent.Needed, Places: b.places.String()}, nil
 }
 
 func newSpec() *specs.Spec {

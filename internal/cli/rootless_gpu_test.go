@@ -5,17 +5,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/device/devicetest"
 )
 
 // renderGID is the group of the fake GPUs' nodes, which are not everybody's.
-const renderGID = 4322
+const renderGID, cardGID = 4322, 4323
 
-// groupGPU is a host with a GPU whose nodes are a group's, to which everybody can look.
+// groupGPU is a host with a GPU whose nodes are a group's, to which everybody can look. It has a screen, which is of another group.
 func groupGPU(t *testing.T) *devicetest.Host {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -25,7 +28,12 @@ func groupGPU(t *testing.T) *devicetest.Host {
 	if err := os.Chmod(filepath.Dir(h.Root), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, pattern := range []string{"/dev/kfd", "/dev/dri/*"} {
+	h.Write("/sys/module/amdgpu/drivers/pci:amdgpu/0000:50:00.0/drm/card0/dev", "226:0\n")
+	card := h.Path("/dev/dri/card0")
+	if err := errors.Join(unix.Mknod(card, unix.S_IFCHR|0o660, int(unix.Mkdev(10, 150))), os.Chown(card, 0, cardGID), os.Chmod(card, 0o660)); err != nil {
+		t.Fatal(err)
+	}
+	for _, pattern := range []string{"/dev/kfd", "/dev/dri/render*"} {
 		files, err := filepath.Glob(h.Path(pattern))
 		if err != nil || len(files) == 0 {
 			t.Fatal(files, err)
@@ -52,11 +60,12 @@ func TestRootlessGPUOfAGroup(t *testing.T) {
 		many    bool
 		subgids []uint32
 		groups  []uint32
+		spec    bool // of CDI, with numbers of the host
 		runs    []run
 	}{
-		"one id, of the group": {64131, false, nil, []uint32{renderGID}, []run{{"", ""}, {"--runtime crun", ""}, {"--runtime runc", ""}}},
-		"one id, not of it":    {64132, false, nil, []uint32{7}, []run{{"", noGroup}, {"--runtime runc", noGroup}}},
-		"of the group": {64133, true, nil, []uint32{7, renderGID}, []run{
+		"one id, of the group": {64131, false, nil, []uint32{renderGID}, false, []run{{"", ""}, {"--runtime crun", ""}, {"--runtime runc", ""}}},
+		"one id, not of it":    {64132, false, nil, []uint32{7}, false, []run{{"", noGroup}, {"--runtime runc", noGroup}}},
+		"of the group": {64133, true, nil, []uint32{7, renderGID}, false, []run{
 			{"", ""},
 			{"--user 1000:1000", ""},
 
@@ -64,10 +73,11 @@ func TestRootlessGPUOfAGroup(t *testing.T) {
 			{"--runtime runc", "unsupported with the runtime runc"},
 			{"--group-add 99", beside},
 		}},
-		"not of it": {64134, true, nil, nil, []run{{"", noGroup}, {"--user 1000:1000", noGroup}}},
-		"with the group of its namespace": {64135, true, []uint32{renderGID}, nil, []run{
+		"not of it": {64134, true, nil, nil, false, []run{{"", noGroup}, {"--user 1000:1000", noGroup}}},
+		"with the group of its namespace": {64135, true, []uint32{renderGID}, nil, false, []run{
 			{"", ""}, {"--user 1000:1000 --group-add 99", ""}, {"--runtime crun --user 1000:1000", ""}, {"--runtime runc --user 1000:1000", ""},
 		}},
+		"of its namespace, with a spec": {64137, true, []uint32{renderGID}, nil, true, []run{{"", ""}, {"--user 1000:1000", ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := groupGPU(t)
@@ -75,7 +85,14 @@ func TestRootlessGPUOfAGroup(t *testing.T) {
 				addUser(t, fmt.Sprintf("berth-cli-%d", c.uid), c.uid, c.subgids...)
 			}
 			b := ordinary(t, c.uid, "BERTH_GPU_ROOT="+h.Root)
-			b.groups = c.groups
+			b.groups = append(c.groups, c.uid) // as a login has it
+			if c.spec {
+				code, spec, errs := berthOf(t, "", "cdi", "generate", "--root", h.Root)
+				if code != 0 || !strings.Contains(spec, fmt.Sprint("- ", renderGID)) {
+					t.Fatal(code, spec, errs)
+				}
+				h.Write("/etc/cdi/amd.yaml", strings.ReplaceAll(spec, h.Root, "")) // its paths are the host's
+			}
 			const script = `for n in /dev/dri/renderD* /dev/kfd; do { : <>$n; } 2>&1 && echo opened; done`
 			for _, r := range c.runs {
 				args := append([]string{"run", "--quiet", "--gpus", "1"}, strings.Fields(r.args)...)
@@ -97,7 +114,7 @@ func TestRootlessGPUExec(t *testing.T) {
 	h := groupGPU(t)
 	addUser(t, "berth-cli-64136", 64136)
 	b := ordinary(t, 64136, "BERTH_GPU_ROOT="+h.Root)
-	b.groups = []uint32{renderGID}
+	b.groups = []uint32{renderGID, b.uid}
 	detach := func(args ...string) string {
 		t.Helper()
 		out, code := b.output(append(append([]string{"run", "--detach"}, args...), "bb", "sleep", "600")...)
@@ -106,24 +123,28 @@ func TestRootlessGPUExec(t *testing.T) {
 		}
 		return strings.TrimSpace(out)
 	}
-	id := detach("--gpus", "1")
-	for _, user := range []string{"0", "1000:1000"} {
-		var out string
-		code := 1
-		for range 100 { // until it runs
-			if out, code = b.output("exec", "--user", user, id, "sh", "-c", "for n in /dev/dri/renderD*; do : <>$n && echo opened; done"); code == 0 {
-				break
+	var id string
+	for _, runtime := range []string{"direct", "crun"} {
+		id = detach("--gpus", "1", "--runtime", runtime)
+		for _, user := range []string{"0", "1000:1000"} {
+			var out string
+			code := 1
+			for range 100 { // until it runs
+				if out, code = b.output("exec", "--user", user, id, "sh", "-c", "for n in /dev/dri/renderD*; do : <>$n && echo opened; done; id -G"); code == 0 {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
 			}
-			time.Sleep(100 * time.Millisecond)
+			// The user's own group is 0 there: docs/security.md tells so.
+			if f := strings.Fields(out); len(f) < 3 || f[0] != "opened" || !slices.Contains(f, "65534") || !slices.Contains(f, "0") {
+				t.Errorf("%s, user %s: exit code %d, %s", runtime, user, code, out)
+			}
 		}
-		if out != "opened\n" {
-			t.Errorf("user %s: exit code %d, %s", user, code, out)
+		if out, code := b.output("stop", id); code != 0 {
+			t.Fatal(out)
 		}
+		b.clean()
 	}
-	if out, code := b.output("stop", id); code != 0 {
-		t.Fatal(out)
-	}
-	b.clean()
 	endMonitor(b.data)
 	b.groups = nil
 	id = detach()

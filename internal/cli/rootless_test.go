@@ -56,7 +56,12 @@ func addUser(t *testing.T, name string, uid uint32, gids ...uint32) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: to add a user")
 	}
-	t.Cleanup(func() { _ = exec.Command("userdel", name).Run() }) // and its group
+	remove := func() { // and its group; a test that was killed has left them
+		_ = exec.Command("userdel", name).Run()
+		_ = exec.Command("groupdel", name).Run()
+	}
+	remove()
+	t.Cleanup(remove)
 	id := fmt.Sprint(uid)
 	argvs := [][]string{
 		{"groupadd", "--gid", id, name},

@@ -25,6 +25,9 @@ type Set struct {
 	Edits *cdi.Edits
 	// Nodes are the device nodes that a container holds, each path once.
 	Nodes []berth.Node
+	// Needed are those of the nodes, by their paths on the host, that programs compute with. The others come along with GPUs that
+	// have a screen, and are of another group: DRM's primary nodes, and all of DRM beside NVIDIA's own.
+	Needed []string
 }
 
 // Parse joins grants. ErrInvalid: edits that make no sense, or bring other nodes than their grant says;
@@ -81,6 +84,11 @@ func (s *Set) add(g *berth.Grant) error {
 			return fmt.Errorf("%s: %w: it is %s in one grant and %s in another", path(&n), berth.ErrConflict, number(old), number(&n))
 		}
 	}
+	for _, n := range needed(g.Nodes) {
+		if !slices.Contains(s.Needed, n) {
+			s.Needed = append(s.Needed, n)
+		}
+	}
 	var e cdi.Edits
 	if len(g.Edits) > 0 {
 		if err := json.Unmarshal(g.Edits, &e); err != nil {
@@ -101,6 +109,18 @@ func (s *Set) add(g *berth.Grant) error {
 	e.AdditionalGIDs = append(e.AdditionalGIDs, g.GIDs...)
 	s.Edits = cdi.Append(s.Edits, &e)
 	return nil
+}
+
+// needed are the nodes of one grant that programs compute with.
+func needed(nodes []berth.Node) (names []string) {
+	nvidia := slices.ContainsFunc(nodes, func(n berth.Node) bool { return strings.HasPrefix(filepath.Base(n.Host), "nvidia") })
+	for _, n := range nodes {
+		drm := filepath.Base(filepath.Dir(n.Host)) == "dri"
+		if !drm || !nvidia && !strings.HasPrefix(filepath.Base(n.Host), "card") {
+			names = append(names, n.Host)
+		}
+	}
+	return names
 }
 
 func checkNode(n *berth.Node) error {

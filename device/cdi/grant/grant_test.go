@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
@@ -49,6 +50,23 @@ func TestParse(t *testing.T) {
 	}
 	if none, err := Parse(nil); err != nil || none.Edits != nil || none.Fits(nil) != nil {
 		t.Errorf("no grants: %+v, %v", none, err)
+	}
+}
+
+// TestNeeded: a program computes without what comes along with a screen; of two vendors in one task each is looked at by itself.
+func TestNeeded(t *testing.T) {
+	kfd := node("/host/dev/kfd", "/dev/kfd", 234, 0)
+	set, err := Parse([]berth.Grant{
+		{Nodes: []berth.Node{node("/dev/nvidia0", "", 195, 0), node("/dev/nvidiactl", "", 195, 255), node("/dev/dri/card0", "", 226, 0), node("/dev/dri/renderD128", "", 226, 128)}},
+		{Nodes: []berth.Node{node("/host/dev/dri/card1", "/dev/dri/card1", 226, 1), node("/host/dev/dri/renderD129", "/dev/dri/renderD129", 226, 129), kfd}},
+		{Nodes: []berth.Node{node("/dev/dri/card2", "", 226, 2), node("/dev/dri/renderD130", "", 226, 130), kfd}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"/dev/nvidia0", "/dev/nvidiactl", "/host/dev/dri/renderD129", "/host/dev/kfd", "/dev/dri/renderD130"}
+	if diff := cmp.Diff(want, set.Needed); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -238,16 +238,12 @@ func (l *launch) makeNoNodes() error {
 // opensLent refuses a container of an ordinary user that would open what it was lent by groups that who asks for it has, and
 // this process has not.
 func (l *launch) opensLent() error {
-	if !l.c.sb.m.rootless || len(l.req.Lent) == 0 {
+	if !l.c.sb.m.rootless || len(l.req.Needed) == 0 {
 		return nil
-	}
-	var nodes []string
-	for _, n := range l.req.Lent {
-		nodes = append(nodes, n.Host)
 	}
 	u := &l.spec.Process.User
 	who := groups.Person{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids, Keep: l.spec.Annotations[groups.Keep] != "" || groups.Fixed()}
-	switch closed, err := who.Closed(nodes); {
+	switch closed, err := who.Closed(l.req.Needed); {
 	case err != nil:
 		return fmt.Errorf("lent devices: %w", err)
 	case closed != "":

@@ -64,6 +64,8 @@ type Start struct {
 	DefaultSeccomp bool `json:"default_seccomp,omitempty"`
 	// Lent are the device nodes of the sandbox's grants, with which the container is compared before it starts.
 	Lent []berth.Node `json:"lent,omitempty"`
+	// Needed are those of them, on the host, that the container's user is to be able to open.
+	Needed []string `json:"needed,omitempty"`
 	// Places are where what was lent is mounted, the same in all containers of the sandbox, as AddPlace has made it: one text
 	// takes the JSON decoder a hundredth of what as many objects do.
 	Places string `json:"places,omitempty"`
