@@ -47,12 +47,18 @@ func (f Fault) besides() string {
 // Quarantine is where faults are noted: directories with a file for each device. All are read; notes go to the first
 // that can be written. The first should be the host's, beside the ledger, and one that ends with the boot: what a
 // device cannot recover from, a reboot mostly does.
-type Quarantine struct{ Dirs []string }
+type Quarantine struct {
+	Dirs []string
+	Boot time.Time // when the host was started, if that is known
+}
 
 // QuarantineOf is where faults of a host's devices are noted: for the whole host where root writes, else in data
 // directories of berth.
 func QuarantineOf(h *Host, data ...string) Quarantine {
 	q := Quarantine{Dirs: []string{filepath.Join(h.Root(), "run/berth/quarantine")}}
+	if h.Root() == "/" {
+		q.Boot = bootTime()
+	}
 	for _, dir := range data {
 		q.Dirs = append(q.Dirs, filepath.Join(dir, "gpu", "quarantine"))
 	}
@@ -74,7 +80,7 @@ func (q Quarantine) See(found ...Fault) map[string]Fault {
 	held := map[string]Fault{}
 	noted := q.read()
 	for _, f := range found {
-		if f, is := noted[f.UUID].then(f); is {
+		if f, is := noted[f.UUID].then(f, q.Boot); is {
 			noted[f.UUID] = f
 		}
 	}
@@ -89,10 +95,14 @@ func (q Quarantine) See(found ...Fault) map[string]Fault {
 func (f Fault) holds() bool { return f.Time.After(f.Released) }
 
 // then is what is to be noted of a device when a fault is found, where this has been noted; false if that changes nothing.
-func (f Fault) then(found Fault) (note Fault, changed bool) {
+// A condition that was seen before the host was started last, and is over, holds it no longer: the driver was started anew with it.
+func (f Fault) then(found Fault, boot time.Time) (note Fault, changed bool) {
 	switch stands := found.Standing; {
 	case stands == nil:
 		found.Standing = f.Standing
+	case stands.Reason == "" && f.holds() && f.Standing != nil && f.Reason == f.Standing.Reason && f.Time.Before(boot):
+		f.Released, f.Standing = f.Time, stands
+		return f, true
 	case f.Standing == nil && stands.Reason == "", f.Standing != nil && f.Standing.Reason == stands.Reason:
 		return f, false
 	case f.holds() || stands.Reason == "": // what holds it goes on to, until it is released
@@ -151,7 +161,7 @@ func (q Quarantine) Put(faults ...Fault) error {
 	noted := q.read()
 	var errs []error
 	for _, f := range faults {
-		if f, is := noted[f.UUID].then(f); is {
+		if f, is := noted[f.UUID].then(f, q.Boot); is {
 			noted[f.UUID] = f
 			errs = append(errs, q.write(f))
 		}

@@ -86,6 +86,10 @@ func TestStanding(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	reboot := func() {
+		now = now.Add(time.Second)
+		q.Boot = now
+	}
 	other := func() { q.Dirs[0], q.Dirs[1] = q.Dirs[1], q.Dirs[0] } // notes go to another directory now
 	for _, step := range []struct {
 		what string
@@ -110,6 +114,15 @@ func TestStanding(t *testing.T) {
 		{"another error is reported", report("Xid 48"), "Xid 48; its driver says: lost"},
 		{"release of that", release, ""},
 		{"the condition stands on", tell("lost"), ""},
+		{"another one", tell("to be reset"), "to be reset"},
+		{"a new start", reboot, "to be reset"},
+		{"nothing cured it", tell("to be reset"), "to be reset"},
+		{"another start", reboot, "to be reset"},
+		{"that did", tell(""), ""},
+		{"the same again", tell("to be reset"), "to be reset"},
+		{"well in the same run", tell(""), "to be reset"},
+		{"a third start, which an error is seen before", func() { reboot(); report("Xid 79")() }, "Xid 79"},
+		{"well after it", tell(""), "Xid 79"},
 	} {
 		step.do()
 		f := q.Held()["g"]
