@@ -465,8 +465,8 @@ func (r *Root) replace(name string, whole bool, make func(dir int, tmp string) e
 			return nil
 		}
 	}
-	if mounted(fd, base) {
-		return fail(fmt.Errorf("something is mounted there, which would be lost: %w", unix.EBUSY))
+	if err := notMounted(fd, base); err != nil {
+		return fail(err)
 	}
 	if err = make(fd, tmp); err == nil {
 		err = unix.Renameat(fd, tmp, fd, base)
@@ -478,14 +478,19 @@ func (r *Root) replace(name string, whole bool, make func(dir int, tmp string) e
 	return nil
 }
 
-// mounted says whether something is mounted at a name in a directory. The kernel refuses to rename over it only in
+// notMounted is an error where something is mounted at a name in a directory, or may be. The kernel refuses to rename over it only in
 // this process's mount namespace; in others, as those of containers are, it takes the mount away and says nothing.
-func mounted(dir int, name string) bool {
+func notMounted(dir int, name string) error {
 	fd, err := lookBelow(dir, name, unix.O_NOFOLLOW, unix.RESOLVE_NO_XDEV)
-	if err == nil {
+	switch {
+	case err == nil:
 		_ = unix.Close(fd)
+	case errors.Is(err, unix.EXDEV):
+		return fmt.Errorf("something is mounted there, which would be lost: %w", unix.EBUSY)
+	case !errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("is something mounted there? %w", err)
 	}
-	return errors.Is(err, unix.EXDEV)
+	return nil
 }
 
 // clean makes a name relative: "" and "/" are ".".

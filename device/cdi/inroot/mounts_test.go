@@ -89,6 +89,22 @@ func TestMountsStay(t *testing.T) {
 	}
 }
 
+// TestNotMounted: what cannot be looked at may be a mount.
+func TestNotMounted(t *testing.T) {
+	plain, _ := hostile(t)
+	if err := notMounted(int(plain.dir.Fd()), "not there"); err != nil {
+		t.Error(err)
+	}
+	if err := notMounted(int(plain.dir.Fd()), "etc"); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]error{strings.Repeat("x", 300): unix.ENAMETOOLONG, "etc/a\x00": unix.EINVAL} {
+		if err := notMounted(int(plain.dir.Fd()), name); !errors.Is(err, want) {
+			t.Errorf("%.5q: %v, want %v", name, err, want)
+		}
+	}
+}
+
 // TestAloneNotInMounts: what is mounted may be seen by others, who see no file half.
 func TestAloneNotInMounts(t *testing.T) {
 	plain, _ := hostile(t)
