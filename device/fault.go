@@ -38,8 +38,9 @@ var (
 	xidForm = regexp.MustCompile(`^NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),`)
 	// What the drivers of GPUs have in common says of one that nobody can use until it is bound anew, reset by its bus, or more.
 	wedged = regexp.MustCompile(`^(?:amdgpu|i915|xe) ([0-9a-fA-F:.]+): \[drm\] (device wedged, needs recovery)`)
-	// i915 lets nobody use a GPU after such a reset. Older ones say nothing of drm before it, and of which part of the GPU.
-	intelFault = regexp.MustCompile(`^(?:i915|xe) ([0-9a-fA-F:.]+): (?:\[drm\] \*ERROR\* )?(?:GT\d+: )?(?:CRITICAL: )?(Xe has declared device [0-9a-fA-F:.]+ as wedged|Failed to reset chip|Failed to initialise HW following reset)`)
+	// i915 lets nobody use a GPU after these, until the machine has slept or the driver is bound anew. Older ones say nothing of drm before
+	// it, and of which part of the GPU; the oldest name no GPU in the second.
+	intelFault = regexp.MustCompile(`^(?:i915|xe) ([0-9a-fA-F:.]+): (?:\[drm\] \*ERROR\* )?(?:GT\d+: )?(?:CRITICAL: )?(Xe has declared device [0-9a-fA-F:.]+ as wedged|Failed to reset chip|Failed to initialise HW following reset|Failed to (?:re-)?initialize GPU, declaring it wedged)`)
 	amdFault   = regexp.MustCompile(`^amdgpu ([0-9a-fA-F:.]+): amdgpu: (GPU reset.*failed|.*uncorrectable hardware errors? detected.*|.*device lost from bus.*)`)
 )
 
