@@ -504,7 +504,9 @@ func streamFiles(t *trial) error {
 }
 
 func terminal(t *trial) error {
-	_, c, err := t.start(`[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo tty; echo err >&2; echo ready; read x; echo "got $x"; stty size`,
+	// Podman's conmon sets a size some time after the service has answered.
+	_, c, err := t.start(`[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo tty; echo err >&2; echo ready; read x; echo "got $x"
+		i=0; until [ "$(stty size 2>&1)" = "33 77" ] || [ $i = 100 ]; do i=$((i+1)); sleep 0.1; done; stty size`,
 		step(func(s *berth.StepSpec) { s.TTY, s.OpenStdin = true, true }))
 	if err != nil {
 		return err
