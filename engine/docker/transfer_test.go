@@ -58,7 +58,7 @@ func TestTransferFaults(t *testing.T) {
 		{"hung", func() error { return d.Signal(syscall.SIGSTOP) }, func() error { return d.Signal(syscall.SIGCONT) }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			e, img := newEngine(t, docker.Config{Host: "tcp://" + wire.Remote.Addr, Certs: wire.Remote.Certs, Dir: t.TempDir(), CallMax: 20 * time.Second, Stall: 3 * time.Second})
+			e, img := newEngine(t, docker.Config{Host: "tcp://" + wire.Remote.Addr, Certs: wire.Remote.Certs, Dir: t.TempDir(), CallMax: 20 * time.Second, Stall: 15 * time.Second})
 			s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/v"}}})
 			if err != nil {
 				t.Fatal(err)
