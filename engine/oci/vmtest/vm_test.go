@@ -58,8 +58,8 @@ func TestStandsStill(t *testing.T) {
 	t.Parallel()
 	stop := &stopOnce{word: "stop here"}
 	r := Run(t, Config{still: time.Minute, Modules: []string{}, Output: stop, Commands: [][]string{{"sh", "-c", "echo stop here; sleep 7; echo past"}}})
-	if stop.err != nil {
-		t.Fatal(stop.err)
+	if !stop.stopped || stop.err != nil {
+		t.Fatal("the emulator was not stopped:", stop.err)
 	}
 	if len(r.Stalls) != 1 || !strings.Contains(r.Stalls[0], "no sign of life for 1m0s") || string(r.Output) != "stop here\npast\n" {
 		t.Errorf("stalls %q, output %q", r.Stalls, r.Output)
@@ -69,12 +69,14 @@ func TestStandsStill(t *testing.T) {
 // stopOnce stops this process's emulator, once, when it writes the word.
 type stopOnce struct {
 	word    string
+	written []byte // it comes in pieces
 	stopped bool
 	err     error
 }
 
 func (s *stopOnce) Write(b []byte) (int, error) {
-	if s.stopped || !bytes.Contains(b, []byte(s.word)) {
+	s.written = append(s.written, b...)
+	if s.stopped || !bytes.Contains(s.written, []byte(s.word)) {
 		return len(b), nil
 	}
 	s.stopped = true
