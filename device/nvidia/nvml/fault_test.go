@@ -73,7 +73,7 @@ func TestFaults(t *testing.T) {
 		"errors":                          {[]func(*server.Device){uncorrected(3, 7)}, "3 volatile uncorrectable ECC errors"},
 		"errors that the driver got over": {[]func(*server.Device){uncorrected(3, 7), wants(nvml.GPU_RECOVERY_ACTION_NONE)}, ""},
 		"errors that it did not get over": {[]func(*server.Device){uncorrected(3, 7), wants(nvml.GPU_RECOVERY_ACTION_GPU_RESET)}, "recovery action: GPU reset"},
-		"a recovery that this berth does not know": {[]func(*server.Device){wants(99)}, "recovery action: 99"},
+		"a recovery of a later driver":    {[]func(*server.Device){wants(99)}, "recovery action: 99"},
 		"rows that wait":                  {[]func(*server.Device){rows(true, false)}, ""},
 		"rows that could not be remapped": {[]func(*server.Device){rows(true, true)}, "row remapping failed"},
 		"caches":                          {[]func(*server.Device){sram}, "SRAM error threshold exceeded"},
