@@ -31,9 +31,10 @@ type client struct {
 	stay    time.Duration // of an idle monitor
 	log     *slog.Logger
 
-	mu     sync.Mutex
-	idle   []*wire.Conn
-	closed bool
+	mu      sync.Mutex
+	idle    []*wire.Conn
+	waiting map[*wire.Conn]string // on which an answer is owed and nobody hears, and of which sandbox: see start
+	closed  bool
 }
 
 const (
@@ -50,35 +51,43 @@ func (c *client) call(ctx context.Context, req *wire.Request, a *wire.Answer) er
 }
 
 func (c *client) callFiles(ctx context.Context, req *wire.Request, a *wire.Answer) ([]*os.File, error) {
+	conn, files, err := c.callOn(ctx, req, a)
+	if conn != nil {
+		c.keep(conn)
+	}
+	return files, err
+}
+
+// callOn is callFiles that leaves the connection, if it can still be used, to the caller.
+func (c *client) callOn(ctx context.Context, req *wire.Request, a *wire.Answer) (*wire.Conn, []*os.File, error) {
 	var err error
 	for range dialTries {
 		var conn *wire.Conn
 		if conn, err = c.conn(ctx); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if ctx.Err() != nil { // before it is sent: the monitor would do it
 			c.keep(conn)
-			return nil, context.Cause(ctx)
+			return nil, nil, context.Cause(ctx)
 		}
 		var files []*os.File
 		files, err = ask(ctx, conn, req, a)
 		if err == nil {
-			if ctx.Err() == nil {
-				c.keep(conn)
-			} else { // its deadline may pass at any moment: see ask
+			if ctx.Err() != nil { // its deadline may pass at any moment: see ask
 				_ = conn.Close()
+				conn = nil
 			}
-			return files, a.Err.Err()
+			return conn, files, a.Err.Err()
 		}
 		_ = conn.Close()
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, nil, context.Cause(ctx)
 		}
 		if !broken(err) {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return nil, fmt.Errorf("monitor: %w: %w", berth.ErrUnavailable, err)
+	return nil, nil, fmt.Errorf("monitor: %w: %w", berth.ErrUnavailable, err)
 }
 
 // broken reports whether the other end went away.
@@ -95,6 +104,57 @@ func ask(ctx context.Context, conn *wire.Conn, req *wire.Request, a *wire.Answer
 	}
 	*a = wire.Answer{}
 	return conn.Receive(a)
+}
+
+// start starts a step, and leaves the monitor waiting for its end: what hear is to be called with, if anything.
+func (c *client) start(ctx context.Context, req *wire.Request, a *wire.Answer) (*wire.Conn, error) {
+	conn, _, err := c.callOn(ctx, req, a)
+	if conn == nil {
+		return nil, err
+	}
+	if err != nil { // nothing else comes on it
+		c.keep(conn)
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		_ = conn.Close()
+		return nil, nil
+	}
+	if c.waiting == nil {
+		c.waiting = map[*wire.Conn]string{}
+	}
+	c.waiting[conn] = req.Sandbox
+	return conn, nil
+}
+
+// drop closes connections of start, each with the sandbox that it is of, on which nobody hears and nobody will.
+func (c *client) drop(which func(conn *wire.Conn, sandbox string) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn, of := range c.waiting {
+		if which(conn, of) {
+			_ = conn.Close()
+			delete(c.waiting, conn)
+		}
+	}
+}
+
+// hear receives the answer that the monitor owes on a connection of start, and gives up when ctx ends.
+func (c *client) hear(ctx context.Context, conn *wire.Conn, a *wire.Answer) error {
+	c.mu.Lock()
+	delete(c.waiting, conn)
+	c.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Net().SetDeadline(time.Unix(1, 0)) })
+	_, err := conn.Receive(a)
+	whole := stop()
+	if err == nil && whole {
+		c.keep(conn)
+	} else {
+		_ = conn.Close()
+	}
+	return err
 }
 
 // conn takes an idle connection, or makes one.
@@ -127,7 +187,10 @@ func (c *client) close() error {
 	for _, conn := range c.idle {
 		_ = conn.Close()
 	}
-	c.idle = nil
+	for conn := range c.waiting {
+		_ = conn.Close()
+	}
+	c.idle, c.waiting = nil, nil
 	return nil
 }
 

@@ -23,8 +23,9 @@ type Container struct {
 	id   string
 	desc *wire.Container
 
-	mu   sync.Mutex
-	exit *berth.Exit
+	mu      sync.Mutex
+	exit    *berth.Exit
+	waiting *wire.Conn // on which the monitor tells the exit, until somebody waits
 }
 
 var (
@@ -73,14 +74,35 @@ func (c *Container) Wait(ctx context.Context) (berth.Exit, error) {
 	if err := ctx.Err(); err != nil {
 		return berth.Exit{}, context.Cause(ctx)
 	}
-	a, err := c.call(ctx, c.request(wire.OpWait))
-	if err != nil {
-		return berth.Exit{}, err
+	exit := c.told(ctx)
+	if exit == nil {
+		a, err := c.call(ctx, c.request(wire.OpWait))
+		if err != nil {
+			return berth.Exit{}, err
+		}
+		exit = a.Exit
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.exit = a.Exit
-	return *a.Exit, nil
+	c.exit = exit
+	return *exit, nil
+}
+
+// told is the exit that the monitor tells whoever started the container; nil where it has to be asked, because another
+// waits already or this monitor is gone.
+func (c *Container) told(ctx context.Context) *berth.Exit {
+	c.mu.Lock()
+	conn := c.waiting
+	c.waiting = nil
+	c.mu.Unlock()
+	if conn == nil {
+		return nil
+	}
+	var a wire.Answer
+	if err := c.sb.e.client.hear(ctx, conn, &a); err != nil {
+		return nil
+	}
+	return a.Exit
 }
 
 // Stop ends the container.
@@ -94,7 +116,16 @@ func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
 // Remove removes the container.
 func (c *Container) Remove(ctx context.Context) error {
 	_, err := c.call(ctx, c.request(wire.OpRemove))
-	return goneIsFine(err)
+	if err := goneIsFine(err); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting != nil {
+		c.sb.e.client.drop(func(conn *wire.Conn, _ string) bool { return conn == c.waiting })
+		c.waiting = nil
+	}
+	return nil
 }
 
 func goneIsFine(err error) error {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"reflect"
 	"slices"
 	"sync"
 
@@ -70,12 +69,12 @@ func checkSandbox(s *berth.SandboxSpec) (*grant.Set, error) {
 	return set, nil
 }
 
-// newSandbox is one that was opened with a spec, whose grants are parsed already if the monitor has it as it is.
+// newSandbox is one that was opened with a spec, whose grants are parsed already.
 func newSandbox(e *Engine, desc *wire.Sandbox, spec *berth.SandboxSpec, set *grant.Set) *Sandbox {
 	s := &Sandbox{e: e, id: spec.ID, desc: desc}
-	if reflect.DeepEqual(desc.Spec.Grants, spec.Grants) {
-		s.parsing.Do(func() { s.set = set })
-	}
+	desc.Spec = *spec // as the monitor has it
+	desc.Spec.Grants = slices.Clone(spec.Grants)
+	s.parsing.Do(func() { s.set = set })
 	return s
 }
 
@@ -99,11 +98,14 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}
 	var a wire.Answer
-	if err := s.e.client.call(ctx, &wire.Request{Op: wire.OpStart, Sandbox: s.id, Start: req}, &a); err != nil {
+	waiting, err := s.e.client.start(ctx, &wire.Request{Op: wire.OpStart, Sandbox: s.id, Start: req}, &a)
+	if err != nil {
 		return nil, err
 	}
 	a.Container.Step = spec
-	return newContainer(s, a.Container), nil
+	c := newContainer(s, a.Container)
+	c.waiting = waiting
+	return c, nil
 }
 
 // lent is what the sandbox's grants bring into each of its containers.
@@ -184,6 +186,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.e.client.drop(func(_ *wire.Conn, sandbox string) bool { return sandbox == s.id })
 	s.line.close()
 	return s.release()
 }

@@ -222,6 +222,7 @@ func (m *Monitor) close() {
 	if m.skeletons != nil {
 		_ = scratch.Remove(m.skeletons.dir)
 	}
+	_ = os.Remove(filepath.Join(m.state, recordTrash))
 	_ = os.Remove(m.state) // if it is empty: the data directory may be gone for good
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -39,7 +40,7 @@ func (m *Monitor) reopenAll(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		if e.Name() == skeletonsDir {
+		if e.Name() == skeletonsDir || e.Name() == recordTrash {
 			continue
 		}
 		if err := m.reopen(ctx, e.Name()); err != nil {
@@ -53,8 +54,10 @@ func (m *Monitor) reopenAll(ctx context.Context) error {
 // sweepScratch removes what containers wrote whose records are gone: of an earlier boot, or cut off. What has
 // records stays, also where it could not be opened: the next try may find out why.
 func (m *Monitor) sweepScratch(ctx context.Context) error {
-	if err := scratch.Sweep(ctx, m.trash()); err != nil {
-		m.log.Error("remove what an earlier monitor discarded", "err", err)
+	for _, trash := range []string{m.trash(), filepath.Join(m.state, recordTrash)} {
+		if err := scratch.Sweep(ctx, trash); err != nil {
+			m.log.Error("remove what an earlier monitor discarded", "err", err)
+		}
 	}
 	root := filepath.Join(m.cfg.Dir, sandboxesDir)
 	entries, err := os.ReadDir(root)
@@ -239,11 +242,11 @@ func unwritten(err error) bool {
 	return err != nil && (errors.Is(err, fs.ErrNotExist) || !other)
 }
 
-// bootID names this start of the host; "" where it is unknown.
-func bootID() string {
+// bootID names this start of the host, which this process does not outlive; "" where it is unknown.
+var bootID = sync.OnceValue(func() string {
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""
 	}
 	return strings.TrimSpace(string(raw))
-}
+})

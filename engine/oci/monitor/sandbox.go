@@ -27,7 +27,8 @@ const (
 	sandboxFile   = "sandbox.json"
 	filesDir      = "files"
 	containersDir = "c"
-	trashDir      = "trash" // below runDir
+	trashDir      = "trash"  // below runDir
+	recordTrash   = ".trash" // below Monitor.state: records that are removed beside the way
 )
 
 // record is what is kept of a sandbox on disk.
@@ -409,13 +410,26 @@ func (sb *sandbox) remove(later ...*container) {
 			sb.m.log.Error("close network", "sandbox", sb.id, "err", err)
 		}
 	}
+	var beside []func() error
 	if sb.area != nil {
-		if err := sb.closeArea(later); err != nil {
+		remove, err := sb.closeArea(later)
+		if err != nil {
 			sb.m.log.Error("close scratch", "sandbox", sb.id, "err", err)
 		}
+		beside = remove
 	}
 	if sb.made {
-		sb.removeRecords()
+		beside = sb.removeRecords(beside)
+	}
+	if beside != nil {
+		sb.m.wg.Go(func() {
+			defer sb.m.cleaners.leave()
+			for _, remove := range beside {
+				if err := remove(); err != nil {
+					sb.m.log.Error("remove scratch", "sandbox", sb.id, "err", err)
+				}
+			}
+		})
 	}
 	sb.m.mu.Lock()
 	delete(sb.m.sandboxes, sb.id)
@@ -424,8 +438,9 @@ func (sb *sandbox) remove(later ...*container) {
 	close(sb.gone)
 }
 
-// removeRecords removes the sandbox's own directory, and what it was given to remove.
-func (sb *sandbox) removeRecords() {
+// removeRecords removes the sandbox's own directory, and what it was given to remove; the directory with what else is
+// removed beside the way, if there is anything.
+func (sb *sandbox) removeRecords(beside []func() error) []func() error {
 	for _, p := range sb.rec.Spec.Scratch {
 		if err := scratch.Remove(p); err != nil {
 			sb.m.log.Error("remove scratch", "sandbox", sb.id, "path", p, "err", err)
@@ -434,38 +449,38 @@ func (sb *sandbox) removeRecords() {
 	if sb.filed {
 		_ = unix.Unmount(filepath.Join(sb.dir, filesDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
+	if beside != nil {
+		if remove, err := scratch.Discard(sb.dir, filepath.Join(sb.m.state, recordTrash)); err == nil {
+			return append(beside, remove)
+		}
+	}
 	if err := scratch.Remove(sb.dir); err != nil {
 		sb.m.log.Error("remove sandbox", "sandbox", sb.id, "err", err)
 	}
+	return beside
 }
 
 // closeArea takes the area away. Its files, which on some disks take longer to remove than all else of a short
-// container, go to the trash and are removed beside the way; an area with limits, or on a full disk, is removed at
-// once, so that what it was lent is free again.
-func (sb *sandbox) closeArea(later []*container) error {
-	wait := func() {
+// container, go to the trash and are removed beside the way, by what it returns; whoever has that leaves m.cleaners. An
+// area with limits, or on a full disk, is removed at once, so that what it was lent is free again.
+func (sb *sandbox) closeArea(later []*container) (beside []func() error, err error) {
+	wait := func() error {
 		for _, c := range later {
 			<-c.clean
 		}
+		return nil
 	}
 	if sb.area.Enforcement() != berth.DiskNone || sb.onFullDisk() || !sb.m.cleaners.enter() {
-		wait()
-		return sb.area.Close()
+		_ = wait()
+		return nil, sb.area.Close()
 	}
 	remove, err := sb.area.Discard(sb.m.trash())
 	if err != nil { // the run directory is on another disk, say
 		sb.m.cleaners.leave()
-		wait()
-		return sb.area.Close()
+		_ = wait()
+		return nil, sb.area.Close()
 	}
-	sb.m.wg.Go(func() {
-		defer sb.m.cleaners.leave()
-		wait()
-		if err := remove(); err != nil {
-			sb.m.log.Error("remove scratch", "sandbox", sb.id, "err", err)
-		}
-	})
-	return nil
+	return []func() error{wait, remove}, nil
 }
 
 // bind makes the sandbox end with the connection that calls release.

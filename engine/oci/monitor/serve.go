@@ -99,7 +99,10 @@ func (s *session) serve(ctx context.Context, req *wire.Request, files []*os.File
 		}
 		w := c.describe()
 		w.Step = berth.StepSpec{} // the client has it
-		return s.conn.Send(wire.Answer{Container: w})
+		if err := s.conn.Send(wire.Answer{Container: w}); err != nil {
+			return err
+		}
+		return s.tellEnd(ctx, c) // which most clients ask for next
 	case wire.OpKeep:
 		return s.conn.Send(wire.Answer{Err: wire.ErrorOf(sb.keep())})
 	case wire.OpClose:
@@ -135,11 +138,7 @@ func (s *session) serveContainer(ctx context.Context, c *container, req *wire.Re
 		}
 		return s.conn.Send(wire.Answer{Container: w})
 	case wire.OpWait:
-		if err := s.await(ctx, c); err != nil {
-			return err
-		}
-		exit := c.result()
-		return s.conn.Send(wire.Answer{Exit: &exit})
+		return s.tellEnd(ctx, c)
 	case wire.OpStop:
 		<-c.ended
 		return s.conn.Send(wire.Answer{})
@@ -191,12 +190,26 @@ func (s *session) open(ctx context.Context, req *wire.Request) error {
 	if req.Spec.Bound {
 		s.release = append(s.release, sb.bind())
 	}
-	return s.sendSandbox(sb)
+	w, err := sb.describe()
+	if err != nil {
+		return s.conn.Send(wire.Answer{Err: wire.ErrorOf(err)})
+	}
+	w.Spec = berth.SandboxSpec{} // the client has it
+	return s.conn.Send(wire.Answer{Sandbox: w})
 }
 
 func (s *session) sendSandbox(sb *sandbox) error {
 	w, err := sb.describe()
 	return s.conn.Send(wire.Answer{Sandbox: w, Err: wire.ErrorOf(err)})
+}
+
+// tellEnd answers with the container's exit when it has ended.
+func (s *session) tellEnd(ctx context.Context, c *container) error {
+	if err := s.await(ctx, c); err != nil {
+		return err
+	}
+	exit := c.result()
+	return s.conn.Send(wire.Answer{Exit: &exit})
 }
 
 // await waits for the container's end, or for the client's: a client that waits sends nothing meanwhile.

@@ -19,7 +19,7 @@ const (
 	OpBind    Op = "bind"    // Sandbox; as OpOpen of a bound sandbox, after the monitor was started anew
 	OpAttach  Op = "attach"  // Sandbox
 	OpVolume  Op = "volume"  // Sandbox, Path; answers with the directory
-	OpStart   Op = "start"   // Sandbox, Start
+	OpStart   Op = "start"   // Sandbox, Start; answers when it was started and, if that went well, as OpWait
 	OpFind    Op = "find"    // Sandbox, Container; with Path "process" it answers the OCI process too
 	OpWait    Op = "wait"    // Sandbox, Container; answers when it has ended
 	OpStop    Op = "stop"    // Sandbox, Container, Grace; answers when it has ended
@@ -115,7 +115,7 @@ type Answer struct {
 
 // Sandbox is what the engine needs to know of an open sandbox.
 type Sandbox struct {
-	Spec        berth.SandboxSpec     `json:"spec"`
+	Spec        berth.SandboxSpec     `json:"spec,omitzero"` // zero in the answer to OpOpen: it is the one that was asked for
 	Enforcement berth.DiskEnforcement `json:"enforcement"`
 	Volumes     map[string]string     `json:"volumes,omitempty"` // container path: directory, as the monitor sees it
 	Files       string                `json:"files,omitempty"`   // directory of hosts, hostname and resolv.conf

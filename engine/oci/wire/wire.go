@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the version of the protocol.
-const Version = 5
+const Version = 6
 
 // maxMessage bounds a message, in bytes: an environment of the largest size that Linux takes, twice.
 const maxMessage = 16 << 20
