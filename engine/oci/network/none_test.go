@@ -43,6 +43,29 @@ func in(t *testing.T, ns *os.File, f func() error) {
 	}
 }
 
+// TestInThread takes all threads there are, so that the main one would be among them.
+func TestInThread(t *testing.T) {
+	const many = 50
+	var all, running sync.WaitGroup
+	running.Add(many)
+	for range many {
+		all.Go(func() {
+			err := inThread(func() error {
+				running.Done()
+				running.Wait()
+				if unix.Gettid() == os.Getpid() {
+					t.Error("it is the main thread")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 func TestNone(t *testing.T) {
 	h := newHost(t, Options{Pool: 2})
 	seen := map[uint64]bool{}

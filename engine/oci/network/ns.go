@@ -28,11 +28,18 @@ func newNamespace() (*os.File, error) {
 }
 
 // inThread runs f in a thread that is in a network namespace of its own choice when f returns; the thread
-// then comes back to where it was, or ends.
+// then comes back to where it was, or ends. It is never the main one, which could not end, and whose namespace
+// /proc/self and /proc/net show.
 func inThread(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			err := inThread(f) // on another thread, as this one is taken
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
 		home, err := currentNamespace()
 		if err != nil {
 			runtime.UnlockOSThread()
