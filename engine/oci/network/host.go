@@ -15,7 +15,7 @@ import (
 
 // Options say how the host is used. The zero value is usable.
 type Options struct {
-	// Pool is how many empty namespaces are made in advance: 0 is 4, negative none.
+	// Pool is how many empty namespaces are made in advance: 0 is 4, negative none; then none comes back, either.
 	Pool int
 	// Subnet is where sandboxes of mode bridge get their addresses: at least a /29 of IPv4. The zero value
 	// chooses one that nothing on the host has a route to.
@@ -66,7 +66,7 @@ func New(opts Options) *Host {
 	return &Host{opts: opts, pool: newPool(max(opts.Pool, 0))}
 }
 
-// Close frees the namespaces that were made in advance and, if no sandbox of any berth is left, what those
+// Close frees the namespaces that were made in advance or came back and, if no sandbox of any berth is left, what those
 // of mode bridge shared. Networks stay as they are.
 func (h *Host) Close() error {
 	h.pool.close()
@@ -95,7 +95,7 @@ type Spec struct {
 // Net is the network of one sandbox.
 type Net struct {
 	Mode berth.NetworkMode
-	// NS is the namespace to join; nil is the host's own. Close closes it.
+	// NS is the namespace to join; nil is the host's own. Close and Return take it away.
 	NS *os.File
 	// Address is the sandbox's address as the host reaches it; the zero value where it has none.
 	Address netip.Addr
@@ -103,6 +103,7 @@ type Net struct {
 	ResolvConf, Hosts, Hostname []byte
 
 	close func() error
+	pool  *pool // where Return puts NS; nil: nowhere
 }
 
 // Setup makes a network. ErrUnsupported: this host cannot, the error names the remedy; ErrInvalid: an entry
@@ -123,7 +124,7 @@ func (h *Host) Setup(ctx context.Context, spec Spec) (*Net, error) {
 		if err != nil {
 			return nil, fmt.Errorf("network of %s: %w", spec.ID, err)
 		}
-		n.Mode, n.NS = berth.NetworkNone, ns
+		n.Mode, n.NS, n.pool = berth.NetworkNone, ns, h.pool
 	case berth.NetworkHost:
 	case berth.NetworkBridge:
 		var err error
@@ -165,6 +166,16 @@ func (h *Host) Lacks() []berth.Lack {
 		lacks = append(lacks, berth.Lack{What: "name resolution in network mode bridge", Why: err.Error(), Remedy: "name a resolver in /etc/resolv.conf that does not listen on loopback only"})
 	}
 	return lacks
+}
+
+// Return is Close where all processes that were in the network have ended, none could configure it, and none could hand
+// anything that it had open to a process outside: the namespace of mode none may be another sandbox's later, once it
+// is proved to be as a new one. It does not wait for that.
+func (n *Net) Return() error {
+	if n.pool == nil {
+		return n.Close()
+	}
+	return n.pool.put(n.NS)
 }
 
 // Close removes the network. What is still in its namespace stays there, without any way out.
