@@ -222,7 +222,13 @@ func (c *container) launch(ctx, copying context.Context, req *wire.Start) error 
 	for _, o := range c.sb.area.FullNow() { // by an earlier step
 		c.fullThen = append(c.fullThen, o.What)
 	}
+	if !l.leavesNetwork() {
+		c.sb.worn.Store(true)
+	}
 	proc, err := l.starter.Start(ctx, l.bundle)
+	if err != nil { // how far it came is not known
+		c.sb.worn.Store(true)
+	}
 	var cmdErr *bundle.StartError
 	switch {
 	case errors.As(err, &cmdErr):

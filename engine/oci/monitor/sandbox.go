@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -45,7 +46,8 @@ type sandbox struct {
 	id  string
 	dir string
 
-	copying sync.Mutex // held while volumes are filled; see launch.copyUp
+	copying sync.Mutex  // held while volumes are filled; see launch.copyUp
+	worn    atomic.Bool // its network is nothing for another sandbox; see launch.leavesNetwork
 
 	mu         sync.Mutex
 	rec        record
@@ -405,11 +407,7 @@ func (sb *sandbox) remove(later ...*container) {
 	if sb.sampler != nil {
 		sb.sampler()
 	}
-	if sb.net != nil {
-		if err := sb.net.Close(); err != nil {
-			sb.m.log.Error("close network", "sandbox", sb.id, "err", err)
-		}
-	}
+	sb.closeNetwork(later)
 	var beside []func() error
 	if sb.area != nil {
 		remove, err := sb.closeArea(later)

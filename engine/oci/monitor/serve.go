@@ -394,6 +394,7 @@ func (s *session) exec(ctx context.Context, c *container, req *wire.Exec, files 
 		}
 		x.Stdin, x.Stdout, x.Stderr = files[0], files[1], files[2]
 	}
+	c.sb.worn.Store(true) // it may bring capabilities, and as a stream a socket of its client's
 	p, err := c.proc.Exec(ctx, x)
 	if cmdErr, ok := errors.AsType[*bundle.StartError](err); ok {
 		code := 126
