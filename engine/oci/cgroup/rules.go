@@ -132,7 +132,7 @@ func parseRule(d specs.LinuxDeviceCgroup) (rule, error) {
 
 // String is the rule as v1's devices.allow takes it.
 func (r rule) String() string {
-	return fmt.Sprintf("%c %s:%s %s", r.typ, number(r.major), number(r.minor), r.access)
+	return string(r.typ) + " " + number(r.major) + ":" + number(r.minor) + " " + r.access.String()
 }
 
 func (a access) String() string {
