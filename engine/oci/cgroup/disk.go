@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Since Linux 6.10 v1 counts a cgroup's bytes at a disk only after some throttling rule was written for that
@@ -36,9 +37,17 @@ func counting(file []byte, dev string) bool {
 	return bytes.HasPrefix(file, []byte(dev+" ")) || bytes.Contains(file, []byte("\n"+dev+" "))
 }
 
-// countsDisks reports whether v1 counts at any disk: where it does not, no bytes are unknown bytes.
+// countsDisks reports whether v1 counts at any disk: where it does not, no bytes are unknown bytes. That it does is
+// remembered for a while: it goes on until the disk is gone.
 func (h *Host) countsDisks() bool {
+	if seen := h.counted.Load(); seen != nil && time.Since(*seen) < time.Minute {
+		return true
+	}
 	t := h.v1[blkio]
 	b, err := read(t.mount + "/blkio.throttle.io_service_bytes")
-	return err == nil && bytes.Contains(b, []byte(":"))
+	if err != nil || !bytes.Contains(b, []byte(":")) {
+		return false
+	}
+	h.counted.Store(new(time.Now()))
+	return true
 }

@@ -23,12 +23,7 @@ func write(path, value string) error {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	for {
-		if _, err = unix.Write(fd, []byte(value)); !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if _, err = retry(func() (int, error) { return unix.Write(fd, []byte(value)) }); err != nil {
 		return &fs.PathError{Op: "write " + value + " to", Path: path, Err: err}
 	}
 	return nil
@@ -40,36 +35,45 @@ func read(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readAll(fd, path)
+}
+
+// readAll reads an open file from its beginning to its end, and closes it. The kernel makes such a file in one piece,
+// or in lines of some bytes of which it puts as many into an answer as fit into one of its pages: so an answer that
+// leaves room in less than half a page is the last.
+func readAll(fd int, path string) ([]byte, error) {
 	defer func() { _ = unix.Close(fd) }()
 	buf := make([]byte, 0, 1024)
-	for {
+	for first := true; ; first = false {
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
 		}
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
+		n, err := retry(func() (int, error) { return unix.Read(fd, buf[len(buf):cap(buf)]) })
+		if err != nil {
 			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
-		case n == 0:
+		}
+		buf = buf[:len(buf)+n]
+		if n == 0 || first && len(buf) < cap(buf) {
 			return buf, nil
-		default:
-			buf = buf[:len(buf)+n]
+		}
+	}
+}
+
+// retry calls f until no signal has interrupted it.
+func retry(f func() (int, error)) (n int, err error) {
+	for {
+		if n, err = f(); !errors.Is(err, unix.EINTR) {
+			return n, err
 		}
 	}
 }
 
 func open(path string, flags int) (int, error) {
-	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return -1, &fs.PathError{Op: "open", Path: path, Err: err}
-		}
-		return fd, nil
+	fd, err := retry(func() (int, error) { return unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0) })
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
+	return fd, nil
 }
 
 // readInt reads a file that holds one number; "max" is math.MaxInt64.
@@ -93,21 +97,18 @@ func parseInt(b []byte) (int64, error) {
 	return int64(min(n, math.MaxInt64)), nil
 }
 
-// readSigned reads a file that holds one number, which may be negative.
-func readSigned(path string) (int64, error) {
+// readKey reads one value of a file of lines "key value"; 0 where there is no such key.
+func readKey(path, key string) (int64, error) {
 	b, err := read(path)
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	n, _, err := parseKey(b, key)
+	return n, err
 }
 
-// readKey reads one value of a file of lines "key value"; ok is false where there is no such key.
-func readKey(path, key string) (value int64, ok bool, err error) {
-	b, err := read(path)
-	if err != nil {
-		return 0, false, err
-	}
+// parseKey finds one value in lines "key value"; ok is false where there is no such key.
+func parseKey(b []byte, key string) (value int64, ok bool, err error) {
 	for line := range strings.Lines(string(b)) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if k == key {

@@ -35,6 +35,7 @@ type Group struct {
 	beneath Spec      // it was made with; see Host.leave
 	left    sync.Once // of Host.leave
 
+	held  held // files that the pool has it keep open
 	mu    sync.Mutex
 	join  []*os.File // open tasks files
 	dirV2 *os.File
@@ -130,8 +131,9 @@ func (g *Group) DirV2() *os.File {
 	return g.dirV2
 }
 
-// Close closes the files that JoinV1 and DirV2 answer. The group itself stays.
+// Close closes the files that JoinV1 and DirV2 answer, and others that it has kept open. The group itself stays.
 func (g *Group) Close() error {
+	g.host.holders.remove(g)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var errs []error

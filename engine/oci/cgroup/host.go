@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,6 +81,9 @@ type Host struct {
 
 	stacks   map[string]bool // see stacked
 	stacksAt time.Time
+
+	counted atomic.Pointer[time.Time] // see countsDisks
+	holders holders
 }
 
 // tree is a hierarchy, and where in it berth's cgroups are.

@@ -44,7 +44,7 @@ func (g *Group) Procs() ([]int, error) {
 // Populated reports whether there are processes in the group or below it.
 func (g *Group) Populated() (bool, error) {
 	if g.v2 != "" {
-		n, ok, err := readKey(g.v2+"/cgroup.events", "populated")
+		n, ok, err := g.readKey(g.v2+"/cgroup.events", "populated")
 		if err != nil || ok && n > 0 {
 			return err == nil, kind("cgroup "+g.path, err)
 		}
@@ -54,12 +54,15 @@ func (g *Group) Populated() (bool, error) {
 		if dir == g.v2 {
 			continue
 		}
-		busy := false
-		err := walk(dir, func(d string) error {
-			b, err := read(d + "/cgroup.procs")
-			busy = busy || len(b) > 0
-			return err
-		})
+		b, err := g.procs(dir)
+		busy := len(b) > 0
+		if err == nil && !busy {
+			err = g.walkBelow(dir, func(d string) error {
+				b, err := read(d + "/cgroup.procs")
+				busy = busy || len(b) > 0
+				return err
+			})
+		}
 		if err != nil || busy {
 			return busy, kind("cgroup "+g.path, err)
 		}
@@ -71,7 +74,7 @@ func (g *Group) Populated() (bool, error) {
 // before it joins the others, and cannot leave it from within its cgroup namespace.
 func (g *Group) occupied() (bool, error) {
 	if g.whole && g.v2 != "" {
-		if n, ok, err := readKey(g.v2+"/cgroup.events", "populated"); err == nil && ok {
+		if n, ok, err := g.readKey(g.v2+"/cgroup.events", "populated"); err == nil && ok {
 			return n > 0, nil
 		}
 	}
@@ -180,6 +183,11 @@ func walk(dir string, f func(dir string) error) error {
 	if err := f(dir); err != nil {
 		return err
 	}
+	return walkBelow(dir, f)
+}
+
+// walkBelow is walk without dir.
+func walkBelow(dir string, f func(dir string) error) error {
 	for _, sub := range children(dir) {
 		if err := walk(sub, f); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
 			return err

@@ -128,6 +128,20 @@ func command(ctx context.Context, g *Group, args ...string) *exec.Cmd {
 	return c
 }
 
+// shell is a script that runs in the group: a helper of these tests leaves much more behind there.
+func shell(ctx context.Context, g *Group, script string) *exec.Cmd {
+	args := []string{"-c", "for f do echo 0 >$f; done; " + script, "sh"}
+	for _, f := range g.JoinV1() {
+		args = append(args, f.Name())
+	}
+	c := exec.CommandContext(ctx, "/bin/sh", args...)
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if d := g.DirV2(); d != nil {
+		c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, int(d.Fd())
+	}
+	return c
+}
+
 // start runs a helper until it has printed its first line. Its end is waited for beside the test.
 func start(t *testing.T, g *Group, args ...string) (p *os.Process, line string) {
 	t.Helper()

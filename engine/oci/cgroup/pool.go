@@ -129,11 +129,14 @@ func (p *Pool) recycle(g *Group) {
 	p.mu.Lock()
 	full := p.closed || len(p.parked) >= p.size
 	p.mu.Unlock()
-	if !full && g.reuse && !g.spent.Load() && g.reset() == nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.parked = append(p.parked, g) // two workers may exceed the size by one
-		return
+	if !full && g.reuse && !g.spent.Load() {
+		p.host.holders.add(g)
+		if g.reset() == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.parked = append(p.parked, g) // two workers may exceed the size by one
+			return
+		}
 	}
 	_ = p.remove(g)
 }
@@ -157,14 +160,8 @@ var errDirty = errors.New("the cgroup is not as a new one")
 // it was given, its peaks start at what is left of the last container, at most maxResidue, and its counters
 // are remembered, to be subtracted.
 func (g *Group) reset() error {
-	if busy, err := g.Populated(); err != nil || busy {
-		return errors.Join(errDirty, err)
-	}
-	for _, dir := range g.dirs() {
-		var st unix.Stat_t
-		if err := unix.Lstat(dir, &st); err != nil || st.Nlink != 2 {
-			return errors.Join(errDirty, err)
-		}
+	if err := g.deserted(); err != nil {
+		return err
 	}
 	if err := g.holds(); err != nil {
 		return err
@@ -176,6 +173,31 @@ func (g *Group) reset() error {
 		return err
 	}
 	return g.remember()
+}
+
+// deserted checks that the group has no processes and no children.
+func (g *Group) deserted() error {
+	renewed, err := g.renewed()
+	if err != nil {
+		return err
+	}
+	for _, dir := range g.dirs() {
+		if renewed && dir == g.v1[pids] {
+			continue // it can be removed only if it has none
+		}
+		if dir == g.v2 {
+			if n, _, err := g.readKey(dir+"/cgroup.events", "populated"); err != nil || n > 0 {
+				return errors.Join(errDirty, err)
+			}
+		} else if b, err := g.procs(dir); err != nil || len(b) > 0 {
+			return errors.Join(errDirty, err)
+		}
+		// Not before: of a directory that was removed, and is still open, only this can be asked without an error.
+		if leaf, err := g.leaf(dir); err != nil || !leaf {
+			return errors.Join(errDirty, err)
+		}
+	}
+	return nil
 }
 
 // holds checks what a container would have had to change to escape a limit, or to burden the next.
@@ -201,7 +223,7 @@ func (g *Group) holds() error {
 		if g.v1[f.c] == "" || f.want == 0 && f.name[0] == 'm' {
 			continue // unlimited memory is written as a number that depends on the kernel: see setMemory
 		}
-		got, err := readSigned(g.v1[f.c] + "/" + f.name)
+		got, err := g.readSigned(g.v1[f.c] + "/" + f.name)
 		if optional(err) != nil || err == nil && got != f.want {
 			return fmt.Errorf("%w: %s is %d: %w", errDirty, f.name, got, err)
 		}
@@ -209,13 +231,14 @@ func (g *Group) holds() error {
 	return nil
 }
 
-// resetMemory reclaims what the last container left in the page cache, so that the next is not billed for it.
+// resetMemory reclaims what the last container left in the page cache, so that the next is not billed for it, and
+// has the peaks start at what is left.
 func (g *Group) resetMemory() error {
 	dir := g.v1[memory]
 	if dir == "" {
 		return nil
 	}
-	now, err := readInt(dir + "/memory.usage_in_bytes")
+	now, err := g.readInt(dir + "/memory.usage_in_bytes")
 	if err != nil {
 		return err
 	}
@@ -226,31 +249,40 @@ func (g *Group) resetMemory() error {
 		if err := write(dir+"/memory.force_empty", "0"); err != nil {
 			return err
 		}
-		if now, err = readInt(dir + "/memory.usage_in_bytes"); err != nil || now > maxResidue {
+		if now, err = g.readInt(dir + "/memory.usage_in_bytes"); err != nil || now > maxResidue {
 			return errors.Join(errDirty, err)
 		}
 	}
-	disabled, _, err := readKey(dir+"/memory.oom_control", "oom_kill_disable")
+	disabled, _, err := g.readKey(dir+"/memory.oom_control", "oom_kill_disable")
 	if err != nil || disabled != 0 {
 		return errors.Join(errDirty, err)
 	}
 	return errors.Join(
-		write(dir+"/memory.max_usage_in_bytes", "0"), write(dir+"/memory.failcnt", "0"),
-		optional(write(dir+"/memory.memsw.max_usage_in_bytes", "0")), optional(write(dir+"/memory.memsw.failcnt", "0")),
+		g.zero(dir+"/memory.max_usage_in_bytes"), g.zero(dir+"/memory.failcnt"),
+		optional(g.zero(dir+"/memory.memsw.max_usage_in_bytes")), optional(g.zero(dir+"/memory.memsw.failcnt")),
 	)
 }
 
-// renewPIDs makes the pids cgroup anew where it has a peak, which cannot be set back.
-func (g *Group) renewPIDs() error {
+// renewed reports whether renewPIDs makes the pids cgroup anew.
+func (g *Group) renewed() (bool, error) {
 	dir := g.v1[pids]
-	if dir == "" || !exists(dir+"/pids.peak") {
-		return nil
+	if dir == "" {
+		return false, nil
 	}
-	if contains(g.v1[:pids], dir) || contains(g.v1[pids+1:], dir) {
-		return errDirty
-	}
-	if err := os.Remove(dir); err != nil {
+	peak, err := g.figure(dir + "/pids.peak")
+	return peak != nil && !contains(g.v1[:pids], dir) && !contains(g.v1[pids+1:], dir), err
+}
+
+// renewPIDs makes the pids cgroup anew where it has a peak, which cannot be set back. Where it cannot, remember finds
+// the peak.
+func (g *Group) renewPIDs() error {
+	if renewed, err := g.renewed(); err != nil || !renewed {
 		return err
+	}
+	dir := g.v1[pids]
+	g.held.forget(dir)
+	if err := unix.Rmdir(dir); err != nil {
+		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -273,12 +305,17 @@ func (g *Group) renewPIDs() error {
 	return errors.Join(errDirty, berth.ErrNotFound)
 }
 
-// remember keeps the counters as they are now.
+// remember keeps the counters as they are now, and finds the peaks where they shall start. With that all is open
+// that the end of the next container is told from.
 func (g *Group) remember() error {
 	now, err := g.count()
 	kills, err2 := g.kills()
 	forks, err3 := g.forks()
 	now.kills, now.forks = kills, forks
 	g.base = now
-	return errors.Join(err, err2, err3)
+	peaks, err4 := g.peaks()
+	if peaks.PeakMemory != nil && *peaks.PeakMemory > maxResidue || peaks.PeakPIDs != nil && *peaks.PeakPIDs > 0 {
+		return errDirty
+	}
+	return errors.Join(err, err2, err3, err4)
 }

@@ -22,20 +22,10 @@ func (g *Group) usage(live bool) (berth.Usage, error) {
 	if len(g.dirs()) == 0 {
 		return berth.Usage{}, nil
 	}
-	var u berth.Usage
-	var errs []error
-	take := func(to **int64, n int64, err error) {
-		switch {
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			errs = append(errs, err)
-		case err == nil:
-			*to = &n
-		}
-	}
+	u, err := g.peaks()
+	errs := []error{err}
 	now, err := g.count()
-	if err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, err)
 	if now.hasCPU {
 		s := now.cpu - g.base.cpu
 		u.CPUSeconds = &s
@@ -44,27 +34,51 @@ func (g *Group) usage(live bool) (berth.Usage, error) {
 		r, w := now.io.read-g.base.io.read, now.io.written-g.base.io.written
 		u.BytesRead, u.BytesWritten = &r, &w
 	}
-	if dir, v2 := g.dir(memory); dir != "" {
-		now, peak := "/memory.usage_in_bytes", "/memory.max_usage_in_bytes"
-		if v2 {
-			now, peak = "/memory.current", "/memory.peak"
-		}
-		if live {
-			n, err := readInt(dir + now)
-			take(&u.Memory, n, err)
-		}
-		n, err := readInt(dir + peak)
-		take(&u.PeakMemory, n, err)
-	}
-	if dir, _ := g.dir(pids); dir != "" {
-		if live {
-			n, err := readInt(dir + "/pids.current")
-			take(&u.PIDs, n, err)
-		}
-		n, err := readInt(dir + "/pids.peak")
-		take(&u.PeakPIDs, n, err)
+	if live {
+		errs = append(errs, g.current(&u))
 	}
 	return u, kind("usage of cgroup "+g.path, errors.Join(errs...))
+}
+
+// peaks are the highest figures up to now.
+func (g *Group) peaks() (u berth.Usage, err error) {
+	var errs [2]error
+	if dir, v2 := g.dir(memory); dir != "" {
+		file := "/memory.max_usage_in_bytes"
+		if v2 {
+			file = "/memory.peak"
+		}
+		u.PeakMemory, errs[0] = g.figure(dir + file)
+	}
+	if dir, _ := g.dir(pids); dir != "" {
+		u.PeakPIDs, errs[1] = g.figure(dir + "/pids.peak")
+	}
+	return u, errors.Join(errs[:]...)
+}
+
+// current adds what only a running group has.
+func (g *Group) current(u *berth.Usage) error {
+	var errs [2]error
+	if dir, v2 := g.dir(memory); dir != "" {
+		file := "/memory.usage_in_bytes"
+		if v2 {
+			file = "/memory.current"
+		}
+		u.Memory, errs[0] = g.figure(dir + file)
+	}
+	if dir, _ := g.dir(pids); dir != "" {
+		u.PIDs, errs[1] = g.figure(dir + "/pids.current")
+	}
+	return errors.Join(errs[:]...)
+}
+
+// figure reads a file that holds one number; nil where the kernel has no such file.
+func (g *Group) figure(path string) (*int64, error) {
+	n, err := g.readInt(path)
+	if err != nil {
+		return nil, optional(err)
+	}
+	return &n, nil
 }
 
 // Final is Usage without what only a running group has.
@@ -89,13 +103,13 @@ func (g *Group) count() (c counters, err error) {
 
 func (g *Group) cpuSeconds() (s float64, ok bool, err error) {
 	if dir := g.v1[cpuacct]; dir != "" {
-		ns, err := readInt(dir + "/cpuacct.usage")
+		ns, err := g.readInt(dir + "/cpuacct.usage")
 		return float64(ns) / 1e9, err == nil, err
 	}
 	if g.v2 == "" {
 		return 0, false, nil
 	}
-	us, ok, err := readKey(g.v2+"/cpu.stat", "usage_usec")
+	us, ok, err := g.readKey(g.v2+"/cpu.stat", "usage_usec")
 	return float64(us) / 1e6, ok, optional(err)
 }
 
@@ -109,9 +123,9 @@ func (g *Group) ioBytes() (sum moved, ok bool, err error) {
 	if v2 {
 		file, parse = dir+"/io.stat", parseIOStat
 	}
-	b, err := read(file)
+	b, err := g.read(file)
 	if errors.Is(err, fs.ErrNotExist) && !v2 {
-		b, err = read(dir + "/blkio.throttle.io_service_bytes")
+		b, err = g.read(dir + "/blkio.throttle.io_service_bytes")
 	}
 	if err != nil {
 		return moved{}, false, optional(err)
@@ -210,12 +224,15 @@ func (g *Group) kills() (int64, error) {
 		return 0, nil
 	}
 	if v2 { // counts children too
-		n, _, err := readKey(dir+"/memory.events", "oom_kill")
+		n, _, err := g.readKey(dir+"/memory.events", "oom_kill")
 		return n, err
 	}
-	total := int64(0)
-	err := walk(dir, func(d string) error {
-		n, _, err := readKey(d+"/memory.oom_control", "oom_kill")
+	total, _, err := g.readKey(dir+"/memory.oom_control", "oom_kill")
+	if err != nil {
+		return 0, err
+	}
+	err = g.walkBelow(dir, func(d string) error {
+		n, err := readKey(d+"/memory.oom_control", "oom_kill")
 		total += n
 		return err
 	})
@@ -251,7 +268,7 @@ func (g *Group) OOMDetail() string {
 // reached reports whether the kernel counted that the limit was in the way. Some v1 kernels never do.
 func reached(dir string, v2 bool) bool {
 	if v2 {
-		n, _, _ := readKey(dir+"/memory.events", "max")
+		n, _ := readKey(dir+"/memory.events", "max")
 		return n > 0
 	}
 	n, _ := readInt(dir + "/memory.failcnt")
@@ -270,7 +287,7 @@ func (g *Group) forks() (int64, error) {
 	if dir == "" {
 		return 0, nil
 	}
-	n, _, err := readKey(dir+"/pids.events", "max")
+	n, _, err := g.readKey(dir+"/pids.events", "max")
 	return n, optional(err)
 }
 
