@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,9 +31,20 @@ type Pool struct {
 	closed bool
 }
 
-// maxResidue is how many bytes of an ended container may still be charged to a parked group: what the kernel
-// keeps in reserve for each CPU, and a little page cache.
-const maxResidue = 384 << 10
+// What may still be charged to a parked group, and to its next container therefore.
+const (
+	// maxResidue is how many bytes that an ended container used may be left: a little page cache, and memory of the
+	// kernel that it is about to free.
+	maxResidue = 384 << 10
+	// reserve is how much the kernel charges in advance on each CPU where a group used memory, 64 pages. It is used by
+	// nobody: the next container's first pages on that CPU come from it, as a new group's come from its own.
+	reserve = 256 << 10
+	// maxReserves is how many of them may be left, however many CPUs there are.
+	maxReserves = 4
+)
+
+// maxCharged is how many bytes may be charged to a parked group in all.
+func maxCharged() int64 { return maxResidue + int64(min(runtime.NumCPU(), maxReserves))*reserve }
 
 // NewPool makes a pool of the instance's groups that parks up to size of them. Close it.
 func (h *Host) NewPool(instance string, size int) *Pool {
@@ -131,7 +143,11 @@ func (p *Pool) recycle(g *Group) {
 	p.mu.Unlock()
 	if !full && g.reuse && !g.spent.Load() {
 		p.host.holders.add(g)
-		if g.reset() == nil {
+		patience := 3
+		if len(p.work) > 0 { // others wait for this worker
+			patience = 0
+		}
+		if g.reset(patience) == nil {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.parked = append(p.parked, g) // two workers may exceed the size by one
@@ -157,16 +173,16 @@ func (p *Pool) remove(g *Group) error {
 var errDirty = errors.New("the cgroup is not as a new one")
 
 // reset makes a group as a new one, or errs: it has no processes and no children, its limits are those that
-// it was given, its peaks start at what is left of the last container, at most maxResidue, and its counters
-// are remembered, to be subtracted.
-func (g *Group) reset() error {
+// it was given, its peaks start at what is left of the last container, at most maxCharged, and its counters
+// are remembered, to be subtracted. patience is how often the kernel is given a moment to free what it is about to.
+func (g *Group) reset(patience int) error {
 	if err := g.deserted(); err != nil {
 		return err
 	}
 	if err := g.holds(); err != nil {
 		return err
 	}
-	if err := g.resetMemory(); err != nil {
+	if err := g.resetMemory(patience); err != nil {
 		return err
 	}
 	if err := g.renewPIDs(); err != nil {
@@ -233,25 +249,13 @@ func (g *Group) holds() error {
 
 // resetMemory reclaims what the last container left in the page cache, so that the next is not billed for it, and
 // has the peaks start at what is left.
-func (g *Group) resetMemory() error {
+func (g *Group) resetMemory(patience int) error {
 	dir := g.v1[memory]
 	if dir == "" {
 		return nil
 	}
-	now, err := g.readInt(dir + "/memory.usage_in_bytes")
-	if err != nil {
+	if err := g.unburden(dir, patience); err != nil {
 		return err
-	}
-	if now > maxResidue {
-		if now > 256<<20 {
-			return errDirty // removing it is quicker than reclaiming it
-		}
-		if err := write(dir+"/memory.force_empty", "0"); err != nil {
-			return err
-		}
-		if now, err = g.readInt(dir + "/memory.usage_in_bytes"); err != nil || now > maxResidue {
-			return errors.Join(errDirty, err)
-		}
 	}
 	disabled, _, err := g.readKey(dir+"/memory.oom_control", "oom_kill_disable")
 	if err != nil || disabled != 0 {
@@ -261,6 +265,61 @@ func (g *Group) resetMemory() error {
 		g.zero(dir+"/memory.max_usage_in_bytes"), g.zero(dir+"/memory.failcnt"),
 		optional(g.zero(dir+"/memory.memsw.max_usage_in_bytes")), optional(g.zero(dir+"/memory.memsw.failcnt")),
 	)
+}
+
+// unburden reclaims what a v1 memory cgroup has more of than may be left, or errs.
+func (g *Group) unburden(dir string, patience int) error {
+	for try := 0; ; try++ {
+		charged, err := g.readInt(dir + "/memory.usage_in_bytes")
+		if err != nil {
+			return err
+		}
+		burdened, err := g.burdened(dir, charged)
+		switch {
+		case err != nil:
+			return err
+		case !burdened:
+			return nil
+		case charged > 256<<20: // removing it is quicker than reclaiming it
+			return errDirty
+		case try == 0:
+			if err := write(dir+"/memory.force_empty", "0"); err != nil {
+				return err
+			}
+		case try <= patience:
+			time.Sleep(10 * time.Millisecond) // for RCU, by which the kernel frees what processes had, and files
+		default:
+			return errDirty
+		}
+	}
+}
+
+// burdened reports whether more of the last container is charged to a v1 memory cgroup than may be left. To reclaim
+// takes far longer than to look, most of all where there is nothing to be found: after a short command most of what
+// is charged are reserves.
+func (g *Group) burdened(dir string, charged int64) (bool, error) {
+	if charged <= maxResidue || charged > maxCharged() {
+		return charged > maxResidue, nil
+	}
+	// The kernel adds up its counts of pages once there are enough of them, so a little page cache may be missing
+	// in memory.stat: how much, maxCharged bounds. The other count is exact.
+	kernel, err := g.readInt(dir + "/memory.kmem.usage_in_bytes")
+	if err != nil {
+		return true, optional(err)
+	}
+	stat, err := g.read(dir + "/memory.stat")
+	if err != nil {
+		return true, err
+	}
+	left := kernel
+	for _, key := range []string{"cache", "rss"} {
+		n, ok, err := parseKey(stat, key)
+		if err != nil || !ok {
+			return true, err
+		}
+		left += n
+	}
+	return left > maxResidue, nil
 }
 
 // renewed reports whether renewPIDs makes the pids cgroup anew.
@@ -314,7 +373,7 @@ func (g *Group) remember() error {
 	now.kills, now.forks = kills, forks
 	g.base = now
 	peaks, err4 := g.peaks()
-	if peaks.PeakMemory != nil && *peaks.PeakMemory > maxResidue || peaks.PeakPIDs != nil && *peaks.PeakPIDs > 0 {
+	if peaks.PeakMemory != nil && *peaks.PeakMemory > maxCharged() || peaks.PeakPIDs != nil && *peaks.PeakPIDs > 0 {
 		return errDirty
 	}
 	return errors.Join(err, err2, err3, err4)

@@ -57,6 +57,30 @@ func put(t *testing.T, p *Pool, g *Group, clean bool) (parked bool) {
 	return false
 }
 
+// residue is what is charged to a group that is not in reserve; none on v2, where nothing is used again.
+func residue(t *testing.T, g *Group) (sum int64) {
+	t.Helper()
+	dir := g.v1[memory]
+	if dir == "" {
+		return 0
+	}
+	for _, f := range []struct{ name, key string }{{"memory.stat", "cache"}, {"memory.stat", "rss"}, {"memory.kmem.usage_in_bytes", ""}} {
+		b, err := read(dir + "/" + f.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := parseInt(b)
+		if f.key != "" {
+			n, _, err = parseKey(b, f.key)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
+}
+
 func TestPoolGivesCleanGroups(t *testing.T) {
 	h, p := newPool(t)
 	g := get(t, p, Limits{CPU: 1, Memory: 32 * mib, PIDs: 50})
@@ -82,7 +106,7 @@ func TestPoolGivesCleanGroups(t *testing.T) {
 		t.Errorf("given out again: %v", g2 == g)
 	}
 	u, err := g2.Usage()
-	if err != nil || *u.CPUSeconds > 0.01 || *u.PeakMemory > maxResidue || *u.Memory > maxResidue || u.BytesWritten != nil && *u.BytesWritten != 0 || *u.PIDs != 0 ||
+	if err != nil || *u.CPUSeconds > 0.01 || *u.PeakMemory > maxCharged() || *u.Memory > maxCharged() || residue(t, g2) > maxResidue || u.BytesWritten != nil && *u.BytesWritten != 0 || *u.PIDs != 0 ||
 		u.PeakPIDs != nil && *u.PeakPIDs != 0 {
 		t.Errorf("a group given out again has used %s: %v", show(u), err)
 	}
@@ -213,6 +237,79 @@ func TestPoolChangesRules(t *testing.T) {
 		}
 		if !put(t, p, g, true) {
 			t.Fatalf("%d: it was not parked", i)
+		}
+	}
+}
+
+// TestPoolReclaimsOnlyWhatIsLeft: after a short command most of what is charged is nobody's.
+func TestPoolReclaimsOnlyWhatIsLeft(t *testing.T) {
+	h, p := newPool(t)
+	needsV1(t, h)
+	const times = 40
+	looked, burdened := 0, 0
+	for range times {
+		g := get(t, p, Limits{Memory: 64 * mib})
+		if u, err := g.Usage(); err != nil || *u.PeakMemory > maxCharged() {
+			t.Errorf("the peak begins at %s of %d: %v", show(u), maxCharged(), err)
+		}
+		if out, err := shell(t.Context(), g, "exec true").CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		charged, err := g.readInt(g.v1[memory] + "/memory.usage_in_bytes")
+		if err != nil {
+			t.Fatal(err)
+		}
+		yes, err := g.burdened(g.v1[memory], charged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if charged > maxResidue {
+			looked++
+		}
+		if yes {
+			burdened++
+		}
+		if !put(t, p, g, true) {
+			t.Error("it was not parked")
+		}
+	}
+	t.Logf("of %d commands %d left more than %d bytes, and %d a burden", times, looked, maxResidue, burdened)
+	if burdened > times/4 {
+		t.Errorf("memory is reclaimed after %d of %d commands that leave none", burdened, times)
+	}
+}
+
+// TestPoolBoundsReserves: whatever the kernel's counts of pages say, a group with more than maxCharged is reclaimed.
+func TestPoolBoundsReserves(t *testing.T) {
+	h, p := newPool(t)
+	needsV1(t, h)
+	g := get(t, p, Limits{})
+	for charged, want := range map[int64]bool{maxResidue: false, maxResidue + 1: false, maxCharged(): false, maxCharged() + 1: true} {
+		if yes, err := g.burdened(g.v1[memory], charged); err != nil || yes != want {
+			t.Errorf("an empty one of %d bytes is burdened: %v %v", charged, yes, err)
+		}
+	}
+	p.Put(g, true)
+}
+
+// TestPoolReclaimsALittlePageCache: less than what the kernel may have in reserve is billed to nobody else either.
+func TestPoolReclaimsALittlePageCache(t *testing.T) {
+	h, p := newPool(t)
+	needsV1(t, h)
+	file := t.TempDir() + "/f"
+	for range 10 {
+		g := get(t, p, Limits{Memory: 64 * mib})
+		if out, err := shell(t.Context(), g, "exec dd if=/dev/zero of="+file+" bs=512k count=1 conv=fsync").CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		if charged, err := g.readInt(g.v1[memory] + "/memory.usage_in_bytes"); err != nil || charged < 512<<10 {
+			t.Fatalf("%d bytes are charged: %v", charged, err)
+		}
+		if put(t, p, g, true) {
+			left, err := g.readInt(g.v1[memory] + "/memory.usage_in_bytes")
+			if err != nil || left > maxCharged() || residue(t, g) > maxResidue {
+				t.Errorf("%d bytes are left to the next, %d of them not in reserve: %v", left, residue(t, g), err)
+			}
 		}
 	}
 }
