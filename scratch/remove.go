@@ -29,11 +29,14 @@ func Remove(path string) error {
 // Discard takes path away at once, by moving it into the directory trash on the same file system, and
 // returns what removes it. trash is made where it is not there. No error if path is gone.
 func Discard(path, trash string) (remove func() error, err error) {
-	if err := os.Mkdir(trash, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("discard %s: %w", path, kindOf(err))
-	}
 	to := filepath.Join(trash, rand.Text())
-	err = os.Rename(path, to)
+	err = rename(path, to)
+	if errors.Is(err, fs.ErrNotExist) { // one of the two
+		if err := os.Mkdir(trash, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("discard %s: %w", path, kindOf(err))
+		}
+		err = rename(path, to)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return func() error { return nil }, nil
 	}
@@ -41,6 +44,18 @@ func Discard(path, trash string) (remove func() error, err error) {
 		return nil, fmt.Errorf("discard %s: %w", path, kindOf(err))
 	}
 	return func() error { return Remove(to) }, nil
+}
+
+// rename is os.Rename without its look at what is there under the new name, which is a random one.
+func rename(from, to string) error {
+	for {
+		switch err := unix.Rename(from, to); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EINTR):
+			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+	}
 }
 
 // Sweep removes what Discard left in trash: what an earlier process did not come to remove.

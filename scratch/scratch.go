@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth"
 )
 
@@ -30,6 +32,9 @@ type Config struct {
 	Thin bool
 	// Mkfs is the program that makes ext4 file systems; "" is mkfs.ext4, wherever it is.
 	Mkfs string
+	// Spare, where not nil, names a directory that may become the area's with what is in it, or answers "". It is used if it
+	// lies on the same file system, and only where there is no limit.
+	Spare func() string
 	// Logger is told why a way was not used; nil is silent.
 	Logger *slog.Logger
 }
@@ -67,7 +72,7 @@ func Open(ctx context.Context, dir string, cfg Config) (*Area, error) {
 	if err := cfg.check(dir); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := cfg.makeDir(dir); err != nil {
 		return nil, fmt.Errorf("open scratch space: %w", kindOf(err))
 	}
 	a := &Area{dir: dir, log: logger(cfg.Logger), seen: map[string]sight{}}
@@ -75,6 +80,19 @@ func Open(ctx context.Context, dir string, cfg Config) (*Area, error) {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
+}
+
+func (c Config) makeDir(dir string) error {
+	if parts, _ := c.split(); c.Spare != nil && len(parts) == 0 {
+		if spare := c.Spare(); spare != "" {
+			err := unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
+			if err == nil {
+				return nil
+			}
+			_ = Remove(spare)
+		}
+	}
+	return os.Mkdir(dir, 0o700)
 }
 
 // Reopen finds the area that Open made at dir, in this process or an earlier one. What was mounted and is

@@ -255,3 +255,39 @@ func TestReopen(t *testing.T) {
 		t.Errorf("reopened what is gone: %v", err)
 	}
 }
+
+// A directory that was made before becomes the area's where there is no limit, and is removed where the area is there.
+func TestSpare(t *testing.T) {
+	dir := t.TempDir()
+	spare := func() string {
+		if err := os.MkdirAll(filepath.Join(dir, "spare", "upper"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(dir, "spare")
+	}
+	a, err := scratch.Open(t.Context(), filepath.Join(dir, "area"), scratch.Config{Spare: spare})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(a.Dir(), "upper")); err != nil {
+		t.Error(err)
+	}
+	if _, err := scratch.Open(t.Context(), filepath.Join(dir, "area"), scratch.Config{Spare: spare}); !errors.Is(err, berth.ErrConflict) {
+		t.Errorf("where an area is: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "spare")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory that was of no use: %v", err)
+	}
+	none := func() string { return "" }
+	if a, err = scratch.Open(t.Context(), filepath.Join(dir, "none"), scratch.Config{Spare: none}); err != nil {
+		t.Fatal(err)
+	}
+	limited := func() string { t.Error("asked for where there is a limit"); return "" }
+	l, err := scratch.Open(t.Context(), filepath.Join(dir, "limited"), scratch.Config{Spare: limited, Limit: 32 * mib, Prefer: []berth.DiskEnforcement{berth.DiskSampled}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(a.Close(), l.Close()); err != nil {
+		t.Error(err)
+	}
+}

@@ -46,6 +46,7 @@ type Engine struct {
 	instance string
 	images   *image.Store
 	client   *client
+	users    identities
 }
 
 var (

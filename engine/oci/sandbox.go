@@ -90,11 +90,13 @@ func (s *Sandbox) Start(ctx context.Context, spec berth.StepSpec) (berth.Contain
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}
+	held := make(chan error, 1)
+	go func() { held <- s.hold(spec.Image.ID) }()
 	req, err := s.e.prepare(s.desc, lent, spec)
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
+	if herr := <-held; err == nil {
+		err = herr
 	}
-	if err := s.hold(spec.Image.ID); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.ID, err)
 	}
 	var a wire.Answer

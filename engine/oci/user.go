@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/berth-project/berth"
@@ -19,9 +20,39 @@ type identity struct {
 	Home string
 }
 
+// identities remembers who users of images are: an image's files never change. The zero value works.
+type identities struct {
+	mu sync.Mutex
+	m  map[string]identity
+}
+
+// maxIdentities bounds what many images make us hold.
+const maxIdentities = 64
+
 // user resolves "name|uid[:group|gid]" and further groups by the image's passwd and group files, as Docker
 // does: names must be there, numbers need not be.
 func (e *Engine) user(imageID, spec string, groups []string) (identity, error) {
+	key := strings.Join(append([]string{imageID, spec}, groups...), "\x00")
+	e.users.mu.Lock()
+	id, ok := e.users.m[key]
+	e.users.mu.Unlock()
+	if !ok {
+		var err error
+		if id, err = e.findUser(imageID, spec, groups); err != nil {
+			return identity{}, err
+		}
+		e.users.mu.Lock()
+		if e.users.m == nil || len(e.users.m) >= maxIdentities {
+			e.users.m = map[string]identity{}
+		}
+		e.users.m[key] = id
+		e.users.mu.Unlock()
+	}
+	id.AdditionalGids = slices.Clone(id.AdditionalGids) // the caller's
+	return id, nil
+}
+
+func (e *Engine) findUser(imageID, spec string, groups []string) (identity, error) {
 	passwd, err := e.lookup(imageID, "/etc/passwd")
 	if err != nil {
 		return identity{}, err

@@ -5,6 +5,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -12,8 +14,29 @@ import (
 	"github.com/berth-project/berth"
 )
 
-// hierarchies are the v1 cgroup hierarchies of this host, each by its controllers; none where only v2 is.
-func hierarchies() ([]string, error) {
+// hierarchies remembers what findHierarchies found, for a second: hosts change theirs when they start.
+type hierarchies struct {
+	mu    sync.Mutex
+	found []string
+	at    time.Time
+}
+
+func (h *hierarchies) get() ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.at.IsZero() && time.Since(h.at) < time.Second {
+		return h.found, nil
+	}
+	found, err := findHierarchies()
+	if err != nil {
+		return nil, err
+	}
+	h.found, h.at = found, time.Now()
+	return found, nil
+}
+
+// findHierarchies finds the v1 cgroup hierarchies of this host, each by its controllers; none where only v2 is.
+func findHierarchies() ([]string, error) {
 	data, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
@@ -31,7 +54,7 @@ func hierarchies() ([]string, error) {
 // cgroupMount plans a mount of type cgroup: v2 as it is, else a tmpfs with every v1 hierarchy in it, as runc
 // does. The cgroup namespace makes the container's own cgroup the root of each.
 func (p *plan) cgroupMount(m *specs.Mount, o *mountOptions) error {
-	found, err := hierarchies()
+	found, err := p.s.cgroups.get()
 	if err != nil {
 		return err
 	}
@@ -59,7 +82,11 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mountOptions) error {
 		if err != nil {
 			return err
 		}
-		p.attach(p.makeFS("cgroup", source, at, fs, o.set), at)
+		// By its name in the file system above, which is new: nothing but the directory that was just made can be there.
+		m := p.makeFS("cgroup", source, at, fs, o.set)
+		clear(p.dirs) // as attach
+		p.b.doing("mount on", at)
+		p.b.call(unix.SYS_MOVE_MOUNT, m, p.b.str(""), top.mount, p.b.str(dir), unix.MOVE_MOUNT_F_EMPTY_PATH)
 		if strings.Contains(dir, ",") {
 			p.linkControllers(top, dir)
 		}

@@ -56,6 +56,7 @@ type Starter struct {
 	// hasAppArmor: profiles can be set. SELinux labels are refused by name.
 	hasAppArmor bool
 	filters     seccomp.Cache
+	cgroups     hierarchies
 	builders    builders
 	known       *known // fields of a spec
 	programs    programs
@@ -270,7 +271,7 @@ func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root
 	if err := p.start(ctx, root); err != nil {
 		return err
 	}
-	r.args.flags = p.flags | unix.CLONE_VM
+	r.args.flags = p.flags | unix.CLONE_VM | unix.CLONE_FILES // see leaveFiles
 	if b.Cgroup != nil {
 		if dir := b.Cgroup.DirV2(); dir != nil {
 			r.args.flags |= unix.CLONE_INTO_CGROUP

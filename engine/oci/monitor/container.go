@@ -700,8 +700,10 @@ func (sb *sandbox) recoverContainers() error {
 			return err
 		}
 		if err != nil {
-			if rerr := scratch.Remove(c.dir); rerr != nil { // cut off before its intent was recorded
-				return rerr
+			for _, dir := range []string{c.upper(), c.work(), c.dir} { // cut off before its intent was recorded
+				if rerr := scratch.Remove(dir); rerr != nil {
+					return rerr
+				}
 			}
 			continue
 		}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/berth-project/berth"
@@ -18,7 +17,7 @@ const exitRoom = 4096
 
 // reserveExit makes the file of an exit that is not known yet: blanks, which its readers take for none.
 func (c *container) reserveExit() error {
-	return os.WriteFile(filepath.Join(c.dir, exitFile), bytes.Repeat([]byte{' '}, exitRoom), 0o600)
+	return writeFile(filepath.Join(c.dir, exitFile), bytes.Repeat([]byte{' '}, exitRoom), 0o600)
 }
 
 // writeExit records an exit, by one call, in the room that was kept for it.
@@ -34,15 +33,7 @@ func (c *container) writeExit(exit berth.Exit) error {
 		}
 	}
 	raw = append(raw, bytes.Repeat([]byte{' '}, max(exitRoom-len(raw), 0))...)
-	f, err := os.OpenFile(filepath.Join(c.dir, exitFile), os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(raw); err != nil {
-		_ = f.Close()
-		return err
-	}
-	return f.Close()
+	return writeFlags(filepath.Join(c.dir, exitFile), raw, 0, 0o600)
 }
 
 // fullDisk says of a container that failed that the disk beneath it is full, although no limit of its own is: it

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -110,11 +109,107 @@ func (m *mounting) drop() {
 
 // prepare makes everything that the start needs. What it copies ends with copying.
 func (l *launch) prepare(ctx, copying context.Context) error {
+	early, err := l.mountEarly(ctx)
+	if err != nil {
+		return err
+	}
+	if err := l.read(ctx); err != nil {
+		return err
+	}
+	if early {
+		err = l.record()
+	} else {
+		err = l.fill(ctx, copying)
+	}
+	if err != nil {
+		return err
+	}
 	c := l.c
-	var err error
-	if l.spec, err = wire.DecodeSpec(l.req.Spec); err != nil {
+	if l.starter.Name() != runtimeDirect || l.spec.Hooks != nil {
+		if err := os.Mkdir(filepath.Join(c.dir, bundleDir), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := l.makeGroup(); err != nil {
+		return err
+	}
+	l.bundle.ID, l.bundle.Dir, l.bundle.Spec, l.bundle.Cgroup = c.name(), filepath.Join(c.dir, bundleDir), l.spec, c.group
+	l.bundle.Init, l.bundle.NetNS = !c.step.NoInit, c.sb.net.NS
+	if l.root != nil {
+		l.bundle.Mount = l.root.take
+	}
+	if len(l.req.Lent) > 0 {
+		l.bundle.Ready = l.prove
+	}
+	return l.openStreams()
+}
+
+// mountEarly begins to mount the root, which takes longest, while the rest of the spec is still to be read: where it is
+// sure to be mounted here, and nothing is to be copied before.
+func (l *launch) mountEarly(ctx context.Context) (bool, error) {
+	if l.req.Runtime != "" && l.req.Runtime != runtimeDirect || l.copies() {
+		return false, nil
+	}
+	mounts, ok := wire.Mounts(l.req.Spec)
+	if !ok {
+		return false, nil
+	}
+	l.c.runtime = runtimeDirect
+	l.spec = &specs.Spec{Mounts: mounts}
+	if err := l.makeDirs(); err != nil {
+		return false, err
+	}
+	return true, l.beginMount(ctx)
+}
+
+// fill records the intent, copies what the image holds into the volumes, and mounts the root.
+func (l *launch) fill(ctx, copying context.Context) error {
+	if err := l.makeDirs(); err != nil {
+		return err
+	}
+	if err := l.record(); err != nil {
+		return err
+	}
+	if err := l.copyUp(copying); err != nil {
+		return err
+	}
+	if err := l.imageVolumes(copying); err != nil {
+		return err
+	}
+	return l.beginMount(ctx)
+}
+
+// beginMount begins to mount the root, or says what an OCI runtime is to mount.
+func (l *launch) beginMount(ctx context.Context) error {
+	c := l.c
+	if err := l.joinNetwork(ctx); err != nil {
+		return err
+	}
+	layers, like, plain, err := l.layers()
+	if err != nil {
+		return err
+	}
+	l.bundle = &bundle.Bundle{Like: like, Plain: plain, Root: bundle.Root{
+		Layers: layers, Upper: c.upper(), Work: c.work(),
+		Volatile: true, UserXattr: c.sb.m.rootless, NoDevices: !c.sb.m.rulesDevices(),
+	}}
+	if c.pooled() {
+		l.root = mountRoot(l.bundle.Root, l.req.Places)
+	}
+	return nil
+}
+
+// read reads the spec, checks it, and finds what starts it.
+func (l *launch) read(ctx context.Context) error {
+	c := l.c
+	spec, err := wire.DecodeSpec(l.req.Spec)
+	if err != nil {
 		return fmt.Errorf("OCI spec: %w: %w", berth.ErrInvalid, err)
 	}
+	if l.spec != nil {
+		spec.Mounts = l.spec.Mounts // without those that a layer has
+	}
+	l.spec = spec
 	if l.spec.Process == nil || l.spec.Process.Capabilities == nil || l.spec.Linux == nil || l.spec.Root == nil {
 		return fmt.Errorf("OCI spec: %w: it has no process, capabilities, root or linux part", berth.ErrInvalid)
 	}
@@ -143,43 +238,7 @@ func (l *launch) prepare(ctx, copying context.Context) error {
 	}
 	c.tame = !slices.Contains(l.spec.Process.Capabilities.Bounding, "CAP_SYS_ADMIN")
 	c.runtime, c.layers = l.starter.Name(), l.req.Layers
-	if err := l.makeDirs(); err != nil {
-		return err
-	}
-	if err := l.copyUp(copying); err != nil {
-		return err
-	}
-	if err := l.imageVolumes(copying); err != nil {
-		return err
-	}
-	if err := l.joinNetwork(ctx); err != nil {
-		return err
-	}
-	layers, like, plain, err := l.layers()
-	if err != nil {
-		return err
-	}
-	root := bundle.Root{
-		Layers: layers, Upper: c.upper(), Work: c.work(),
-		Volatile: true, UserXattr: c.sb.m.rootless, NoDevices: !c.sb.m.rulesDevices(),
-	}
-	if c.pooled() {
-		l.root = mountRoot(root, l.req.Places)
-	}
-	if err := l.makeGroup(); err != nil {
-		return err
-	}
-	l.bundle = &bundle.Bundle{
-		ID: c.name(), Dir: filepath.Join(c.dir, bundleDir), Spec: l.spec, Cgroup: c.group, Root: root,
-		Init: !c.step.NoInit, NetNS: c.sb.net.NS, Like: like, Plain: plain,
-	}
-	if l.root != nil {
-		l.bundle.Mount = l.root.take
-	}
-	if len(l.req.Lent) > 0 {
-		l.bundle.Ready = l.prove
-	}
-	return l.openStreams()
+	return nil
 }
 
 // MaxFiles is how many files a process may have open, by its soft as by its hard limit, where nobody says and the monitor may
@@ -252,29 +311,32 @@ func (l *launch) opensLent() error {
 	return nil
 }
 
-// makeDirs records the intent, and makes the directories: what has a record is found after a crash.
+// record records the intent: what has a record is found after a crash. Of one without, recover removes what makeDirs made.
+func (l *launch) record() error {
+	c := l.c
+	raw, err := startRecord{startHead{l.req.Step, l.req.Layers}, l.req.Spec}.encode()
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(c.dir, startFile), raw, 0o600); err != nil { // as writeNew
+		return err
+	}
+	return c.reserveExit()
+}
+
+// makeDirs makes the container's directories.
 func (l *launch) makeDirs() error {
 	c := l.c
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return err
 	}
 	c.made = true
-	raw, err := startRecord{startHead{l.req.Step, l.req.Layers}, l.req.Spec}.encode()
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(c.dir, startFile), raw, 0o600); err != nil { // as writeNew
-		return err
-	}
-	if err := c.reserveExit(); err != nil {
-		return err
-	}
-	dirs := []string{c.upper(), c.work()}
-	if l.starter.Name() != runtimeDirect || l.spec.Hooks != nil {
-		dirs = append(dirs, filepath.Join(c.dir, bundleDir))
-	}
-	for _, d := range dirs {
-		if err := os.Mkdir(d, 0o755); err != nil {
+	for spare, dir := range map[string]string{spareUpper: c.upper(), spareWork: c.work()} {
+		err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(c.sb.area.Dir(), spare), unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
+		if err != nil { // another container has it, or there was none
+			err = os.Mkdir(dir, 0o755)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -315,8 +377,13 @@ func limitsOf(whole, step berth.Limits) berth.Limits {
 func extraDevices(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
 	defaults := cgroup.DefaultDevices()
 	return slices.DeleteFunc(slices.Clone(rules), func(r specs.LinuxDeviceCgroup) bool {
-		return !r.Allow || slices.ContainsFunc(defaults, func(d specs.LinuxDeviceCgroup) bool { return reflect.DeepEqual(r, d) })
+		return !r.Allow || slices.ContainsFunc(defaults, func(d specs.LinuxDeviceCgroup) bool { return sameRule(&r, &d) })
 	})
+}
+
+func sameRule(a, b *specs.LinuxDeviceCgroup) bool {
+	same := func(x, y *int64) bool { return x == y || x != nil && y != nil && *x == *y }
+	return a.Allow == b.Allow && a.Type == b.Type && a.Access == b.Access && same(a.Major, b.Major) && same(a.Minor, b.Minor)
 }
 
 func (l *launch) joinNetwork(ctx context.Context) error {
@@ -380,7 +447,7 @@ func (l *launch) layFiles(dir string, files []specs.Mount, like *unix.Stat_t) er
 	}
 	for _, m := range files {
 		name := path.Base(m.Destination)
-		if err := os.WriteFile(filepath.Join(etc, name), l.c.sb.files()[name], 0o644); err != nil {
+		if err := writeFile(filepath.Join(etc, name), l.c.sb.files()[name], 0o644); err != nil {
 			return err
 		}
 	}

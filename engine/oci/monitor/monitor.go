@@ -86,6 +86,7 @@ type Monitor struct {
 
 	trimmed time.Time // when memory was last given back while busy; trim's alone
 
+	spares   *spares
 	cleaners gate           // those that remove files beside the way
 	wg       sync.WaitGroup // all goroutines but those of the connections
 }
@@ -223,6 +224,11 @@ func (m *Monitor) close() {
 		_ = scratch.Remove(m.skeletons.dir)
 	}
 	_ = os.Remove(filepath.Join(m.state, recordTrash))
+	if m.spares != nil {
+		if err := m.spares.close(); err != nil {
+			m.log.Error("remove spare directories", "err", err)
+		}
+	}
 	_ = os.Remove(m.state) // if it is empty: the data directory may be gone for good
 }
 

@@ -164,7 +164,7 @@ func (sb *sandbox) make(ctx context.Context) error {
 }
 
 func (sb *sandbox) scratchConfig() scratch.Config {
-	cfg := scratch.Config{Limit: sb.rec.Spec.Limits.Disk, Logger: sb.m.log}
+	cfg := scratch.Config{Limit: sb.rec.Spec.Limits.Disk, Logger: sb.m.log, Spare: sb.m.spares.get}
 	if sb.rec.Spec.Loose {
 		cfg.Prefer, cfg.Thin = []berth.DiskEnforcement{berth.DiskLoop, berth.DiskSampled}, true
 	}
@@ -521,7 +521,7 @@ func writeJSON(path string, v any) error {
 		return err
 	}
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+	if err := writeFile(tmp, raw, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)
@@ -534,7 +534,7 @@ func writeNew(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, raw, 0o600)
+	return writeFile(path, raw, 0o600)
 }
 
 func readJSON(path string, v any) error {

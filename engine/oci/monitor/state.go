@@ -54,6 +54,9 @@ func (m *Monitor) openState() error {
 		return err
 	}
 	scratch.Spread(areas)
+	if m.spares, err = newSpares(filepath.Join(m.cfg.Dir, runDir, spareDir)); err != nil {
+		return fmt.Errorf("directories of sandboxes: %w", err)
+	}
 	return nil
 }
 

@@ -167,6 +167,11 @@ func (l *launch) copyUp(ctx context.Context) error {
 	return nil
 }
 
+// copies reports whether copyUp or imageVolumes may have something to do.
+func (l *launch) copies() bool {
+	return len(l.c.step.Image.Config.Volumes) > 0 || slices.ContainsFunc(l.c.sb.rec.Spec.Volumes, func(v berth.Volume) bool { return v.CopyUp && !l.c.sb.isCopied(v.Path) })
+}
+
 func (sb *sandbox) isCopied(volume string) bool {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()

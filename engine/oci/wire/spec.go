@@ -31,6 +31,16 @@ func EncodeSpec(spec *specs.Spec) ([]byte, error) {
 	return append(append(all, ','), raw[1:]...), nil
 }
 
+// Mounts are those of a spec that EncodeSpec has made, read without the rest; of another it says no. DecodeSpec may find
+// that the spec is none all the same.
+func Mounts(raw []byte) (mounts []specs.Mount, ok bool) {
+	if !bytes.HasPrefix(raw, []byte(mountsFirst)) {
+		return nil, false
+	}
+	mounts, rest, ok := readMounts(string(raw[len(mountsFirst):]))
+	return mounts, ok && !strings.Contains(rest, `"mounts"`) // named again, they would be others
+}
+
 // DecodeSpec reads any spec, and one of EncodeSpec fast.
 func DecodeSpec(raw []byte) (*specs.Spec, error) {
 	spec := new(specs.Spec)

@@ -80,3 +80,23 @@ func FuzzDecodeSpec(f *testing.F) {
 		}
 	})
 }
+
+// The mounts of a spec are read before the rest only where nothing of the rest can change them.
+func TestMounts(t *testing.T) {
+	raw, err := wire.EncodeSpec(&specs.Spec{Version: "1.0.2", Hostname: "h", Mounts: []specs.Mount{{Destination: "/a", Type: "proc"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mounts, ok := wire.Mounts(raw); !ok || len(mounts) != 1 || mounts[0].Destination != "/a" {
+		t.Errorf("%+v, %t", mounts, ok)
+	}
+	for name, raw := range map[string]string{
+		"plain":       `{"ociVersion":"1.0.2","mounts":[]}`,
+		"named again": string(raw[:len(raw)-1]) + `,"mounts":[]}`,
+		"no JSON":     `{"mounts":[{`,
+	} {
+		if mounts, ok := wire.Mounts([]byte(raw)); ok {
+			t.Errorf("%s: %+v", name, mounts)
+		}
+	}
+}
