@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,9 +34,18 @@ type client struct {
 
 	mu      sync.Mutex
 	idle    []*wire.Conn
-	waiting map[*wire.Conn]string // on which an answer is owed and nobody hears, and of which sandbox: see start
+	waiting []owed // the first came first
 	closed  bool
 }
+
+// owed is a connection on which the monitor will tell a container's end, and nobody hears yet: see start.
+type owed struct {
+	conn               *wire.Conn
+	sandbox, container string
+}
+
+// maxOwed bounds the connections of those who start many containers and wait for none.
+const maxOwed = 64
 
 const (
 	// dialTries bounds how often a monitor is looked for or started: it may end, being idle, while we call.
@@ -122,29 +132,32 @@ func (c *client) start(ctx context.Context, req *wire.Request, a *wire.Answer) (
 		_ = conn.Close()
 		return nil, nil
 	}
-	if c.waiting == nil {
-		c.waiting = map[*wire.Conn]string{}
+	if len(c.waiting) >= maxOwed { // whoever waits for that one asks
+		_ = c.waiting[0].conn.Close()
+		c.waiting = c.waiting[1:]
 	}
-	c.waiting[conn] = req.Sandbox
+	c.waiting = append(c.waiting, owed{conn, req.Sandbox, req.Start.Step.ID})
 	return conn, nil
 }
 
-// drop closes connections of start, each with the sandbox that it is of, on which nobody hears and nobody will.
-func (c *client) drop(which func(conn *wire.Conn, sandbox string) bool) {
+// drop closes the connections of start on which nobody hears and nobody will: of a container that was removed, or, where
+// that is "", of a sandbox that was closed.
+func (c *client) drop(sandbox, container string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for conn, of := range c.waiting {
-		if which(conn, of) {
-			_ = conn.Close()
-			delete(c.waiting, conn)
+	c.waiting = slices.DeleteFunc(c.waiting, func(o owed) bool {
+		gone := o.sandbox == sandbox && (container == "" || o.container == container)
+		if gone {
+			_ = o.conn.Close()
 		}
-	}
+		return gone
+	})
 }
 
 // hear receives the answer that the monitor owes on a connection of start, and gives up when ctx ends.
 func (c *client) hear(ctx context.Context, conn *wire.Conn, a *wire.Answer) error {
 	c.mu.Lock()
-	delete(c.waiting, conn)
+	c.waiting = slices.DeleteFunc(c.waiting, func(o owed) bool { return o.conn == conn })
 	c.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Net().SetDeadline(time.Unix(1, 0)) })
 	_, err := conn.Receive(a)
@@ -187,8 +200,8 @@ func (c *client) close() error {
 	for _, conn := range c.idle {
 		_ = conn.Close()
 	}
-	for conn := range c.waiting {
-		_ = conn.Close()
+	for _, o := range c.waiting {
+		_ = o.conn.Close()
 	}
 	c.idle, c.waiting = nil, nil
 	return nil

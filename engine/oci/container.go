@@ -119,12 +119,7 @@ func (c *Container) Remove(ctx context.Context) error {
 	if err := goneIsFine(err); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.waiting != nil {
-		c.sb.e.client.drop(func(conn *wire.Conn, _ string) bool { return conn == c.waiting })
-		c.waiting = nil
-	}
+	c.sb.e.client.drop(c.sb.id, c.id)
 	return nil
 }
 

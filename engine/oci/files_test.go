@@ -1,6 +1,8 @@
 package oci_test
 
 import (
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/berth-project/berth"
@@ -73,5 +75,39 @@ func TestFilesOfEachStep(t *testing.T) {
 	}
 	if err := sb.Close(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A step for which a full disk limit leaves no room is recorded before its end is told: the next monitor knows both.
+func TestNoRoomToStart(t *testing.T) {
+	e, img := newEngine(t, "direct")
+	sb := openSandbox(t, e, berth.SandboxSpec{ID: "t1", Limits: berth.Limits{Disk: 16 << 20}})
+	if how := sb.DiskEnforcement(); how != berth.DiskLoop && how != berth.DiskQuota {
+		t.Fatalf("the limit is kept by %s", how)
+	}
+	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "mkdir /d; i=0; while echo >/d/$i; do i=$((i+1)); done 2>/dev/null; exit 3"}})
+	if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.OutOfDisk {
+		t.Fatalf("Wait = %+v, %v; want OutOfDisk", exit, err)
+	}
+	step := berth.StepSpec{ID: "s2", Image: img, Command: []string{"sh", "-c", "echo ran; exit 4"}}
+	const want = "there is no room to start"
+	told := func(c berth.Container) {
+		t.Helper()
+		if exit, err := c.Wait(t.Context()); err != nil || exit.Reason != berth.OutOfDisk || !strings.Contains(exit.Detail, want) {
+			t.Errorf("Wait = %+v, %v; want OutOfDisk and %q", exit, err, want)
+		}
+	}
+	told(start(t, sb, step))
+	if err := syscall.Kill(monitorPid(t, e.Dir()), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	again, err := sb.Container(t.Context(), "s2")
+	if err != nil {
+		t.Fatal("after the monitor was killed:", err)
+	}
+	told(again)
+	told(start(t, sb, step)) // the same, and not run
+	if err := sb.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

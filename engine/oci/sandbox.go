@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -73,7 +74,7 @@ func checkSandbox(s *berth.SandboxSpec) (*grant.Set, error) {
 func newSandbox(e *Engine, desc *wire.Sandbox, spec *berth.SandboxSpec, set *grant.Set) *Sandbox {
 	s := &Sandbox{e: e, id: spec.ID, desc: desc}
 	desc.Spec = *spec // as the monitor has it
-	desc.Spec.Grants = slices.Clone(spec.Grants)
+	desc.Spec.Grants, desc.Spec.Volumes, desc.Spec.Labels = slices.Clone(spec.Grants), slices.Clone(spec.Volumes), maps.Clone(spec.Labels)
 	s.parsing.Do(func() { s.set = set })
 	return s
 }
@@ -188,7 +189,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.e.client.drop(func(_ *wire.Conn, sandbox string) bool { return sandbox == s.id })
+	s.e.client.drop(s.id, "")
 	s.line.close()
 	return s.release()
 }

@@ -91,3 +91,29 @@ func TestNobodyWaits(t *testing.T) {
 		t.Errorf("%d descriptors, after 40 more containers %d", before, after)
 	}
 }
+
+// Who starts many containers and waits for none of them has some connections, not one for each; their ends are told all the same.
+func TestManyUnheard(t *testing.T) {
+	e, img := newEngine(t, "direct")
+	sb := openSandbox(t, e, berth.SandboxSpec{ID: "many"})
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := count()
+	var all []berth.Container
+	for i := range 100 {
+		all = append(all, start(t, sb, berth.StepSpec{ID: fmt.Sprint("s", i), Image: img, Command: []string{"sh", "-c", fmt.Sprint("exit ", i)}}))
+	}
+	if after := count(); after > before+80 {
+		t.Errorf("%d descriptors, with 100 containers %d", before, after)
+	}
+	for i, c := range all {
+		if x, err := c.Wait(t.Context()); err != nil || x.Code != i {
+			t.Errorf("container %d: %+v, %v", i, x, err)
+		}
+	}
+}

@@ -51,6 +51,7 @@ type plan struct {
 	hows        []unix.OpenHow
 	howAt       []arg
 	inherited   []int // descriptors that the child begins with
+	sharesFiles bool  // it begins with those of this process itself: see leaveFiles
 	owned       []int // those that are closed here afterwards
 }
 
@@ -202,30 +203,22 @@ func (p *plan) begin() {
 	b.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, arg(unix.SIGKILL), 0, 0, 0)
 	b.doing("close berth's descriptors", "")
 	slices.Sort(p.inherited)
-	b.leaveFiles(p.inherited)
+	if p.sharesFiles {
+		b.leaveFiles(p.inherited)
+	}
 	b.closeAllBut(0, p.inherited)
 }
 
-// leaveFiles adds the step with which a child that was made with CLONE_FILES gets descriptors of its own, all but those of
-// a gap between those in keep, which are sorted: Linux 6.12 copies nothing of it, earlier kernels nothing of the last one.
-// A monitor with many containers has hundreds, and to copy and close each would take as long as some mounts.
+// leaveFiles adds the step with which a child that was made with CLONE_FILES gets descriptors of its own: no more than up
+// to the last of those in keep, which are sorted. A monitor with many containers has hundreds, and to copy and close each
+// would take as long as some mounts.
 func (b *builder) leaveFiles(keep []int) {
-	from, to := 0, int(^uint32(0))
+	from := 0
 	if len(keep) > 0 {
 		from = keep[len(keep)-1] + 1
 	}
-	next, widest := 0, minGap
-	for _, fd := range keep {
-		if fd-next > widest {
-			from, to, widest = next, fd-1, fd-next
-		}
-		next = fd + 1
-	}
-	b.call(unix.SYS_CLOSE_RANGE, arg(from), arg(to), unix.CLOSE_RANGE_UNSHARE)
+	b.call(unix.SYS_CLOSE_RANGE, arg(from), arg(^uint32(0)), unix.CLOSE_RANGE_UNSHARE)
 }
-
-// minGap is how many descriptors a gap has at least that is left rather than what lies above all that is kept.
-const minGap = 64
 
 // closeAllBut adds the steps that close every descriptor from first on but those in keep, which are sorted.
 func (b *builder) closeAllBut(first int, keep []int) {

@@ -53,6 +53,9 @@ type Starter struct {
 	hasKcore bool
 	// noSetgroups: this user namespace forbids setgroups(2).
 	noSetgroups bool
+	// canShareFiles: close_range(2) makes a whole table of descriptors of one that is shared. Before Linux 6.11 it left marks of
+	// those that were not copied (CVE-2024-45025), and before 5.18 too few of those that were.
+	canShareFiles bool
 	// hasAppArmor: profiles can be set. SELinux labels are refused by name.
 	hasAppArmor bool
 	filters     seccomp.Cache
@@ -110,6 +113,7 @@ func (s *Starter) open() error {
 	s.hasKcore = err == nil
 	s.hasAppArmor = hasAppArmor()
 	s.noSetgroups = groups.Fixed()
+	s.canShareFiles = since(6, 12)
 	return nil
 }
 
@@ -148,6 +152,19 @@ func probe() error {
 		}
 	}
 	return nil
+}
+
+// since reports whether the kernel is of that version or a later one.
+func since(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var a, b int
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); n != 2 {
+		return false
+	}
+	return a > major || a == major && b >= minor
 }
 
 // openProc mounts procfs for this process alone; where that is not allowed, it takes /proc.
@@ -262,6 +279,7 @@ func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root
 		p.flags &^= unix.CLONE_NEWNET
 	}
 	p.userNS = p.flags&unix.CLONE_NEWUSER != 0
+	p.sharesFiles = s.canShareFiles
 	p.keepGroups = s.inUserNS && !p.userNS && b.Spec.Annotations[groups.Keep] != ""
 	if p.hosted = hasHooks(b.Spec.Hooks) && !p.inside; p.hosted {
 		if err := makeBundle(b); err != nil {
@@ -271,7 +289,10 @@ func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root
 	if err := p.start(ctx, root); err != nil {
 		return err
 	}
-	r.args.flags = p.flags | unix.CLONE_VM | unix.CLONE_FILES // see leaveFiles
+	r.args.flags = p.flags | unix.CLONE_VM
+	if p.sharesFiles {
+		r.args.flags |= unix.CLONE_FILES
+	}
 	if b.Cgroup != nil {
 		if dir := b.Cgroup.DirV2(); dir != nil {
 			r.args.flags |= unix.CLONE_INTO_CGROUP

@@ -210,9 +210,17 @@ func sameStep(a, b berth.StepSpec) bool {
 func (c *container) launch(ctx, copying context.Context, req *wire.Start) error {
 	l := &launch{c: c, req: req}
 	defer l.closeFiles()
+	c.layers = req.Layers
 	if err := l.prepare(ctx, copying); err != nil {
 		err = c.sb.noRoom(err)
 		if e, ok := c.whyUnfilled(err); ok {
+			// There may be no room for the intent beside the files, but it lies elsewhere: without it the next monitor
+			// would take the container for one that was never asked for.
+			if c.made {
+				if rerr := l.record(); rerr != nil {
+					c.sb.m.log.Error("record start", "container", c.id, "err", rerr)
+				}
+			}
 			c.neverRan(e)
 			return nil
 		}

@@ -237,7 +237,7 @@ func (l *launch) read(ctx context.Context) error {
 		return err
 	}
 	c.tame = !slices.Contains(l.spec.Process.Capabilities.Bounding, "CAP_SYS_ADMIN")
-	c.runtime, c.layers = l.starter.Name(), l.req.Layers
+	c.runtime = l.starter.Name()
 	return nil
 }
 

@@ -27,12 +27,12 @@ func TestSpares(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "of an earlier monitor", "upper"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSpares(dir)
+	s, err := newSpares(dir, filepath.Dir(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
-		t.Errorf("before one was asked for: %v, %v", entries, err)
+	if isThere(dir) {
+		t.Error("there is a directory before one was asked for")
 	}
 	first, second := spare(t, s), spare(t, s)
 	for _, d := range []string{first, second} {
@@ -48,6 +48,13 @@ func TestSpares(t *testing.T) {
 	}
 	if err := s.close(); err != nil || isThere(dir) {
 		t.Errorf("close: %v; there is still a directory: %t", err, isThere(dir))
+	}
+	// On another disk there is nothing to be moved. What cannot be made leaves nothing.
+	for name, areas := range map[string]string{"of another disk": "/proc", "none": filepath.Join(dir, "none")} {
+		s := &spares{dir: dir, areas: areas}
+		if dir, ok := s.make(); ok {
+			t.Errorf("%s: %s", name, dir)
+		}
 	}
 }
 

@@ -54,8 +54,8 @@ func (m *Monitor) openState() error {
 		return err
 	}
 	scratch.Spread(areas)
-	if m.spares, err = newSpares(filepath.Join(m.cfg.Dir, runDir, spareDir)); err != nil {
-		return fmt.Errorf("directories of sandboxes: %w", err)
+	if m.spares, err = newSpares(filepath.Join(m.cfg.Dir, runDir, spareDir), areas); err != nil { // it works without
+		m.log.Error("remove an earlier monitor's spare directories", "err", err)
 	}
 	return nil
 }
