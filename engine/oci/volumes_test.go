@@ -97,9 +97,11 @@ func TestRemoveAndStartAtOnce(t *testing.T) {
 		if next == nil {
 			t.FailNow()
 		}
-		// A second removal of the old one that came late may have hit the new one: they have one name.
+		// A second removal of the old one that came late may have hit the new one: they have one name. The end of one that
+		// ended before it was removed was told.
 		exit, err := next.Wait(t.Context())
-		if errors.Is(err, berth.ErrNotFound) || exit.Reason == berth.Stopped {
+		_, there := sb.Container(t.Context(), "s1")
+		if errors.Is(err, berth.ErrNotFound) || exit.Reason == berth.Stopped || errors.Is(there, berth.ErrNotFound) {
 			next = start(t, sb, step(i+1))
 			exit, err = next.Wait(t.Context())
 		}
