@@ -145,6 +145,7 @@ func (w *Writer) Pump(r *os.File) error {
 		}
 		defer tee.close()
 	}
+	hungUp := false
 	for {
 		w.waitForReaders()
 		var n int64
@@ -160,8 +161,13 @@ func (w *Writer) Pump(r *os.File) error {
 			return w.pumpRest(raw, tee)
 		}
 		if errors.Is(err, unix.EIO) { // a terminal whose last holder has gone
+			if !hungUp {
+				hungUp = true // Linux may say so before what was written last: see engine/oci.terminal
+				continue
+			}
 			return w.failure()
 		}
+		hungUp = false
 		if err != nil {
 			return w.setErr(fmt.Errorf("log %s: %w", w.file.Name(), err))
 		}

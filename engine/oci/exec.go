@@ -135,7 +135,7 @@ func (x *execution) copyAll() {
 		if x.stdio.In != nil {
 			go func() { _, _ = io.Copy(con, x.stdio.In) }() // ends with its reader, which is the caller's
 		}
-		x.out(x.stdio.Out, con)
+		x.out(x.stdio.Out, terminal{con})
 		if x.stdio.Resize != nil {
 			go func() {
 				for s := range x.stdio.Resize {
@@ -155,7 +155,20 @@ func (x *execution) copyAll() {
 	x.out(x.stdio.Err, x.ours[2])
 }
 
-func (x *execution) out(w io.Writer, r *os.File) {
+// terminal reads the master of a terminal. Where its last holder writes and closes at the moment of a read, Linux says EIO,
+// which is the end, before it hands out what was written: n_tty_read looks for input first, and for the holder then. So
+// what is the end is asked for twice.
+type terminal struct{ master io.Reader }
+
+func (t terminal) Read(p []byte) (int, error) {
+	n, err := t.master.Read(p)
+	if n == 0 && errors.Is(err, unix.EIO) {
+		n, err = t.master.Read(p)
+	}
+	return n, err
+}
+
+func (x *execution) out(w io.Writer, r io.Reader) {
 	if w == nil {
 		w = io.Discard
 	}
