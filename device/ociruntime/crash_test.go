@@ -179,7 +179,9 @@ func (c *crashes) prepare(dir, id string) error {
 	if err != nil {
 		return err
 	}
-	_ = os.Remove(filepath.Join(dir, "pid"))
+	for _, name := range []string{"pid", ".pid"} { // a runc that is killed as it writes the one leaves the other
+		_ = os.Remove(filepath.Join(dir, name))
+	}
 	return os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600)
 }
 
