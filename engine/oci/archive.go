@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +26,7 @@ func archive(root *os.File, p string) (io.ReadCloser, error) {
 	if dir == "" {
 		dir = "."
 	}
-	fd, err := unix.Openat2(int(root.Fd()), dir, how)
+	fd, err := rootfs.Open(int(root.Fd()), dir, how)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("%s in the container: %w", p, berth.ErrNotFound)
 	} else if err != nil {

@@ -46,6 +46,12 @@ func childMain(p *program) { //nolint:unused // the assembly calls it
 		case modeCall:
 			r := rawCall(s.nr, &a)
 			errno = errnoOf(r)
+			// openat2(2): within a root, a link with ".." is to be tried again when something was mounted or renamed
+			// anywhere on the host meanwhile.
+			for try := 0; errno == uintptr(unix.EAGAIN) && s.nr == unix.SYS_OPENAT2 && try < openTries; try++ {
+				r = rawCall(s.nr, &a)
+				errno = errnoOf(r)
+			}
 			switch {
 			case errno == 0:
 				if s.out != 0 {
@@ -100,6 +106,9 @@ func childMain(p *program) { //nolint:unused // the assembly calls it
 	}
 	exit(127)
 }
+
+// openTries bounds how often a file is opened again: EAGAIN may have other reasons.
+const openTries = 1000 //nolint:unused // childMain is
 
 // exit ends the process.
 //

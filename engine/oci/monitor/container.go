@@ -646,16 +646,18 @@ func (c *container) stopSignal() syscall.Signal {
 }
 
 func (c *container) state() berth.ContainerState {
+	// In this order: one that never ran has ended before its start comes to an end, and does not run in between.
+	state := berth.ContainerCreated
+	select {
+	case <-c.started:
+		state = berth.ContainerRunning
+	default:
+	}
 	select {
 	case <-c.ended:
 		return berth.ContainerEnded
 	default:
-	}
-	select {
-	case <-c.started:
-		return berth.ContainerRunning
-	default:
-		return berth.ContainerCreated
+		return state
 	}
 }
 

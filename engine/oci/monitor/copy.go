@@ -48,7 +48,7 @@ func copyImageDir(ctx context.Context, layers []string, rootless bool, p, dst st
 // of it is there; before that is removed, why may say more of the error.
 func copyDir(ctx context.Context, root *os.File, p, dst string, why func(error) error) error {
 	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(int(root.Fd()), strings.TrimPrefix(p, "/"), how)
+	fd, err := rootfs.Open(int(root.Fd()), strings.TrimPrefix(p, "/"), how)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
 	}

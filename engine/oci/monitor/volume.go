@@ -91,7 +91,7 @@ func (l *launch) openForStdin(p string) (*os.File, error) {
 		// The mount is the file itself. Opened by its own name in /proc, which leads through the clone.
 		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", tree), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	} else {
-		fd, err = unix.Openat2(tree, rel, how)
+		fd, err = rootfs.Open(tree, rel, how)
 	}
 	if errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("stdin %s: %w in the container", p, berth.ErrNotFound)

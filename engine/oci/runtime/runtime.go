@@ -14,6 +14,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -268,6 +269,27 @@ func (s stdio) Set(c *exec.Cmd) {
 }
 
 func (p *process) create(ctx context.Context, b *bundle.Bundle, report *os.File) error {
+	for try := 1; ; try++ {
+		err := p.createOnce(ctx, b, report)
+		if err == nil || try == createTries || !lostCgroup(err, p.cgroup) {
+			return err
+		}
+		_ = p.call(func() error { return p.client.Delete(ctx, p.id, &runc.DeleteOpts{Force: true}) })
+		_ = os.Truncate(p.client.Log, 0)
+	}
+}
+
+// createTries is how often a container is made for which there was no cgroup: see lostCgroup.
+const createTries = 10
+
+// lostCgroup reports whether the runtime could not make its cgroup as what is above that was gone: another berth of the host
+// has removed it when it ended, as it was empty. In hierarchies that berth itself does not use, nothing of ours keeps it.
+func lostCgroup(err error, cgroup string) bool {
+	text := strings.ToLower(err.Error())
+	return cgroup != "" && strings.Contains(text, "mkdir") && strings.Contains(text, strings.ToLower(path.Dir(cgroup))) && strings.Contains(text, "no such file or directory")
+}
+
+func (p *process) createOnce(ctx context.Context, b *bundle.Bundle, report *os.File) error {
 	opts := &runc.CreateOpts{IO: stdio{b.Stdin, b.Stdout, b.Stderr}, PidFile: filepath.Join(p.dir, "pid")}
 	if report != nil {
 		opts.ExtraFiles = []*os.File{report}
