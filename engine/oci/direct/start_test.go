@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -175,6 +176,44 @@ func TestStreams(t *testing.T) {
 	if got := run(t, s, "id -u; echo first >&2; echo second >/dev/stderr; echo third >&2; echo x >/dev/stdout", user); got.stderr != "first\nsecond\nthird\n" || got.stdout != "1000\nx\n" {
 		t.Errorf("streams of another user: %v", got)
 	}
+}
+
+// A link with ".." is followed also while files are renamed elsewhere on the host: the kernel says EAGAIN then.
+func TestStreamsWhileOthersRename(t *testing.T) {
+	s := testStarter(t)
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	others.Go(func() {
+		for from, to := dir+"/x", dir+"/y"; ; from, to = to, from {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Rename(from, to)
+			}
+		}
+	})
+	for range 20 {
+		got := run(t, s, "cat", func(b *bundle.Bundle) {
+			b.ReplaceStdin = "/tmp/link"
+			_ = os.Remove(b.Root.Layers[0] + "/tmp/link")
+			if err := errors.Join(
+				os.WriteFile(b.Root.Layers[0]+"/etc/stdin", []byte("text\n"), 0o644),
+				os.Symlink("../../../etc/../etc/../etc/../etc/stdin", b.Root.Layers[0]+"/tmp/link"),
+			); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if got.stdout != "text\n" {
+			t.Fatalf("%v", got)
+		}
+	}
+	close(stop)
+	others.Wait()
 }
 
 func TestSignalAndKill(t *testing.T) {
