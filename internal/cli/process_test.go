@@ -399,6 +399,7 @@ func TestNobodyReadsTheOutput(t *testing.T) {
 func TestStopWhileNobodyReads(t *testing.T) {
 	b := newBench(t)
 	cmd, _, stderr := b.start("--name", "slow", "bb", "sh", "-c", "echo up; yes in-the-task")
+	b.wrote(1 << 20) // more than pipes hold: all was shown otherwise
 	stopped := make(chan string, 1)
 	go func() {
 		out, code := b.output("stop", "--now", "slow")
@@ -419,6 +420,22 @@ func TestStopWhileNobodyReads(t *testing.T) {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
 	b.clean()
+}
+
+// wrote waits until a task's log has so many bytes.
+func (b *bench) wrote(bytes int64) {
+	b.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		logs, _ := filepath.Glob(filepath.Join(b.data, "tasks/*/steps/0/stdout"))
+		for _, l := range logs {
+			if st, err := os.Stat(l); err == nil && st.Size() >= bytes {
+				return
+			}
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("no log has %d bytes: %v", bytes, logs)
+		}
+	}
 }
 
 // TestStopOfWhatHasEnded: nor does who does not read keep anybody waiting for the end of a task whose command has ended by
