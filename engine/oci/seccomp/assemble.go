@@ -27,7 +27,7 @@ type assembler struct {
 // label is an instruction, counted from the end of the program.
 type label int
 
-// program writes: by architecture, then by number through a binary tree of the ranges, then by arguments.
+// program writes: by architecture, then by number, through a binary tree of the ranges or a table, then by arguments.
 func (a *assembler) program(p *plan) {
 	next := a.ret(retBadArch)
 	for _, s := range slices.Backward(p.sections) {
@@ -38,7 +38,22 @@ func (a *assembler) program(p *plan) {
 
 // section writes the decisions for one architecture.
 func (a *assembler) section(s planned) label {
-	return a.load(offNumber, a.tree(s.ranges))
+	foreign := 0 // the first span that is none of the machine's own
+	if s.own {
+		foreign = slices.IndexFunc(s.ranges, func(r span) bool { return r.first >= x32Bit })
+	}
+	if foreign < 0 {
+		return a.load(offNumber, a.tree(s.ranges))
+	}
+	if _, ok := bitsOf(s.ranges[foreign:]); !ok {
+		return a.load(offNumber, a.tree(s.ranges))
+	}
+	next := a.tabled(s.ranges[foreign:])
+	if foreign > 0 {
+		own := a.tree(s.ranges[:foreign])
+		next = a.jump(unix.BPF_JGE, s.ranges[foreign].first, next, own)
+	}
+	return a.load(offNumber, next)
 }
 
 func (a *assembler) tree(spans []span) label {

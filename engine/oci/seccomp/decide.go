@@ -28,6 +28,7 @@ type plan struct {
 // call number, as ranges that cover all numbers from 0 on.
 type planned struct {
 	audit  uint32
+	own    bool // the machine's own is in it
 	ranges []span
 }
 
@@ -88,7 +89,7 @@ func decide(m machine, profile *specs.LinuxSeccomp) (*plan, error) {
 			}
 		}
 		if len(tables) > 0 {
-			p.sections = append(p.sections, planned{s.audit, ranges(tables, otherwise)})
+			p.sections = append(p.sections, planned{s.audit, slices.Contains(s.archs, m.own), ranges(tables, otherwise)})
 		}
 	}
 	return p, nil

@@ -237,7 +237,7 @@ func (d *data) word(offset uint32) uint32 {
 
 // run interprets a program as the kernel does. It panics over what the kernel would refuse.
 func run(program []unix.SockFilter, d *data) uint32 {
-	var acc uint32
+	var acc, x uint32
 	var mem [16]uint32
 	for pc := 0; ; pc++ {
 		i := program[pc]
@@ -248,6 +248,18 @@ func run(program []unix.SockFilter, d *data) uint32 {
 			continue
 		case unix.BPF_ALU | unix.BPF_AND | unix.BPF_K:
 			acc &= i.K
+			continue
+		case unix.BPF_ALU | unix.BPF_RSH | unix.BPF_X:
+			if x > 31 {
+				panic(fmt.Sprintf("instruction %d shifts by %d", pc, x))
+			}
+			acc >>= x
+			continue
+		case unix.BPF_MISC | unix.BPF_TAX:
+			x = acc
+			continue
+		case unix.BPF_LD | unix.BPF_IMM:
+			acc = i.K
 			continue
 		case unix.BPF_ST:
 			mem[i.K] = acc
