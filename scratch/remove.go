@@ -124,7 +124,13 @@ func emptyFD(fd int) error {
 			keep(unix.Unlinkat(dir, e.name, 0))
 			return nil
 		},
-		enter: openUp,
+		enter: func(dir int, name string) bool {
+			if unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) == nil { // many are empty
+				return true
+			}
+			openUp(dir, name)
+			return false
+		},
 		leave: func(dir int, name string) error {
 			if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); !errors.Is(err, unix.ENOTEMPTY) {
 				keep(err)

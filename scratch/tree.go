@@ -64,8 +64,8 @@ func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 type visitor struct {
 	// file is told of each entry that is no directory, by its open parent.
 	file func(parent int, e dirent) error
-	// enter is told of each directory, by its open parent, before it is opened.
-	enter func(parent int, name string)
+	// enter is told of each directory, by its open parent, before it is opened, and reports whether it is to be passed over.
+	enter func(parent int, name string) (over bool)
 	// leave is told of each directory after its entries, by its open parent.
 	leave func(parent int, name string) error
 	// halt ends the walk where it gives an error; it is asked now and then.
@@ -102,7 +102,10 @@ func walk(root int, v visitor) error {
 		if len(top.todo) > 0 {
 			name := top.todo[len(top.todo)-1]
 			top.todo = top.todo[:len(top.todo)-1]
-			sub, id, err := openSub(fd, name, st.Dev, v)
+			if v.enter != nil && v.enter(fd, name) {
+				continue
+			}
+			sub, id, err := openSub(fd, name, st.Dev)
 			if err != nil {
 				return err
 			}
@@ -160,10 +163,7 @@ func openParent(fd int, want inode) (int, error) {
 }
 
 // openSub opens a subdirectory; -1 if it is gone, no directory any more, or of another file system.
-func openSub(fd int, name string, dev uint64, v visitor) (int, inode, error) {
-	if v.enter != nil {
-		v.enter(fd, name)
-	}
+func openSub(fd int, name string, dev uint64) (int, inode, error) {
 	sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):

@@ -308,7 +308,7 @@ func duFD(ctx context.Context, fd int) (int64, error) {
 	add(fd, "")
 	err := walk(fd, visitor{
 		file:  func(dir int, e dirent) error { add(dir, e.name); return nil },
-		enter: add,
+		enter: func(dir int, name string) bool { add(dir, name); return false },
 		halt:  func() error { return context.Cause(ctx) },
 	})
 	return blocks * 512, err
