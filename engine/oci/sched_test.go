@@ -67,7 +67,7 @@ func TestStarterIsOfNoAccount(t *testing.T) {
 			e, err := oci.New(oci.Config{Dir: t.TempDir(), Runtime: rt, Idle: 300 * time.Millisecond, Monitor: []string{"bash", "-c", strings.ReplaceAll(`
 				set -e; ulimit WHICH -c 7; ulimit WHICH -f 1000; ulimit WHICH -t 100; ulimit WHICH -n 1000
 				ulimit WHICH -v 10000000000000; ulimit WHICH -d 10000000000000; ulimit -S -s 1024; ulimit -S -u 10000; echo 300 >/proc/self/oom_score_adj
-				taskset -pc 0 $$ >/dev/null; renice -n 7 $$ >/dev/null; exec -a "$0" /proc/$PPID/exe "$@"`, "WHICH", which), oci.MonitorName}})
+				echo 700000 >/proc/$$/timerslack_ns; taskset -pc 0 $$ >/dev/null; renice -n 7 $$ >/dev/null; exec -a "$0" /proc/$PPID/exe "$@"`, "WHICH", which), oci.MonitorName}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -81,10 +81,10 @@ func TestStarterIsOfNoAccount(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = sb.Close(t.Context()) }()
-			const script = `ulimit -c; ulimit -f; ulimit -t; ulimit -Sn; ulimit -Hn; awk '{ print $19, $41 }' /proc/self/stat; awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status; awk '/^Max (data|stack|address)/ { print $4 } /^Max processes/ { print $3 }' /proc/self/limits; `
+			const script = `ulimit -c; ulimit -f; ulimit -t; ulimit -Sn; ulimit -Hn; awk '{ print $19, $41 }' /proc/self/stat; awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status; awk '/^Max (data|stack|address)/ { print $4 } /^Max processes/ { print $3 }' /proc/self/limits; cat /proc/self/timerslack_ns; `
 			c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "sleep 1000 & " + script + score + "; wait"}})
 			cpus := allowedCPUs(t)
-			want := fmt.Sprintf("0\nunlimited\nunlimited\n%d\n%[1]d\n%s 0\n%s\nunlimited\n%d\n%s\nunlimited\n0\n", files, nice, cpus, min(8<<20, stack.Max), most)
+			want := fmt.Sprintf("0\nunlimited\nunlimited\n%d\n%[1]d\n%s 0\n%s\nunlimited\n%d\n%s\nunlimited\n50000\n0\n", files, nice, cpus, min(8<<20, stack.Max), most)
 			waitFor(t, "all of what it says", ample, func() bool { return strings.Count(logs(t, c, false), "\n") == strings.Count(want, "\n") })
 			if got := logs(t, c, false); got != want {
 				t.Errorf("the first command has %q, want %q", got, want)

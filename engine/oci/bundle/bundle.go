@@ -66,6 +66,9 @@ type Cgroup interface {
 	JoinV1() []*os.File
 	// DirV2 is the open directory of the v2 cgroup, for CLONE_INTO_CGROUP; nil on pure v1.
 	DirV2() *os.File
+	// PathV1 is where in the v1 hierarchy of these controllers a process is that has joined, both as /proc/PID/cgroup has them:
+	// controllers with commas between them. "" is where it was before; known is false where nothing is known.
+	PathV1(controllers string) (path string, known bool)
 	// Path is the cgroup's path below the roots of its hierarchies, for Spec.Linux.CgroupsPath.
 	Path() string
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/fds"
 )
 
 var _ bundle.Cgroup = (*Group)(nil)
@@ -118,6 +120,22 @@ func (g *Group) JoinV1() []*os.File {
 		_ = g.openJoin()
 	}
 	return g.join
+}
+
+// PathV1 implements bundle.Cgroup.
+func (g *Group) PathV1(controllers string) (where string, known bool) {
+	list := strings.Split(controllers, ",")
+	slices.Sort(list)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c, t := range g.host.v1 {
+		if t == nil || !slices.Equal(t.controllers, list) || g.v1[c] == "" {
+			continue
+		}
+		where, ok := strings.CutPrefix(g.v1[c], t.mount)
+		return where, ok && where != "" && t.root == "/"
+	}
+	return "", true
 }
 
 // DirV2 is the open directory of the v2 cgroup, for CLONE_INTO_CGROUP; nil where there is none. It stays
@@ -323,7 +341,7 @@ func (g *Group) openJoin() error {
 		if err != nil {
 			return err
 		}
-		g.join = append(g.join, os.NewFile(uintptr(fd), dir+"/tasks"))
+		g.join = append(g.join, os.NewFile(uintptr(fds.Aside(fd)), dir+"/tasks"))
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/engine/oci/fds"
 )
 
 // maxHolders is how many groups of a host keep their files open: each some 25 descriptors and 100 KiB of the kernel's. One
@@ -118,6 +120,7 @@ func (h *held) keep(key heldFile) bool {
 	if err != nil {
 		return false
 	}
+	fd = fds.Aside(fd)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.fds[key]; ok || h.fds == nil {

@@ -24,6 +24,7 @@ type hierarchy struct {
 	mount       string   // directory
 	v2          bool     //
 	controllers []string // v1: those that share the hierarchy, or "name=…"
+	root        string   // the cgroup that is mounted
 	own         string   // this process's cgroup below mount; "/" where it lies outside what is mounted
 }
 
@@ -33,11 +34,7 @@ func (h *hierarchy) has(controller string) bool { return slices.Contains(h.contr
 // from a /proc/PID/cgroup file. Of a hierarchy that is mounted more than once, the last mount on a
 // directory counts, and of several directories the first.
 func parseMounts(mountinfo, cgroups []byte) []hierarchy {
-	type mounted struct {
-		hierarchy
-		root string
-	}
-	var all []mounted
+	var all []hierarchy
 	scan := bufio.NewScanner(bytes.NewReader(mountinfo))
 	scan.Buffer(nil, 1<<20)
 	for scan.Scan() {
@@ -46,10 +43,9 @@ func parseMounts(mountinfo, cgroups []byte) []hierarchy {
 		if !ok || len(b) < 6 || len(a) < 1 {
 			continue
 		}
-		m := mounted{root: unescape(b[3])}
-		m.mount = unescape(b[4])
+		m := hierarchy{root: unescape(b[3]), mount: unescape(b[4])}
 		// Whatever is mounted later on the same directory hides what was there.
-		all = slices.DeleteFunc(all, func(o mounted) bool {
+		all = slices.DeleteFunc(all, func(o hierarchy) bool {
 			return o.mount == m.mount || strings.HasPrefix(o.mount, m.mount+"/")
 		})
 		switch {
@@ -70,8 +66,8 @@ func parseMounts(mountinfo, cgroups []byte) []hierarchy {
 		}) {
 			continue
 		}
-		m.own = below(places[placeKey(&m.hierarchy)], m.root)
-		found = append(found, m.hierarchy)
+		m.own = below(places[placeKey(&m)], m.root)
+		found = append(found, m)
 	}
 	return found
 }

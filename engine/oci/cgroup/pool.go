@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/fds"
 )
 
 // Pool gives groups out, and takes those of ended containers back. On v1 and hybrid hosts, where a group is
@@ -350,7 +351,7 @@ func (g *Group) renewPIDs() error {
 	if err != nil {
 		return err
 	}
-	file := os.NewFile(uintptr(fd), dir+"/tasks")
+	file := os.NewFile(uintptr(fds.Aside(fd)), dir+"/tasks")
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for i, f := range g.join {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/fds"
 )
 
 // rule allows one kind of access to one device, or to many.
@@ -221,7 +222,7 @@ func (g *Group) ruleBy(spec Spec, set rules) error {
 	for i, f := range g.join {
 		if f.Name() == g.v1[devices]+"/tasks" {
 			_ = f.Close()
-			g.join[i], g.v1[devices] = os.NewFile(uintptr(fd), dir+"/tasks"), dir
+			g.join[i], g.v1[devices] = os.NewFile(uintptr(fds.Aside(fd)), dir+"/tasks"), dir
 			return nil
 		}
 	}

@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -104,10 +105,29 @@ func ownCaps() (capSet, error) {
 	return set, nil
 }
 
-// dropBounding adds the steps that take all but set from the bounding set.
+const allCaps = ^capSet(0)
+
+// usualCaps are Docker's default capabilities: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap,
+// net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+const usualCaps = capSet(0xa80425fb)
+
+// dropUnusual takes all but usualCaps from this thread's bounding set.
+func dropUnusual() error {
+	for n := range 64 {
+		if usualCaps.has(n) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(n), 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // there is none
+			return fmt.Errorf("drop %s from the bounding set: %w", capName(n), err)
+		}
+	}
+	return nil
+}
+
+// dropBounding adds the steps that take those of set from the bounding set that the kernel knows.
 func (b *builder) dropBounding(set capSet, last int) {
 	for n := 0; n <= last; n++ {
-		if !set.has(n) {
+		if set.has(n) {
 			b.doing("drop from the bounding set", capName(n))
 			b.call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, arg(n), 0, 0, 0)
 		}

@@ -17,11 +17,14 @@ import (
 // hierarchies remembers what findHierarchies found, for a second: hosts change theirs when they start.
 type hierarchies struct {
 	mu    sync.Mutex
-	found []string
+	found []ownCgroup
 	at    time.Time
 }
 
-func (h *hierarchies) get() ([]string, error) {
+// ownCgroup is this process's cgroup in a v1 hierarchy, as /proc/self/cgroup has both.
+type ownCgroup struct{ controllers, path string }
+
+func (h *hierarchies) get() ([]ownCgroup, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.at.IsZero() && time.Since(h.at) < time.Second {
@@ -35,20 +38,127 @@ func (h *hierarchies) get() ([]string, error) {
 	return found, nil
 }
 
-// findHierarchies finds the v1 cgroup hierarchies of this host, each by its controllers; none where only v2 is.
-func findHierarchies() ([]string, error) {
+// findHierarchies finds the v1 cgroup hierarchies of this host; none where only v2 is.
+func findHierarchies() ([]ownCgroup, error) {
 	data, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup hierarchies: %w", err)
 	}
-	var found []string
+	var found []ownCgroup
 	for line := range strings.Lines(string(data)) {
-		if f := strings.SplitN(line, ":", 3); len(f) == 3 && f[1] != "" {
-			found = append(found, f[1])
+		if f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3); len(f) == 3 && f[1] != "" && f[2] != "" {
+			found = append(found, ownCgroup{f[1], f[2]})
 		}
 	}
 	slices.Reverse(found)
 	return found, nil
+}
+
+// roots are mounts of whole v1 hierarchies that nothing else sees, each with the attributes of the mounts that a child clones of
+// its part: that takes one system call where to make a mount takes seven. The zero value works.
+type roots struct {
+	mu      sync.Mutex
+	mounts  map[rootOf]int
+	refused bool // the kernel lets no child clone them: before Linux 6.15
+}
+
+type rootOf struct {
+	controllers string // as /proc/PID/cgroup has them
+	attrs       uint64
+}
+
+// maxRoots bounds them: there are a dozen of hierarchies, and containers want the same attributes.
+const maxRoots = 64
+
+// root is the mount of a hierarchy; -1 where there is none.
+func (s *Starter) root(of rootOf) int {
+	r := &s.roots
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if fd, ok := r.mounts[of]; ok {
+		return fd
+	}
+	if r.refused || len(r.mounts) >= maxRoots {
+		return -1
+	}
+	fd, err := mountHierarchy(of)
+	if err != nil {
+		return -1
+	}
+	if len(r.mounts) == 0 && !s.mayClone(fd) {
+		r.refused = true
+		_ = unix.Close(fd)
+		return -1
+	}
+	if r.mounts == nil {
+		r.mounts = map[rootOf]int{}
+	}
+	r.mounts[of] = fd
+	return fd
+}
+
+// mayClone reports whether a child in a mount namespace of its own may clone the mount.
+func (s *Starter) mayClone(mount int) bool {
+	b := s.builders.take()
+	defer s.builders.give(b)
+	b.open(unix.SYS_OPEN_TREE, arg(mount), b.str("."), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	b.call(unix.SYS_EXIT_GROUP, 0)
+	r := &request{netns: -1, prog: b.finish()}
+	r.args.flags = unix.CLONE_NEWNS | unix.CLONE_VM
+	if err := s.plain.do(r); err != nil || r.errno != 0 {
+		return false
+	}
+	c := newChild(r.pid, int(r.pidfd))
+	_, _ = c.wait()
+	_ = c.close()
+	return r.prog.failed == 0
+}
+
+func (r *roots) close() {
+	for _, fd := range r.mounts {
+		_ = unix.Close(fd)
+	}
+}
+
+func mountHierarchy(of rootOf) (int, error) {
+	fs, err := unix.Fsopen("cgroup", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Close(fs) }()
+	source, options := hierarchyOptions(of.controllers)
+	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
+		return -1, err
+	}
+	for _, o := range options {
+		if o.value == "" {
+			err = unix.FsconfigSetFlag(fs, o.key)
+		} else {
+			err = unix.FsconfigSetString(fs, o.key, o.value)
+		}
+		if err != nil {
+			return -1, err
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(of.attrs))
+	if err != nil {
+		return -1, err
+	}
+	return raise(fd)
+}
+
+// hierarchyOptions are the source and the options of a hierarchy's mount.
+func hierarchyOptions(controllers string) (source string, options []fsOption) {
+	if name, named := strings.CutPrefix(controllers, "name="); named {
+		return name, []fsOption{{key: "none"}, {"name", name}}
+	}
+	for c := range strings.SplitSeq(controllers, ",") {
+		options = append(options, fsOption{key: c})
+	}
+	return "cgroup", options
 }
 
 // cgroupMount plans a mount of type cgroup: v2 as it is, else a tmpfs with every v1 hierarchy in it, as runc
@@ -67,23 +177,14 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mountOptions) error {
 	if err != nil {
 		return err
 	}
-	for _, controllers := range found {
-		source, dir := "cgroup", controllers
-		var fs []fsOption
-		if name, named := strings.CutPrefix(controllers, "name="); named {
-			source, dir = name, name
-			fs = []fsOption{{key: "none"}, {"name", name}}
-		} else {
-			for c := range strings.SplitSeq(controllers, ",") {
-				fs = append(fs, fsOption{key: c})
-			}
-		}
+	for _, h := range found {
+		dir := strings.TrimPrefix(h.controllers, "name=")
 		at, _, err := p.view.target(top.at+"/"+dir, true)
 		if err != nil {
 			return err
 		}
 		// By its name in the file system above, which is new: nothing but the directory that was just made can be there.
-		m := p.makeFS("cgroup", source, at, fs, o.set)
+		m := p.hierarchy(h, at, o.set)
 		clear(p.dirs) // as attach
 		p.b.doing("mount on", at)
 		p.b.call(unix.SYS_MOVE_MOUNT, m, p.b.str(""), top.mount, p.b.str(dir), unix.MOVE_MOUNT_F_EMPTY_PATH)
@@ -92,6 +193,31 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mountOptions) error {
 		}
 	}
 	return nil
+}
+
+// hierarchy adds the steps that make a mount of the container's part of a hierarchy.
+func (p *plan) hierarchy(h ownCgroup, at string, attrs uint64) arg {
+	source, fs := hierarchyOptions(h.controllers)
+	if p.bundle.Cgroup == nil || p.userNS || p.s.inUserNS {
+		return p.makeFS("cgroup", source, at, fs, attrs)
+	}
+	where, known := p.bundle.Cgroup.PathV1(h.controllers)
+	if where == "" {
+		where = h.path
+	}
+	root := -1
+	if known && where[0] == '/' && !strings.HasPrefix(where, "/..") { // from outside this process's cgroup namespace
+		root = p.s.root(rootOf{h.controllers, attrs})
+	}
+	if root < 0 {
+		return p.makeFS("cgroup", source, at, fs, attrs)
+	}
+	b := p.b
+	b.doing("clone cgroup hierarchy for", at)
+	m := p.nextMount()
+	b.call(unix.SYS_OPEN_TREE, p.inherit(root), b.str(relative(where)), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW).into(m)
+	p.unusedMount = 0
+	return m
 }
 
 // linkControllers makes the usual links to a hierarchy of several controllers.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/bundle"
 )
 
 // prepared is what is known of a mount of a spec before it is made; of a bind mount, its source's mount, cloned and
@@ -55,7 +56,8 @@ func (c *prepared) open(m *specs.Mount) (err error) {
 	return nil
 }
 
-// early are the clones for many mounts, made by another thread while this one mounts the root and finds their places.
+// early are the clones for mounts, made while the root is mounted: by another thread where they are many, while this one finds
+// their places, too.
 type early struct {
 	clones chan *prepared // in the order of the mounts; closed behind the last
 }
@@ -63,24 +65,30 @@ type early struct {
 // manyBinds is from how many bind mounts on another thread is worth its price.
 const manyBinds = 8
 
-// cloneEarly begins to make the clones for a spec's mounts; nil where they are few. Close it.
-func cloneEarly(spec *specs.Spec) *early {
-	binds := 0
-	for _, m := range spec.Mounts {
+// cloneEarly makes the clones for a bundle's mounts, or begins to; nil where they are few and nobody else mounts the root
+// meanwhile. Close it.
+func cloneEarly(b *bundle.Bundle) *early {
+	mounts, binds := b.Spec.Mounts, 0
+	for _, m := range mounts {
 		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
 			binds++
 		}
 	}
-	if binds < manyBinds {
+	if binds < manyBinds && b.Mount == nil {
 		return nil
 	}
-	e := &early{clones: make(chan *prepared, len(spec.Mounts))}
-	go func() {
+	e := &early{clones: make(chan *prepared, len(mounts))}
+	clone := func() {
 		defer close(e.clones)
-		for i := range spec.Mounts {
-			e.clones <- prepareMount(&spec.Mounts[i])
+		for i := range mounts {
+			e.clones <- prepareMount(&mounts[i])
 		}
-	}()
+	}
+	if binds < manyBinds {
+		clone()
+	} else {
+		go clone()
+	}
 	return e
 }
 

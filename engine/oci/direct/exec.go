@@ -91,7 +91,11 @@ func (p *Process) exec(pl *plan) (bundle.ExecProcess, error) {
 	if err == nil {
 		pl.b.report = rep
 		r.prog = pl.b.finish()
-		err = p.s.plain.do(r)
+		forking := p.s.plain
+		if pl.usual {
+			forking = p.s.usual
+		}
+		err = forking.do(r)
 	}
 	_ = pipeW.Close()
 	if err != nil {
@@ -156,7 +160,9 @@ func (p *Process) planExec(pl *plan, r *request) error {
 			r.args.cgroup = uint64(dir.Fd())
 		}
 	}
-	pl.joinCgroups()
+	if err := pl.joinCgroups(); err != nil {
+		return err
+	}
 	if err := pl.oomScore(pl.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}

@@ -359,13 +359,22 @@ func TestHardening5ClampsAreNoted(t *testing.T) {
 
 // fakeCgroup is a cgroup of v1 and one of v2, made for a test.
 type fakeCgroup struct {
-	v1  []*os.File
-	dir *os.File
+	v1    []*os.File
+	dir   *os.File
+	known bool // to PathV1
 }
 
 func (c *fakeCgroup) JoinV1() []*os.File { return c.v1 }
 func (c *fakeCgroup) DirV2() *os.File    { return c.dir }
 func (c *fakeCgroup) Path() string       { return "" }
+func (c *fakeCgroup) PathV1(controllers string) (where string, known bool) {
+	for _, f := range c.v1 {
+		if name, ok := strings.CutPrefix(f.Name(), "/sys/fs/cgroup/"+strings.TrimPrefix(controllers, "name=")+"/"); ok {
+			return "/" + filepath.Dir(name), c.known
+		}
+	}
+	return "", c.known
+}
 
 // newFakeCgroup makes a cgroup in every hierarchy that is mounted.
 func newFakeCgroup(t *testing.T) (cg *fakeCgroup, name string) {

@@ -23,6 +23,7 @@ var rlimitTypes = map[string]int{
 
 // The numbers of capabilities.
 const (
+	capSetPCap     = 8
 	capSysAdmin    = 21
 	capSysResource = 24
 )
@@ -53,7 +54,13 @@ func (p *plan) person(proc *specs.Process) error {
 	if a := apparmor(proc); a != "" {
 		p.writeProc("set AppArmor profile "+a+" for the command at", p.s.execAttr(), "exec "+a, true)
 	}
-	b.dropBounding(caps.bounding, p.s.lastCap)
+	// Who enters a user namespace has a full one there.
+	p.usual = !p.userNS && !p.s.inUserNS && !p.admin && !p.hosted && p.s.caps.has(capSetPCap) && caps.bounding&^usualCaps == 0
+	begun := allCaps
+	if p.usual {
+		begun = usualCaps
+	}
+	b.dropBounding(begun&^caps.bounding, p.s.lastCap)
 	p.user(&proc.User)
 	p.chdir(proc.Cwd)
 	b.setCaps(&caps)

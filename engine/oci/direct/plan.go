@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/fds"
 	"github.com/berth-project/berth/engine/oci/seccomp"
 )
 
@@ -33,6 +34,7 @@ type plan struct {
 	notes  []string
 	hosted bool // it has hooks: until they have run, its mount namespace shows the host's files
 	inside bool // it has hooks that are run in this process
+	usual  bool // its bounding set is part of usualCaps, and so is that of the thread that makes it
 	// keepGroups: its processes have the supplementary groups of this process.
 	keepGroups bool
 	later      []func() // what comes after all mounts and devices
@@ -87,6 +89,19 @@ func (p *plan) inherit(fd int) arg {
 	return arg(fd)
 }
 
+// near lets the child have a copy of a descriptor, among the first ones: it copies all up to the last that it keeps.
+func (p *plan) near(fd int) (arg, error) {
+	if fd < fds.First {
+		return p.inherit(fd), nil
+	}
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("copy descriptor: %w", err)
+	}
+	p.own(fd)
+	return p.inherit(fd), nil
+}
+
 // namespaceFlags are the flags of clone3 for new namespaces. A cgroup namespace is made by the child itself,
 // after it has joined its cgroup.
 var namespaceFlags = map[specs.LinuxNamespaceType]uint64{
@@ -120,7 +135,9 @@ func (p *plan) start(ctx context.Context, rootFile *os.File) error {
 	if err := p.streamsFirst(); err != nil {
 		return err
 	}
-	p.joinCgroups()
+	if err := p.joinCgroups(); err != nil {
+		return err
+	}
 	if err := p.oomScore(p.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}
@@ -239,16 +256,21 @@ func (p *plan) keyring() {
 }
 
 // joinCgroups joins those of v1; that of v2 was joined by clone3.
-func (p *plan) joinCgroups() {
+func (p *plan) joinCgroups() error {
 	cg := p.bundle.Cgroup
 	if cg == nil {
-		return
+		return nil
 	}
 	zero := p.b.str("0")
 	for _, f := range cg.JoinV1() {
+		fd, err := p.near(int(f.Fd()))
+		if err != nil {
+			return err
+		}
 		p.b.doing("join cgroup", f.Name())
-		p.b.call(unix.SYS_WRITE, p.inherit(int(f.Fd())), zero, 1)
+		p.b.call(unix.SYS_WRITE, fd, zero, 1)
 	}
+	return nil
 }
 
 // namespaces makes or joins the namespaces that clone3 has not made.
@@ -271,8 +293,12 @@ func (p *plan) namespaces() error {
 		// child joins it beforehand.
 		p.threadNet = net
 	default:
+		fd, err := p.near(net)
+		if err != nil {
+			return err
+		}
 		b.doing("join network namespace", "")
-		b.call(unix.SYS_SETNS, p.inherit(net), unix.CLONE_NEWNET)
+		b.call(unix.SYS_SETNS, fd, unix.CLONE_NEWNET)
 	}
 	return nil
 }

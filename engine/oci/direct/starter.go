@@ -40,6 +40,7 @@ type Config struct {
 // its own and of its processes.
 type Starter struct {
 	plain    *threads
+	usual    *threads
 	revealed *threads
 	sealed   *threads
 	hosted   *threads
@@ -60,6 +61,7 @@ type Starter struct {
 	hasAppArmor bool
 	filters     seccomp.Cache
 	cgroups     hierarchies
+	roots       roots
 	builders    builders
 	known       *known // fields of a spec
 	programs    programs
@@ -75,7 +77,7 @@ func New(c Config) (*Starter, error) {
 	if c.Threads == 0 {
 		c.Threads = max(4, 2*runtime.NumCPU())
 	}
-	s := &Starter{plain: newThreads(c.Threads, kindPlain), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), hosted: newThreads(c.Threads, kindHosted), proc: -1, self: -1, known: knownFields(supported), params: hook.Params}
+	s := &Starter{plain: newThreads(c.Threads, kindPlain), usual: newThreads(c.Threads, kindUsual), revealed: newThreads(c.Threads, kindRevealed), sealed: newThreads(c.Threads, kindSealed), hosted: newThreads(c.Threads, kindHosted), proc: -1, self: -1, known: knownFields(supported), params: hook.Params}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("direct start: %w", err)
@@ -214,7 +216,7 @@ func (s *Starter) Start(ctx context.Context, b *bundle.Bundle) (bundle.Process, 
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{filter: filter, bundle: b, early: cloneEarly(b.Spec), inside: s.canInside(b.Spec)}
+	p := &plan{filter: filter, bundle: b, early: cloneEarly(b), inside: s.canInside(b.Spec)}
 	defer p.early.close()
 	proc, err := s.rootAndStart(ctx, p)
 	if errors.Is(err, hook.ErrTooMuch) {
@@ -307,9 +309,11 @@ func (s *Starter) prepare(ctx context.Context, p *plan, r *request, report, root
 // Close ends every container that still runs, and frees what the starter holds.
 func (s *Starter) Close() error {
 	s.plain.close()
+	s.usual.close()
 	s.revealed.close()
 	s.sealed.close()
 	s.hosted.close()
+	s.roots.close()
 	s.closeFiles()
 	return nil
 }

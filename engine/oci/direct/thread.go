@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/berth-project/berth/engine/oci/thread"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,6 +62,8 @@ type threadKind uint8
 
 const (
 	kindPlain threadKind = iota
+	// kindUsual is plain, and its bounding set is usualCaps: what a child does not have it need not drop, one by one.
+	kindUsual
 	// kindRevealed shows /proc and /sys, which the kernel wants to see before it mounts them in a user namespace.
 	kindRevealed
 	// kindSealed has a locked root: what lies under it cannot be reached even with CAP_SYS_ADMIN. See seal.
@@ -135,6 +138,7 @@ func (t *threads) run(ready chan<- error) {
 		ready <- err
 		return
 	}
+	thread.BeOrdinary()
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		ready <- err
@@ -144,6 +148,9 @@ func (t *threads) run(ready chan<- error) {
 	stack, err := newStack()
 	if err == nil && t.kind != kindHosted {
 		err = t.confine()
+	}
+	if err == nil && t.kind == kindUsual {
+		err = dropUnusual()
 	}
 	var open *lockError
 	if err == nil && t.kind == kindSealed {

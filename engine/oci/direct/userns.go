@@ -80,6 +80,8 @@ func (s *Starter) threadsFor(p *plan) *threads {
 		return s.revealed
 	case p.admin:
 		return s.sealed
+	case p.usual:
+		return s.usual
 	}
 	return s.plain
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/oci/fds"
 )
 
 // newNamespace makes a network namespace in which only loopback is up.
@@ -62,7 +63,7 @@ func currentNamespace() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the network namespace: %w", err)
 	}
-	return os.NewFile(uintptr(fd), "net"), nil
+	return os.NewFile(uintptr(fds.Aside(fd)), "net"), nil
 }
 
 // loopbackUp brings up lo in the thread's namespace, with the addresses that the kernel gives it.

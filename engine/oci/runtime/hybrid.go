@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	goruntime "runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +24,17 @@ func refusesHybrid(name string) bool {
 }
 
 // call runs f, which executes the runtime from the goroutine that it is called on. A runtime that refuses
-// hybrid hosts is executed in a mount namespace of its own, where the v2 hierarchy is covered.
+// hybrid hosts is executed in a mount namespace of its own, where the v2 hierarchy is covered. What the container has of the thread
+// that executes the runtime is as usual.
 func (p *process) call(f func() error) error {
 	if !p.rt.cover {
+		goruntime.LockOSThread()
+		defer goruntime.UnlockOSThread()
+		thread.BeOrdinary()
 		return f()
 	}
 	return thread.Own(func() error {
+		thread.BeOrdinary()
 		if err := coverUnified(p.cgroup); err != nil {
 			return fmt.Errorf("hide %s from %s: %w", unified, p.rt.name, err)
 		}

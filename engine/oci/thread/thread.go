@@ -1,10 +1,11 @@
 // Package thread runs functions on threads of their own, for what the kernel keeps for each thread and Go for none: ids, the umask,
-// namespaces.
+// namespaces, how late timers may be.
 package thread
 
 import (
 	"os"
 	"runtime"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,4 +28,16 @@ func Own(f func() error) error {
 		done <- err
 	}()
 	return <-done
+}
+
+// OrdinarySlack is by how many nanoseconds the timers of a process may be late, as the kernel has it for the first one. Threads and
+// processes have what the thread has that makes them.
+const OrdinarySlack = 50_000
+
+// BeOrdinary gives this thread the ordinary slack, before it makes what is to have that. The caller has locked it.
+func BeOrdinary() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, OrdinarySlack, 0, 0, 0) }
+
+// SetSlack sets the slack of any thread of this process, in nanoseconds. Of another than its own it needs CAP_SYS_NICE.
+func SetSlack(tid, slack int) error {
+	return os.WriteFile("/proc/"+strconv.Itoa(tid)+"/timerslack_ns", strconv.AppendInt(nil, int64(slack), 10), 0)
 }
