@@ -229,7 +229,16 @@ func (r *Runner) Record(ctx context.Context, id string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Fold(rec, append(events, more...))
+	folded, err := Fold(rec, append(events, more...))
+	if err != nil || folded.Result != nil || !folded.State.Final() {
+		return folded, err
+	}
+	// It has ended between the two: the store's events have no result.
+	if rec, err = r.cfg.Store.Get(ctx, id); err != nil {
+		return nil, err
+	}
+	folded.Result = rec.Result
+	return folded, nil
 }
 
 // Wait blocks until the task has ended, whoever drives it.
