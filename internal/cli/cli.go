@@ -262,7 +262,11 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if i := slices.Index(names, "run"); i > 0 {
 		names[0], names[i] = names[i], names[0] // of two that are as near, the one that removes nothing
 	}
-	return usageError(cmd, "there is no command %q%s", args[0], document.DidYouMean(args[0], names))
+	near := document.DidYouMean(args[0], names)
+	if near == "" {
+		near = fmt.Sprintf("; %s --help lists them", cmd.CommandPath())
+	}
+	return usageError(cmd, "there is no command %q%s", args[0], near)
 }
 
 // argCount accepts from least to most arguments; most -1 is any number.

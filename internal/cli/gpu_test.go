@@ -314,9 +314,9 @@ func TestGPUDriverHangs(t *testing.T) {
 			})
 			var out, errs bytes.Buffer
 			dir := t.TempDir()
-			a := &app{in: strings.NewReader(""), out: &out, err: &errs, env: []string{"HOME=" + dir, "BERTH_DATA_DIR=" + filepath.Join(dir, "data")}, dir: dir, patience: 100 * time.Millisecond}
+			a := &app{in: strings.NewReader(""), out: &out, err: &errs, env: []string{"HOME=" + dir, "BERTH_DATA_DIR=" + filepath.Join(dir, "data")}, dir: dir, patience: time.Second}
 			code := a.run(t.Context(), append(tt.args, "--root", h.Root))
-			if code != tt.code || !strings.Contains(errs.String()+out.String(), "has not answered for 100ms") && name != "use" {
+			if code != tt.code || !strings.Contains(errs.String()+out.String(), "has not answered for 1s") && name != "use" {
 				t.Errorf("exit code %d, %s%s", code, out.String(), errs.String())
 			}
 		})

@@ -130,7 +130,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	flags.Var(floatValue{&o.limits.CPU}, "cpus", "CPUs that the task may use, as in 2 or 0.5; 0 is no limit")
 	flags.Var(sizeValue{&o.limits.Memory}, "memory", "memory that the task may use, as in 512MiB or 4G, with no swap beside it; 0 is no limit")
 	flags.Var(sizeValue{&o.limits.Disk}, "disk", "disk that the task may fill: writable layer and volumes together; 0 is no limit")
-	flags.Var(intValue{&o.limits.PIDs, -1}, "pids", "processes and threads that the task may have; -1 is no limit")
+	flags.Var(intValue{&o.limits.PIDs, -1}, "pids", "processes and threads that the task may have; 0 is the default, -1 is no limit (default 4096)")
 	flags.Var(sizeValue{&o.shmSize}, "shm-size", "size of /dev/shm (default 64MiB)")
 	list(&o.tmpfs, "tmpfs", "", "DST[:SIZE]", "mount a directory in memory (repeat)")
 	list(&o.ulimits, "ulimit", "", "NAME=SOFT[:HARD]", "limit a resource of each process, as in nofile=1024 (repeat)")
