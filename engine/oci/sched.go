@@ -34,7 +34,7 @@ func beOrdinary() error {
 			again = again || changed
 		}
 	}
-	easeRuntime()
+	_ = easeRuntime() // that it could not only costs time
 	ordinaryLimits()
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0o644) // to lower it takes CAP_SYS_RESOURCE
 	return nil
@@ -73,24 +73,27 @@ func ordinaryThread(tid int) (changed bool, err error) {
 // easedSlack is by how many nanoseconds the timers of the Go runtime's watcher may be late.
 const easedSlack = 200_000
 
-// easeRuntime has the thread with which the Go runtime watches itself wake up less often. While anything runs, and the monitor runs
-// for a millisecond here and there, it does so each 20 µs and what timers may be late by, and takes the processor for 20 µs from
-// whatever is on the way to a command: a fifth of it. What it is for, to find goroutines that block or do not end, has more time than
-// that. It is the first thread that a Go program makes beside its main one; were it not, another would have timers that are late
-// by 0.2 ms.
-func easeRuntime() {
+// easeRuntime has the thread with which the Go runtime watches itself wake up less often, and returns it; 0 where it could not. While
+// anything runs, and the monitor runs for a millisecond here and there, it does so each 20 µs and what timers may be late by, and takes
+// the processor for 20 µs from whatever is on the way to a command: a fifth of it. What it is for, to find goroutines that block or do
+// not end, has more time than that. It is the first thread that a Go program makes beside its main one; were it not, another would have
+// timers that are late by 0.2 ms. So have threads that it makes, and what these execute, but for what makes containers: see
+// thread.BeOrdinary.
+func easeRuntime() (tid int) {
 	dir, err := os.Open("/proc/self/task")
 	if err != nil {
-		return
+		return 0
 	}
 	defer func() { _ = dir.Close() }()
 	names, _ := dir.Readdirnames(2) // the main thread, and then as they were made
 	if len(names) < 2 {
-		return
+		return 0
 	}
-	if tid, err := strconv.Atoi(names[1]); err == nil {
-		_ = thread.SetSlack(tid, easedSlack) // that it could not only costs time
+	tid, err = strconv.Atoi(names[1])
+	if err != nil || thread.SetSlack(tid, easedSlack) != nil {
+		return 0
 	}
+	return tid
 }
 
 // allCPUs lets a thread run on all CPUs that its cgroup may use, and reports whether it could not before.

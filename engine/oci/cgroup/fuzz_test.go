@@ -91,6 +91,10 @@ func TestMountsOfHosts(t *testing.T) {
 			[]place{{"/sys/fs/cgroup/cpu,cpuacct", "/a", false}},
 		},
 		{
+			"an option of a security module", "32 31 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,seclabel,memory\n", "4:memory:/job/7\n", V1,
+			[]place{{"/sys/fs/cgroup/memory", "/job/7", false}},
+		},
+		{
 			"v2 with systemd's own v1", "33 31 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n", "0::/\n", V2,
 			[]place{{"/sys/fs/cgroup/systemd", "/", false}, {"/sys/fs/cgroup/unified", "/", true}},
 		},

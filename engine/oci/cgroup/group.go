@@ -129,11 +129,14 @@ func (g *Group) PathV1(controllers string) (where string, known bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for c, t := range g.host.v1 {
-		if t == nil || !slices.Equal(t.controllers, list) || g.v1[c] == "" {
+		if t == nil || g.v1[c] == "" || !slices.ContainsFunc(list, t.has) {
 			continue
 		}
 		where, ok := strings.CutPrefix(g.v1[c], t.mount)
-		return where, ok && where != "" && t.root == "/"
+		if !ok || where == "" || t.root != "/" || !slices.Equal(t.controllers, list) {
+			return "", false
+		}
+		return where, true
 	}
 	return "", true
 }

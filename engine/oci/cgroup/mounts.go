@@ -34,6 +34,7 @@ func (h *hierarchy) has(controller string) bool { return slices.Contains(h.contr
 // from a /proc/PID/cgroup file. Of a hierarchy that is mounted more than once, the last mount on a
 // directory counts, and of several directories the first.
 func parseMounts(mountinfo, cgroups []byte) []hierarchy {
+	places := parseOwn(cgroups)
 	var all []hierarchy
 	scan := bufio.NewScanner(bytes.NewReader(mountinfo))
 	scan.Buffer(nil, 1<<20)
@@ -52,13 +53,12 @@ func parseMounts(mountinfo, cgroups []byte) []hierarchy {
 		case a[0] == "cgroup2":
 			m.v2 = true
 		case a[0] == "cgroup" && len(a) >= 3:
-			m.controllers = v1Controllers(a[2])
+			m.controllers = v1Controllers(a[2], places)
 		default:
 			continue
 		}
 		all = append(all, m)
 	}
-	places := parseOwn(cgroups)
 	var found []hierarchy
 	for _, m := range all {
 		if slices.ContainsFunc(found, func(h hierarchy) bool {
@@ -72,11 +72,13 @@ func parseMounts(mountinfo, cgroups []byte) []hierarchy {
 	return found
 }
 
-// v1Controllers takes the controllers out of the options of a v1 mount.
-func v1Controllers(options string) []string {
+// v1Controllers takes the controllers out of the options of a v1 mount: those that this process is in a cgroup of. Security
+// modules have options of their own there.
+func v1Controllers(options string, places map[string]string) []string {
 	var cs []string
 	for o := range strings.SplitSeq(options, ",") {
 		switch {
+		case len(places) > 0 && !known(o, places):
 		case o == "rw", o == "ro", o == "none", o == "xattr", o == "clone_children", o == "noprefix",
 			strings.HasPrefix(o, "release_agent="), strings.HasPrefix(o, "cpuset_"), strings.HasPrefix(o, "favordynmods"):
 		default:
@@ -85,6 +87,18 @@ func v1Controllers(options string) []string {
 	}
 	slices.Sort(cs)
 	return cs
+}
+
+// known reports whether a controller is among those of the keys.
+func known(controller string, places map[string]string) bool {
+	for key := range places {
+		for c := range strings.SplitSeq(key, ",") {
+			if c == controller {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // parseOwn reads a /proc/PID/cgroup file: hierarchy key to path.

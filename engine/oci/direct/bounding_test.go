@@ -1,18 +1,24 @@
 package direct
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/oci/bundle"
+	"github.com/berth-project/berth/engine/oci/thread"
 )
 
 // TestBoundingSet: a command's bounding set, and how late its timers may be, are the same whatever thread makes it.
 func TestBoundingSet(t *testing.T) {
+	late(t, 70_000)
 	s := testStarter(t)
 	usual := make([]string, 0, 16)
 	for n, name := range capNames {
@@ -51,6 +57,26 @@ func TestBoundingSet(t *testing.T) {
 			}
 		})
 	}
+}
+
+// late lets the timers of all threads be late, and of those that they make.
+func late(t *testing.T, slack int) {
+	t.Helper()
+	set := func(slack int) {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range tasks {
+			if tid, err := strconv.Atoi(task.Name()); err == nil {
+				if err := thread.SetSlack(tid, slack); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	set(slack)
+	t.Cleanup(func() { set(thread.OrdinarySlack) })
 }
 
 // ownUserNamespace gives a container a user namespace whose ids are the host's.

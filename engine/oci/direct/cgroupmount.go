@@ -55,7 +55,8 @@ func findHierarchies() ([]ownCgroup, error) {
 }
 
 // roots are mounts of whole v1 hierarchies that nothing else sees, each with the attributes of the mounts that a child clones of
-// its part: that takes one system call where to make a mount takes seven. The zero value works.
+// its part: that takes one system call where to make a mount takes seven. A hierarchy is mounted somewhere as long as one of them
+// is. The zero value works.
 type roots struct {
 	mu      sync.Mutex
 	mounts  map[rootOf]int
@@ -85,10 +86,12 @@ func (s *Starter) root(of rootOf) int {
 	if err != nil {
 		return -1
 	}
-	if len(r.mounts) == 0 && !s.mayClone(fd) {
-		r.refused = true
-		_ = unix.Close(fd)
-		return -1
+	if len(r.mounts) == 0 {
+		var may bool
+		if may, r.refused = s.mayClone(fd); !may {
+			_ = unix.Close(fd)
+			return -1
+		}
 	}
 	if r.mounts == nil {
 		r.mounts = map[rootOf]int{}
@@ -97,8 +100,8 @@ func (s *Starter) root(of rootOf) int {
 	return fd
 }
 
-// mayClone reports whether a child in a mount namespace of its own may clone the mount.
-func (s *Starter) mayClone(mount int) bool {
+// mayClone reports whether a child in a mount namespace of its own may clone the mount, or is refused that.
+func (s *Starter) mayClone(mount int) (may, refused bool) {
 	b := s.builders.take()
 	defer s.builders.give(b)
 	b.open(unix.SYS_OPEN_TREE, arg(mount), b.str("."), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -106,12 +109,12 @@ func (s *Starter) mayClone(mount int) bool {
 	r := &request{netns: -1, prog: b.finish()}
 	r.args.flags = unix.CLONE_NEWNS | unix.CLONE_VM
 	if err := s.plain.do(r); err != nil || r.errno != 0 {
-		return false
+		return false, false
 	}
 	c := newChild(r.pid, int(r.pidfd))
 	_, _ = c.wait()
 	_ = c.close()
-	return r.prog.failed == 0
+	return r.prog.failed == 0, r.prog.failed != 0
 }
 
 func (r *roots) close() {
@@ -202,11 +205,11 @@ func (p *plan) hierarchy(h ownCgroup, at string, attrs uint64) arg {
 		return p.makeFS("cgroup", source, at, fs, attrs)
 	}
 	where, known := p.bundle.Cgroup.PathV1(h.controllers)
-	if where == "" {
+	if where == "" && h.path == "/" { // elsewhere, this process may be moved meanwhile
 		where = h.path
 	}
 	root := -1
-	if known && where[0] == '/' && !strings.HasPrefix(where, "/..") { // from outside this process's cgroup namespace
+	if known && strings.HasPrefix(where, "/") && !strings.HasPrefix(where, "/..") { // from outside this process's cgroup namespace
 		root = p.s.root(rootOf{h.controllers, attrs})
 	}
 	if root < 0 {
@@ -214,9 +217,13 @@ func (p *plan) hierarchy(h ownCgroup, at string, attrs uint64) arg {
 	}
 	b := p.b
 	b.doing("clone cgroup hierarchy for", at)
-	m := p.nextMount()
-	b.call(unix.SYS_OPEN_TREE, p.inherit(root), b.str(relative(where)), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW).into(m)
-	p.unusedMount = 0
+	clone := b.here()
+	b.call(unix.SYS_OPEN_TREE, p.inherit(root), b.str(relative(where)), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW).into(p.nextMount())
+	cloned := b.skip()
+	b.to(clone, unix.EINVAL)
+	b.to(clone, unix.ENOENT)
+	m := p.makeFS("cgroup", source, at, fs, attrs)
+	b.land(cloned)
 	return m
 }
 

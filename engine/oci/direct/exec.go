@@ -160,9 +160,7 @@ func (p *Process) planExec(pl *plan, r *request) error {
 			r.args.cgroup = uint64(dir.Fd())
 		}
 	}
-	if err := pl.joinCgroups(); err != nil {
-		return err
-	}
+	pl.joinCgroups()
 	if err := pl.oomScore(pl.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}

@@ -89,17 +89,15 @@ func (p *plan) inherit(fd int) arg {
 	return arg(fd)
 }
 
-// near lets the child have a copy of a descriptor, among the first ones: it copies all up to the last that it keeps.
-func (p *plan) near(fd int) (arg, error) {
-	if fd < fds.First {
-		return p.inherit(fd), nil
+// near lets the child keep the descriptor, or a copy of it among the first ones where it copies all up to the last that it keeps.
+func (p *plan) near(fd int) arg {
+	if p.sharesFiles && fd >= fds.First {
+		if first, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			p.own(first)
+			fd = first
+		}
 	}
-	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("copy descriptor: %w", err)
-	}
-	p.own(fd)
-	return p.inherit(fd), nil
+	return p.inherit(fd)
 }
 
 // namespaceFlags are the flags of clone3 for new namespaces. A cgroup namespace is made by the child itself,
@@ -135,9 +133,7 @@ func (p *plan) start(ctx context.Context, rootFile *os.File) error {
 	if err := p.streamsFirst(); err != nil {
 		return err
 	}
-	if err := p.joinCgroups(); err != nil {
-		return err
-	}
+	p.joinCgroups()
 	if err := p.oomScore(p.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}
@@ -256,21 +252,16 @@ func (p *plan) keyring() {
 }
 
 // joinCgroups joins those of v1; that of v2 was joined by clone3.
-func (p *plan) joinCgroups() error {
+func (p *plan) joinCgroups() {
 	cg := p.bundle.Cgroup
 	if cg == nil {
-		return nil
+		return
 	}
 	zero := p.b.str("0")
 	for _, f := range cg.JoinV1() {
-		fd, err := p.near(int(f.Fd()))
-		if err != nil {
-			return err
-		}
 		p.b.doing("join cgroup", f.Name())
-		p.b.call(unix.SYS_WRITE, fd, zero, 1)
+		p.b.call(unix.SYS_WRITE, p.near(int(f.Fd())), zero, 1)
 	}
-	return nil
 }
 
 // namespaces makes or joins the namespaces that clone3 has not made.
@@ -293,12 +284,8 @@ func (p *plan) namespaces() error {
 		// child joins it beforehand.
 		p.threadNet = net
 	default:
-		fd, err := p.near(net)
-		if err != nil {
-			return err
-		}
 		b.doing("join network namespace", "")
-		b.call(unix.SYS_SETNS, fd, unix.CLONE_NEWNET)
+		b.call(unix.SYS_SETNS, p.near(net), unix.CLONE_NEWNET)
 	}
 	return nil
 }

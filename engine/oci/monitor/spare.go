@@ -113,7 +113,9 @@ func (s *spares) make() (dir string, ok bool) {
 	}
 	var here, there unix.Stat_t
 	if unix.Lstat(place, &here) != nil || unix.Lstat(s.areas, &there) != nil || here.Dev != there.Dev {
-		_ = os.Remove(place)
+		for _, p := range s.places {
+			_ = os.Remove(p) // but where a directory waits
+		}
 		s.places, s.next = nil, 0 // were they removed, there are others to come
 		return "", false
 	}

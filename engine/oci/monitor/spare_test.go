@@ -46,14 +46,32 @@ func TestSpares(t *testing.T) {
 	if first == second {
 		t.Errorf("%s twice", first)
 	}
+	seen := map[string]int{filepath.Dir(first): 1}
+	seen[filepath.Dir(second)]++
+	for range 3*maxPlaces - 2 {
+		seen[filepath.Dir(spare(t, s))]++
+	}
+	for place, n := range seen {
+		if n < 2 || n > 4 { // one or two wait
+			t.Errorf("%d of %d in %s", n, 3*maxPlaces, place)
+		}
+	}
+	if len(seen) != maxPlaces {
+		t.Errorf("they were made in %d places", len(seen))
+	}
 	if err := s.close(); err != nil || isThere(dir) {
 		t.Errorf("close: %v; there is still a directory: %t", err, isThere(dir))
 	}
 	// On another disk there is nothing to be moved. What cannot be made leaves nothing.
 	for name, areas := range map[string]string{"of another disk": "/proc", "none": filepath.Join(dir, "none")} {
 		s := &spares{dir: dir, areas: areas}
-		if dir, ok := s.make(); ok {
-			t.Errorf("%s: %s", name, dir)
+		for range 3 {
+			if dir, ok := s.make(); ok {
+				t.Errorf("%s: %s", name, dir)
+			}
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s: there is left %v, %v", name, left, err)
 		}
 	}
 }
