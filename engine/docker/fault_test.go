@@ -99,6 +99,44 @@ func TestDaemonRestarts(t *testing.T) {
 	}
 }
 
+// TestDaemonEndsInFlood: what a daemon had taken of a flood when it was killed may be gone. The rest is there, in order, and that some
+// may be missing is said; not of a container that wrote nothing then.
+func TestDaemonEndsInFlood(t *testing.T) {
+	t.Parallel()
+	const most = 300_000
+	d := ownDaemon(t, "--live-restore")
+	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 20 * time.Second})
+	_, quiet := begin(t, e, img, "echo up; sleep 20; echo down; exit 3")
+	_, flood := begin(t, e, img, fmt.Sprintf(`i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); done; exit 7`, most))
+	until(t, "it writes", func() bool { return len(logs(t, flood, false)) > 10_000 })
+	if err := d.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if exit := wait(t, quiet); exit.Reason != berth.Exited || exit.Code != 3 || exit.Detail != "" || logs(t, quiet, false) != "up\ndown\n" {
+		t.Errorf("exit %+v of one that wrote nothing, which has %q", exit, logs(t, quiet, false))
+	}
+	exit := wait(t, flood)
+	if exit.Reason != berth.Exited || exit.Code != 7 || !strings.Contains(exit.Detail, "may be missing") {
+		t.Errorf("exit %+v", exit)
+	}
+	last, seen := -1, 0
+	for line := range strings.Lines(logs(t, flood, false)) {
+		n := 0
+		if _, err := fmt.Sscanf(line, "line %d\n", &n); err != nil || n <= last {
+			t.Logf("%q after line %d", line, last) // where some is missing, a part of a line
+			continue
+		}
+		last, seen = n, seen+1
+	}
+	t.Logf("%d of %d lines", seen, most)
+	if last != most-1 || seen < most*9/10 {
+		t.Errorf("%d lines, the last of which is %d", seen, last)
+	}
+}
+
 // TestEndsWhileTheDaemonIsDead: the exit of a container that ended by itself while the daemon was dead is its own. What
 // it wrote meanwhile lay in pipes of which the daemon lets go; that this may be is said.
 func TestEndsWhileTheDaemonIsDead(t *testing.T) {

@@ -34,10 +34,12 @@ type output struct {
 	err       *sink // nil with a terminal
 	// refused: the command could not be executed, and the daemon's init said so in its place.
 	refused bool
-	mu      sync.Mutex
-	conn    io.ReadCloser // what is read now; nil between
-	r       io.Reader
-	log     *backlog // what was read of the daemon's log last; of who reads
+	// torn: a stream ended while bytes came, and the container went on.
+	torn bool
+	mu   sync.Mutex
+	conn io.ReadCloser // what is read now; nil between
+	r    io.Reader
+	log  *backlog // what was read of the daemon's log last; of who reads
 }
 
 // sink is the log of one stream and how much of the stream it was given.
@@ -69,6 +71,15 @@ func (s *sink) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// justNow is how long ago the last bytes of a stream came that was cut off in the middle of them.
+const justNow = 20 * time.Millisecond
+
+// notTheEnd is how long before a container's end is known its streams have ended where that was not why.
+const notTheEnd = time.Second
+
+// flows reports whether bytes come just now.
+func (s *sink) flows() bool { return s != nil && time.Since(s.last) < justNow }
 
 // close ends the log. drop: what the daemon's init said in the command's place is left out.
 func (s *sink) close(drop bool) error {
@@ -281,13 +292,17 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		go o.endWithContainer(over, done)
 	}
 	var err error
+	var cut time.Time
 	for {
 		o.mu.Lock()
 		r := o.r
 		o.mu.Unlock()
 		pause := reconnect
+		flowed := false
 		if r != nil {
 			err = o.copy(r)
+			flowed = o.out.flows() || o.err.flows()
+			cut = time.Now()
 			o.mu.Lock()
 			if o.left && errors.Is(err, net.ErrClosed) {
 				err = nil
@@ -304,6 +319,7 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-over:
+			o.torn = o.torn || flowed && time.Since(cut) > notTheEnd
 			return errors.Join(err, ended(r, err))
 		case <-time.After(pause):
 		}
@@ -312,6 +328,7 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			return errors.Join(err, ended(r, err))
 		default:
 		}
+		o.torn = o.torn || flowed
 		if lerr := o.openLog(ctx, true); lerr != nil {
 			o.hangUp()
 			err = lerr
