@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"net/http"
@@ -102,8 +103,9 @@ func TestDeafDaemon(t *testing.T) {
 				<-ended
 				t.Fatalf("it does not end: %s", said.String())
 			}
-			const busy = "berth: ending the task; interrupt again to kill it at once\n" // so is this machine
-			if code := cmd.ProcessState.ExitCode(); code != exitCanceled || strings.Replace(said.String(), busy, "", 1) != row.says {
+			// So is this machine.
+			busy := strings.NewReplacer("berth: ending the task; interrupt again to kill it at once\n", "", "berth: waiting for the daemon to answer\n", "")
+			if code := cmd.ProcessState.ExitCode(); code != exitCanceled || busy.Replace(said.String()) != row.says {
 				t.Errorf("exit code %d: %s", code, said.String())
 			}
 			ids, code := b.output("ps", "--all", "--quiet")
@@ -133,4 +135,27 @@ func TestDeafDaemon(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDeafDaemonIsTold: who waits for a daemon that does not answer is told so.
+func TestDeafDaemonIsTold(t *testing.T) {
+	t.Parallel()
+	host, _ := deaf(t, "/")
+	b := &bench{t: t, dir: t.TempDir(), program: "/proc/self/exe", env: []string{"DOCKER_HOST=" + host, "BERTH_ENGINE=docker"}}
+	b.data = filepath.Join(b.dir, "data")
+	cmd := b.berth("run", "x", "true")
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(errs).ReadString('\n')
+	if err != nil || line != "berth: waiting for the daemon to answer\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	b.signal(cmd, syscall.SIGINT)
+	_, _ = io.Copy(io.Discard, errs)
+	_ = cmd.Wait()
 }

@@ -27,6 +27,7 @@ type foreground struct {
 	progress *progress
 	phase    phase
 	waiting  bool
+	heard    func() // the daemon has answered
 	sizes    <-chan berth.Size
 	streams  sync.WaitGroup // that copy what the running step writes
 	unended  func()         // has them end though their step has not; nil while none runs
@@ -147,6 +148,8 @@ func (a *app) drive(ctx context.Context, o *runOptions, task berth.Task) (res be
 	f.h, f.cancel = h, cancel
 	ctx, stop := twice(ctx, f.endNow)
 	defer stop()
+	f.heard = a.tellOfDeaf(o)
+	defer f.heard()
 	a.assign(&task)
 	if err := a.fit(ctx, h, o, &task); err != nil {
 		return berth.Result{}, nil, err
@@ -226,15 +229,28 @@ func (f *foreground) endNow() {
 	}
 }
 
+// deafWord is how long a daemon may take to answer before that is told.
+const deafWord = 10 * time.Second
+
+// tellOfDeaf says, of a daemon that has not answered the first question about a task for a while, that it is waited for.
+func (a *app) tellOfDeaf(o *runOptions) (heard func()) {
+	if o.quiet || a.global.engine != engineDocker {
+		return func() {}
+	}
+	timer := time.AfterFunc(deafWord, func() { a.say("waiting for the daemon to answer") })
+	return func() { timer.Stop() }
+}
+
 func (f *foreground) hooks(task *berth.Task) runner.Hooks {
 	at := func(point string) {
+		f.heard()
 		f.phase.at(point, task)
 		if point == "prepared" {
 			f.progress.settle() // of several images, one that was not to be had is waited for no more
 		}
 	}
 	if f.progress.mode == "none" {
-		at = nil
+		at = func(string) { f.heard() }
 	}
 	return runner.Hooks{
 		At:       at,
@@ -253,6 +269,7 @@ func (f *foreground) hooks(task *berth.Task) runner.Hooks {
 }
 
 func (f *foreground) wait(why string) {
+	f.heard()
 	if f.o.quiet {
 		return
 	}
