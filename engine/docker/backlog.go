@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"net"
 	"strings"
 	"time"
 
 	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/logfile"
 	"github.com/moby/moby/client"
 )
 
@@ -39,12 +38,13 @@ type backlog struct {
 	err    *resumer // nil with a terminal
 	stamps bool     // messages have their times; without them the log is taken to be whole
 	begun  bool
-	now    time.Time     // when the log was asked for
-	ahead  time.Duration // by how much the daemon's clock is ahead
-	none   bool          // nothing is ours
-	old    int64         // bytes in the log of messages from before it was asked for, about
-	short  bool          // it may end with its container, though the daemon has more of it
-	most   int64         // from here on some may be gone
+	now    time.Time                     // when the log was asked for
+	ahead  time.Duration                 // by how much the daemon's clock is ahead
+	none   bool                          // nothing is ours
+	old    int64                         // bytes in the log of messages from before it was asked for, about
+	short  bool                          // it may end with its container, though the daemon has more of it
+	most   int64                         // from here on some may be gone
+	late   func() (io.ReadCloser, error) // reads what was logged after ours, with a terminal; nil where nothing is ours
 }
 
 // openLog reads the daemon's log of the container from where ours ends.
@@ -56,22 +56,64 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	if err != nil {
 		return err
 	}
-	stamps := !o.tty && !host.podman
-	now := time.Now()
-	res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
-		return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: stamps, Since: o.log.since()})
-	})
-	if err != nil {
-		return err
+	b := &backlog{
+		short: host.mend, stamps: !o.tty && !host.podman, now: time.Now(), ahead: host.ahead, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1),
+		out: newResumer(o.out, host.mend),
 	}
-	b := &backlog{short: host.mend, Reader: res, stamps: stamps, now: now, ahead: host.ahead, most: o.l.e.cfg.LogKeep / logFiles * (logFiles - 1), out: newResumer(o.out, host.mend)}
 	if o.err != nil {
 		b.err = newResumer(o.err, host.mend)
 	}
+	ask := func(since, until string, follow bool) (io.ReadCloser, error) {
+		res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
+			return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: b.stamps, Since: since, Until: until})
+		})
+		if err != nil {
+			return nil, err
+		}
+		return res, nil
+	}
+	since, until := o.log.since(), ""
+	if o.tty && !host.podman && o.out.n > 0 { // its messages have no times, so what is late is asked for by itself
+		late := o.out.last.Add(endsFor)
+		if late.After(b.now) {
+			late = b.now
+		}
+		until = stamp(late.Add(b.ahead))
+		b.late = func() (io.ReadCloser, error) { return ask(stamp(late.Add(b.ahead+1)), "", follow) }
+	}
+	conn, err := ask(since, until, follow && b.late == nil)
+	if err != nil {
+		return err
+	}
+	b.Reader = conn
 	b.goOnFrom(o.log)
+	for _, r := range []*resumer{b.out, b.err} {
+		if r != nil {
+			r.gone = o.l.refused.since(r.s.last.Add(-stopsIn))
+		}
+	}
 	o.log = b
-	o.set(res, b)
+	if late := b.late; late != nil {
+		b.late = func() (io.ReadCloser, error) { return o.goOn(conn, late) }
+	}
+	o.set(conn, b)
 	return nil
+}
+
+// goOn goes on reading from another connection, unless nothing is to be read any more.
+func (o *output) goOn(from io.ReadCloser, open func() (io.ReadCloser, error)) (io.ReadCloser, error) {
+	conn, err := open()
+	if err != nil {
+		return nil, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.conn != from {
+		return nil, errors.Join(net.ErrClosed, conn.Close())
+	}
+	_ = from.Close()
+	o.conn = conn
+	return conn, nil
 }
 
 // sinceMost is by how much the times of messages may be out of order, at the most.
@@ -124,16 +166,31 @@ func (o *output) attachAgain(ctx context.Context, follow bool) error {
 // read reads the log to its end.
 func (b *backlog) read() error {
 	if b.err == nil {
-		return copyAll(&skipper{w: b.out.s, left: b.out.left}, b.Reader)
+		return b.readRaw()
 	}
 	out, errs := &message{b: b, to: b.out}, &message{b: b, to: b.err}
 	return demuxFrames(b.Reader, out, errs, func(w io.Writer) error { return w.(*message).end() })
 }
 
+// readRaw reads the log of a container with a terminal.
+func (b *backlog) readRaw() error {
+	last, w := b.out.s.last, writerFunc(b.out.write)
+	b.out.at = last
+	if err := copyAll(w, b.Reader); err != nil || b.late == nil {
+		return err
+	}
+	conn, err := b.late()
+	if err != nil {
+		return err
+	}
+	b.Reader, b.out.at = conn, last.Add(endsFor+1)
+	return copyAll(w, conn)
+}
+
 // settle ends what was read of an ended container's log.
 func (b *backlog) settle() error {
 	if b.err == nil {
-		return nil
+		return b.out.endDoubt()
 	}
 	if b.out.waits {
 		return errors.Join(b.err.settle(), b.out.settle())
@@ -203,8 +260,10 @@ func (b *backlog) begin(at time.Time, size int) {
 type resumer struct {
 	s       *sink
 	m       mender
-	left    int64 // bytes to be passed over: ours
-	wrote   bool  // it has come to what was not there
+	left    int64  // bytes to be passed over: ours
+	held    []byte // what by count is among them, but by time may not be
+	gone    bool   // the daemon that sent ours may be another than has the log
+	wrote   bool   // it has come to what was not there
 	seeking bool
 	buf     []byte    // while seeking
 	whole   bool      // while seeking: buf begins where the log does
@@ -222,7 +281,7 @@ type resumer struct {
 }
 
 func newResumer(s *sink, mend bool) *resumer {
-	r := &resumer{s: s, left: s.n}
+	r := &resumer{s: s, left: max(0, s.n-s.lacks)}
 	r.m = mender{w: writerFunc(r.write), off: !mend}
 	return r
 }
@@ -279,6 +338,8 @@ func (r *resumer) settle() error {
 		err = r.through()
 	case r.waits: // nothing came of the other
 		err = r.release(false)
+	default:
+		err = r.endDoubt()
 	}
 	if err != nil {
 		return err
@@ -301,11 +362,18 @@ func (r *resumer) write(p []byte) (int, error) {
 		}
 	case r.seeking:
 		return r.find(p)
+	case r.left > 0 && r.isLate():
+		return len(p), r.doubt(p)
+	case len(r.held) > 0: // it was in doubt, and an older message follows: the daemon's clock was set
+		if err := r.endDoubt(); err != nil {
+			return 0, err
+		}
 	}
 	skip := min(r.left, int64(len(p)))
 	r.left -= skip
 	if int(skip) < len(p) {
 		r.wrote = true
+		r.s.sew(r.at)
 		if _, err := r.s.Write(p[skip:]); err != nil {
 			return 0, err
 		}
@@ -394,67 +462,6 @@ func (r *resumer) through() error {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
-// note remembers what came last, and when.
-func (s *sink) note(p []byte) {
-	s.last = time.Now()
-	if s.first.IsZero() {
-		s.first = s.last
-	}
-	if len(p) >= tailMax {
-		s.tail = append(s.tail[:0], p[len(p)-tailMax:]...)
-		return
-	}
-	if over := len(s.tail) + len(p) - tailMax; over > 0 {
-		s.tail = append(s.tail[:0], s.tail[over:]...)
-	}
-	s.tail = append(s.tail, p...)
-}
-
-// recall finds out the same of what another process has taken.
-func (s *sink) recall(dir, stream string) error {
-	if s.n == 0 {
-		return nil
-	}
-	ix, err := logfile.ReadIndex(dir, stream)
-	if err != nil {
-		return err
-	}
-	s.first, s.last = ix.Span()
-	f, err := os.Open(s.w.Path())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	s.tail = make([]byte, min(tailMax, s.n-ix.Dropped))
-	_, err = f.ReadAt(s.tail, s.n-int64(len(s.tail)))
-	return err
-}
-
-// distinct says whether the end of what was taken is unlike what came shortly before, so that it can be told from more of
-// the same.
-func (s *sink) distinct() bool {
-	end := s.tail[max(0, len(s.tail)-distinctMax):]
-	if len(end) < distinctMax/4 {
-		return false
-	}
-	f, err := os.Open(s.w.Path())
-	if err != nil {
-		return false
-	}
-	defer func() { _ = f.Close() }()
-	before := make([]byte, min(lateBytes, s.n)-1) // of the last of these, all but the very last byte; dropped ones read as zeros
-	if _, err := f.ReadAt(before, s.n-int64(len(before))-1); err != nil {
-		return false
-	}
-	return !bytes.Contains(before, end)
-}
-
-// gap marks that some may be missing here.
-func (s *sink) gap(at int64) {
-	s.w.Gap(at)
-	s.gaps = append(s.gaps, at)
-}
 
 // gapsIn tells of what may be missing.
 func (o *output) gapsIn() error {

@@ -93,21 +93,3 @@ func (m *mender) flush() error {
 
 // onlyWriter hides ReadFrom, so that one buffer serves all frames.
 type onlyWriter struct{ io.Writer }
-
-// skipper drops the first bytes of a stream.
-type skipper struct {
-	w     io.Writer
-	left  int64
-	wrote bool // it has come to what was not there
-}
-
-func (s *skipper) Write(p []byte) (int, error) {
-	skip := min(s.left, int64(len(p)))
-	s.left -= skip
-	if int(skip) == len(p) {
-		return len(p), nil
-	}
-	s.wrote = true
-	n, err := s.w.Write(p[skip:])
-	return int(skip) + n, err
-}

@@ -75,19 +75,6 @@ func (s *slowly) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func TestSkipper(t *testing.T) {
-	var b bytes.Buffer
-	s := &skipper{w: &b, left: 5}
-	for _, p := range []string{"ab", "", "cdef", "gh"} {
-		if n, err := io.WriteString(s, p); n != len(p) || err != nil {
-			t.Fatalf("Write(%q) = %d, %v", p, n, err)
-		}
-	}
-	if b.String() != "fgh" {
-		t.Errorf("wrote %q, want %q", b.String(), "fgh")
-	}
-}
-
 // TestMender: what a daemon makes of lines, and what they were.
 func TestMender(t *testing.T) {
 	part := strings.Repeat("x", logMessageMax)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/engine/docker/dockertest"
+	"github.com/berth-project/berth/logfile"
 )
 
 // ownDaemon is a daemon that a test may harm.
@@ -99,41 +101,108 @@ func TestDaemonRestarts(t *testing.T) {
 	}
 }
 
-// TestDaemonEndsInFlood: what a daemon had taken of a flood when it was killed may be gone. The rest is there, in order, and that some
-// may be missing is said; not of a container that wrote nothing then.
+// fastLines writes numbered lines until it is told to stop, and how many they were into the file in the volume that it is given.
+const fastLines = `BEGIN {
+	for (i = 1; ; i++) {
+		printf "line %d\n", i
+		if (i % 100 == 0) {
+			fflush()
+			if ((getline line < "/vol/stop") >= 0) break
+			if (i % 1000 == 0) system("sleep 0.005")
+		}
+	}
+	print i > "/vol/" ARGV[1]
+	exit 7
+}`
+
+// TestDaemonEndsInFlood: of what a container writes as fast as it can when its daemon ends, and runs on, all is there that anybody
+// had of it, in order. The daemon may have had some in hand, which is gone: the place has a mark, and the exit tells of it; not of a
+// container that wrote nothing then.
 func TestDaemonEndsInFlood(t *testing.T) {
 	t.Parallel()
-	const most = 300_000
-	d := ownDaemon(t, "--live-restore")
-	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 20 * time.Second})
-	_, quiet := begin(t, e, img, "echo up; sleep 20; echo down; exit 3")
-	_, flood := begin(t, e, img, fmt.Sprintf(`i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); done; exit 7`, most))
-	until(t, "it writes", func() bool { return len(logs(t, flood, false)) > 10_000 })
-	if err := d.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if exit := wait(t, quiet); exit.Reason != berth.Exited || exit.Code != 3 || exit.Detail != "" || logs(t, quiet, false) != "up\ndown\n" {
-		t.Errorf("exit %+v of one that wrote nothing, which has %q", exit, logs(t, quiet, false))
-	}
-	exit := wait(t, flood)
-	if exit.Reason != berth.Exited || exit.Code != 7 || !strings.Contains(exit.Detail, "may be missing") {
-		t.Errorf("exit %+v", exit)
-	}
-	last, seen := -1, 0
-	for line := range strings.Lines(logs(t, flood, false)) {
-		n := 0
-		if _, err := fmt.Sscanf(line, "line %d\n", &n); err != nil || n <= last {
-			t.Logf("%q after line %d", line, last) // where some is missing, a part of a line
-			continue
-		}
-		last, seen = n, seen+1
-	}
-	t.Logf("%d of %d lines", seen, most)
-	if last != most-1 || seen < most*9/10 {
-		t.Errorf("%d lines, the last of which is %d", seen, last)
+	for _, mode := range []struct {
+		name string
+		end  func(*dockertest.Daemon) error
+	}{
+		{"stopped", (*dockertest.Daemon).Stop},
+		{"killed", (*dockertest.Daemon).Kill},
+	} {
+		t.Run(mode.name, func(t *testing.T) {
+			t.Parallel()
+			d := ownDaemon(t, "--live-restore")
+			dir := t.TempDir()
+			e, img := newEngine(t, docker.Config{Host: d.Host(), Dir: dir, Watchdog: 20 * time.Second})
+			s, quiet := begin(t, e, img, "echo up; while ! [ -e /vol/stop ]; do sleep 0.05; done; echo down; exit 3")
+			floods := map[string]berth.Container{}
+			for name, tty := range map[string]bool{"with-a-terminal": true, "without": false} {
+				c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, TTY: tty, LogLimit: -1, Command: []string{"awk", fastLines, name}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				floods[name] = c
+			}
+			for _, c := range floods {
+				until(t, "it writes", func() bool { return len(logs(t, c, false)) > 10_000 })
+			}
+			if err := mode.end(d); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			had := map[berth.Container]int{}
+			for _, c := range floods {
+				had[c] = len(logs(t, c, false))
+			}
+			for _, c := range floods {
+				until(t, "its output is read again", func() bool { return len(logs(t, c, false)) > had[c]+100_000 })
+			}
+			root, err := s.Volume(t.Context(), "/vol")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = root.Close() }()
+			if err := root.WriteFile("stop", nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			for name, c := range floods {
+				exit := wait(t, c)
+				raw, err := root.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var all strings.Builder
+				for i := range n {
+					fmt.Fprintf(&all, "line %d\n", i+1)
+				}
+				whole := all.String()
+				if name == "with-a-terminal" {
+					whole = strings.ReplaceAll(whole, "\n", "\r\n")
+				}
+				got := logs(t, c, false)
+				ix, err := logfile.ReadIndex(filepath.Join(dir, "sandboxes", s.ID(), "steps", c.ID(), "logs"), "stdout")
+				if err != nil {
+					t.Fatal(err)
+				}
+				lost := len(whole) - len(got)
+				t.Logf("%s: %d of %d bytes are missing, mark %v", name, lost, len(whole), ix.Gaps)
+				if exit.Reason != berth.Exited || exit.Code != 7 || !strings.Contains(exit.Detail, "may be missing of stdout after byte") {
+					t.Errorf("%s: exit %+v", name, exit)
+				}
+				if lost < 0 || lost > handMax || len(ix.Gaps) != 1 {
+					t.Errorf("%s: %d bytes are missing, %s", name, lost, differ(got, whole))
+				} else if at := ix.Gaps[0]; got[:at] != whole[:at] || got[at:] != whole[at+int64(lost):] {
+					t.Errorf("%s: it is other than what was written but for %d bytes at its mark, %d: %s", name, lost, at, differ(got, whole))
+				}
+			}
+			if exit := wait(t, quiet); exit.Reason != berth.Exited || exit.Code != 3 || exit.Detail != "" || logs(t, quiet, false) != "up\ndown\n" {
+				t.Errorf("exit %+v of one that wrote nothing, which has %q", exit, logs(t, quiet, false))
+			}
+		})
 	}
 }
 

@@ -30,6 +30,8 @@ type life struct {
 	dir           string
 	starting      sync.Mutex
 	enders        atomic.Int32 // calls of end
+	// When a connection to the daemon last broke, and when none could be had.
+	broke, refused lastTime
 
 	mu       sync.Mutex
 	watched  bool

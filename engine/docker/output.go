@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,141 +33,10 @@ type output struct {
 	err       *sink // nil with a terminal
 	// refused: the command could not be executed, and the daemon's init said so in its place.
 	refused bool
-	// torn: a stream ended while bytes came, and the container went on.
-	torn bool
-	mu   sync.Mutex
-	conn io.ReadCloser // what is read now; nil between
-	r    io.Reader
-	log  *backlog // what was read of the daemon's log last; of who reads
-}
-
-// sink is the log of one stream and how much of the stream it was given.
-type sink struct {
-	pipe *os.File
-	w    *logfile.Writer
-	n    int64
-	done chan error
-	init initWord
-	// Of what was taken: the end of it, and when its first and last bytes came.
-	tail        []byte
-	first, last time.Time
-	broken      bool    // what comes next is from another connection than what came before
-	gaps        []int64 // where some may be missing
-}
-
-func (s *sink) Write(p []byte) (int, error) {
-	if s.broken {
-		s.broken = false
-		s.gap(s.n)
-	}
-	s.n += int64(len(p))
-	s.note(p)
-	out, held := s.init.pass(p)
-	if !held {
-		if _, err := s.pipe.Write(out); err != nil {
-			return 0, err
-		}
-	}
-	return len(p), nil
-}
-
-// justNow is how long ago the last bytes of a stream came that was cut off in the middle of them.
-const justNow = 20 * time.Millisecond
-
-// notTheEnd is how long before a container's end is known its streams have ended where that was not why.
-const notTheEnd = time.Second
-
-// flows reports whether bytes come just now.
-func (s *sink) flows() bool { return s != nil && time.Since(s.last) < justNow }
-
-// close ends the log. drop: what the daemon's init said in the command's place is left out.
-func (s *sink) close(drop bool) error {
-	if s == nil {
-		return nil
-	}
-	var err error
-	if held := s.init.release(); !drop && len(held) > 0 {
-		_, err = s.pipe.Write(held)
-	}
-	_ = s.pipe.Close()
-	return errors.Join(err, <-s.done)
-}
-
-// initWord holds back the first line of a stream where it may be what the daemon's init (tini, catatonit) says of a
-// command that it cannot execute. Nothing comes after it then.
-type initWord struct {
-	held   []byte
-	passed bool // it is another
-}
-
-const (
-	initFatal       = "[FATAL tini ("
-	podmanInitFatal = "ERROR (catatonit:"
-	initWordMax     = 8 << 10
-)
-
-// pass answers what is to be written, or that it is held.
-func (w *initWord) pass(p []byte) (out []byte, held bool) {
-	if w.passed || len(p) == 0 {
-		return p, false
-	}
-	w.held = append(w.held, p...)
-	line := bytes.IndexByte(w.held, '\n')
-	if (mayBegin(w.held, initFatal) || mayBegin(w.held, podmanInitFatal)) && len(w.held) < initWordMax && (line < 0 || line == len(w.held)-1) {
-		return nil, true
-	}
-	return w.release(), false
-}
-
-// mayBegin reports whether p begins with the words, or is a part of them.
-func mayBegin(p []byte, words string) bool {
-	n := min(len(p), len(words))
-	return string(p[:n]) == words[:n]
-}
-
-func (w *initWord) release() []byte {
-	w.passed = true
-	held := w.held
-	w.held = nil
-	return held
-}
-
-// openSink opens a stream's log, and what else gets its bytes.
-func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error) {
-	limit := r.Spec.LogLimit
-	switch {
-	case limit == 0:
-		limit = defaultLogLimit
-	case limit < 0:
-		limit = 0
-	}
-	dir := l.logDir(r)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	w, err := logfile.Resume(dir, stream, logfile.Options{Limit: limit, Held: l.held, Copy: extra, Reserve: filepath.Join(l.e.cfg.Dir, runDir, "log-reserve")})
-	if err != nil {
-		return nil, err
-	}
-	pr, pw, err := os.Pipe()
-	if err != nil {
-		w.Abandon()
-		return nil, err
-	}
-	have, _, _ := w.State()
-	s := &sink{pipe: pw, w: w, n: have, done: make(chan error, 1), init: initWord{passed: have > 0 || r.Spec.NoInit}}
-	if err := s.recall(dir, stream); err != nil {
-		w.Abandon()
-		return nil, errors.Join(err, pr.Close(), pw.Close())
-	}
-	l.e.wg.Go(func() { s.done <- w.Pump(pr) })
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.writers == nil {
-		l.writers = map[string]*logfile.Writer{}
-	}
-	l.writers[stream] = w
-	return s, nil
+	mu      sync.Mutex
+	conn    io.ReadCloser // what is read now; nil between
+	r       io.Reader
+	log     *backlog // what was read of the daemon's log last; of who reads
 }
 
 // openOutput opens the logs of a step. copies are the files in volumes that get the streams too.
@@ -298,11 +166,10 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		r := o.r
 		o.mu.Unlock()
 		pause := reconnect
-		flowed := false
 		if r != nil {
 			err = o.copy(r)
-			flowed = o.out.flows() || o.err.flows()
 			cut = time.Now()
+			o.noteCut(cut)
 			o.mu.Lock()
 			if o.left && errors.Is(err, net.ErrClosed) {
 				err = nil
@@ -319,7 +186,9 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-over:
-			o.torn = o.torn || flowed && time.Since(cut) > notTheEnd
+			if time.Since(cut) > notTheEnd {
+				o.noteTears()
+			}
 			return errors.Join(err, ended(r, err))
 		case <-time.After(pause):
 		}
@@ -328,7 +197,7 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			return errors.Join(err, ended(r, err))
 		default:
 		}
-		o.torn = o.torn || flowed
+		o.noteTears()
 		if lerr := o.openLog(ctx, true); lerr != nil {
 			o.hangUp()
 			err = lerr

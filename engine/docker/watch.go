@@ -126,10 +126,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err == nil && late == nil && !away.since.IsZero() {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
-	if away.ever && out.torn {
-		late = errors.Join(late, errTorn)
-	}
-	late = errors.Join(late, unfilled, out.close())
+	late = errors.Join(late, out.tornIn(), unfilled, out.close())
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}
@@ -145,9 +142,6 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	l.deliver(ctx, r)
 	return nil
 }
-
-// errTorn: nobody can tell how much a daemon that ended had taken from the container and put nowhere yet.
-var errTorn = errors.New("the daemon ended while the command wrote: some tens of KiB of what came then may be missing")
 
 func (l *life) streamsLate() error {
 	return fmt.Errorf("container finished, but stdout/stderr did not complete within %v: %w", l.e.cfg.StreamsMax, berth.ErrUnavailable)
@@ -235,6 +229,10 @@ func (l *life) await(whole context.Context, before *past) (state *container.Stat
 	}
 	missed := func(err error) {
 		away.begin()
+		l.broke.set()
+		if unconnected(err) {
+			l.refused.set()
+		}
 		word.silent(away.since, err)
 	}
 	wait, told := l.askEnd(waiting), l.hears()

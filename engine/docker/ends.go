@@ -1,0 +1,213 @@
+package docker
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// A container may outlive its daemon (live-restore). What it writes goes two ways in a daemon: to who is attached, and to the
+// daemon's log, which is up to a MB behind of what comes fast. A daemon that ends logs no more of that. So ours goes further than the
+// log of that daemon, and the next one's goes on where the first has stopped to read, which is mostly where ours ends. What the log
+// lacks of ours is told from what it has later by the time of its messages and by what they say.
+//
+// What a daemon has read from the container and given to neither when it ends is lost, and nobody can say how much that was. Where it
+// may be so, the log has a mark.
+
+const (
+	// endsFor is how long after the last bytes of a stream come from a daemon that ends its own last message may be logged.
+	endsFor = 100 * time.Millisecond
+	// justNow is how long ago the last bytes of a stream came that was cut off in the middle of them.
+	justNow = 100 * time.Millisecond
+	// A stream of as much as flood bytes in floodFor or two of them may have been cut off in the middle of more even if none came for
+	// so long: the kernel takes its time to end a process, and it has ended to read long before its connections are closed.
+	flood    = 4 << 10
+	floodFor = time.Second
+	// stopsIn is how long a daemon that is being stopped may have a connection when others cannot be made, between two tries to.
+	stopsIn = 2 * time.Second
+	// notTheEnd is how long before a container's end is known its streams have ended where that was not why.
+	notTheEnd = time.Second
+)
+
+// lastTime is when something last happened.
+type lastTime struct{ at atomic.Int64 }
+
+func (t *lastTime) set() { t.at.Store(time.Now().UnixNano()) }
+
+// since reports whether it happened after a time.
+func (t *lastTime) since(at time.Time) bool { return t.at.Load() > at.UnixNano() }
+
+// rate is how much came of late.
+type rate struct {
+	began        time.Time
+	before, came int
+}
+
+func (r *rate) add(now time.Time, n int) {
+	if since := now.Sub(r.began); since > floodFor {
+		r.before = r.came
+		if since > 2*floodFor {
+			r.before = 0
+		}
+		r.began, r.came = now, 0
+	}
+	r.came += n
+}
+
+// flows reports whether bytes come just now.
+func (s *sink) flows(now time.Time) bool {
+	if s == nil || s.last.IsZero() {
+		return false
+	}
+	ago := now.Sub(s.last)
+	return ago < justNow || ago < floodFor && s.rate.before+s.rate.came >= flood
+}
+
+// noteCut notes which streams were cut off in the middle of what came. Podman's service is not in their way.
+func (o *output) noteCut(now time.Time) {
+	if o.l.e.isPodman.Load() {
+		return
+	}
+	for _, s := range []*sink{o.out, o.err} {
+		if s.flows(now) {
+			s.cut = true
+		}
+	}
+}
+
+// noteTears: what was cut off was so by the end of the daemon.
+func (o *output) noteTears() {
+	for _, s := range []*sink{o.out, o.err} {
+		if s != nil && s.cut && o.l.broke.since(s.last.Add(-stopsIn)) {
+			s.tear = s.last.Add(endsFor)
+		}
+		if s != nil {
+			s.cut = false
+		}
+	}
+}
+
+// sew marks where some may be missing: before what comes, a message of that time (zero is unknown), if it is the first that another
+// daemon has logged.
+func (s *sink) sew(at time.Time) {
+	if s.tear.IsZero() || !at.IsZero() && !at.After(s.tear) {
+		return
+	}
+	s.tear = time.Time{}
+	if len(s.gaps) > 0 && s.gaps[len(s.gaps)-1] == s.n {
+		return // which says so
+	}
+	s.w.Gap(s.n)
+	s.tears = append(s.tears, s.n)
+}
+
+// tornIn tells of what may be missing since the daemon ended. There is nothing more to come.
+func (o *output) tornIn() error {
+	var all []string
+	for _, s := range []struct {
+		name string
+		*sink
+	}{{"stdout", o.out}, {"stderr", o.err}} {
+		if s.sink == nil {
+			continue
+		}
+		s.sew(time.Time{})
+		for _, at := range s.tears {
+			all = append(all, fmt.Sprintf("%s after byte %d", s.name, at))
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the daemon ended while the command wrote: what it had in hand then may be missing of %s", strings.Join(all, " and of "))
+}
+
+// isLate reports whether a message of the log came later than the last of ours.
+func (r *resumer) isLate() bool {
+	return !r.at.IsZero() && !r.s.last.IsZero() && r.at.After(r.s.last.Add(endsFor))
+}
+
+// doubt takes what by count is ours, and by time is not: a loaded daemon has logged it late, or it is what came after a daemon that
+// has ended, which did not log the last of ours. It is ours if it is what ours ends with, all of it.
+func (r *resumer) doubt(p []byte) error {
+	have := int64(len(r.held))
+	r.held = append(r.held, p...)
+	if r.at.After(r.s.last.Add(lateFor)) || !r.s.has(r.s.n-r.left+have, p[:max(0, min(int64(len(p)), r.left-have))]) {
+		return r.notOurs()
+	}
+	if int64(len(r.held)) < r.left {
+		return nil
+	}
+	if r.gone && !r.s.distinct() {
+		return r.notOurs() // more of the same
+	}
+	rest := r.held[r.left:]
+	r.held, r.left = nil, 0
+	_, err := r.write(rest)
+	return err
+}
+
+// notOurs ends the doubt: the daemon's log lacks what is left of ours.
+func (r *resumer) notOurs() error {
+	rest := r.held
+	err := r.s.lack(r.left)
+	r.held, r.left = nil, 0
+	_, werr := r.write(rest)
+	return errors.Join(werr, err)
+}
+
+// endDoubt: no more comes of the log.
+func (r *resumer) endDoubt() error {
+	switch {
+	case len(r.held) == 0:
+		return nil
+	case r.gone:
+		return r.notOurs()
+	}
+	r.left -= int64(len(r.held))
+	r.held = nil
+	return nil
+}
+
+// lack records that the daemon's log lacks so many bytes of ours.
+func (s *sink) lack(n int64) error {
+	s.lacks += n
+	if s.lacksFile == "" {
+		return nil
+	}
+	f, err := putJSON(s.lacksFile, s.lacks)
+	if err != nil {
+		return fmt.Errorf("note what the daemon's log lacks: %w: %w", kindOf(err), err)
+	}
+	return f.Close()
+}
+
+// has reports whether ours has p at an offset, as far as it is kept still.
+func (s *sink) has(at int64, p []byte) bool {
+	if from := s.n - int64(len(s.tail)); at+int64(len(p)) > from {
+		i := max(0, from-at)
+		if !bytes.HasPrefix(s.tail[at+i-from:], p[i:]) {
+			return false
+		}
+		p = p[:i]
+	}
+	end, dropped, _ := s.w.State()
+	lo, hi := max(at, dropped), min(at+int64(len(p)), end)
+	if hi <= lo {
+		return true
+	}
+	f, err := os.Open(s.w.Path())
+	if err != nil {
+		return true
+	}
+	defer func() { _ = f.Close() }()
+	ours := make([]byte, hi-lo)
+	if _, err := f.ReadAt(ours, lo); err != nil {
+		return true
+	}
+	return bytes.Equal(ours, p[lo-at:hi-at])
+}
