@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -89,6 +88,7 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	b.goOnFrom(o.log)
 	for _, r := range []*resumer{b.out, b.err} {
 		if r != nil {
+			r.anew = b.now
 			r.gone = o.l.refused.since(r.s.last.Add(-stopsIn))
 		}
 	}
@@ -183,7 +183,7 @@ func (b *backlog) readRaw() error {
 	if err != nil {
 		return err
 	}
-	b.Reader, b.out.at = conn, last.Add(endsFor+1)
+	b.Reader, b.out.at = conn, last.Add(endsFor+beginsIn)
 	return copyAll(w, conn)
 }
 
@@ -263,11 +263,14 @@ type resumer struct {
 	left    int64  // bytes to be passed over: ours
 	held    []byte // what by count is among them, but by time may not be
 	gone    bool   // the daemon that sent ours may be another than has the log
+	same    bool   // what ours ends with is more of the same: it cannot be told from what comes
 	wrote   bool   // it has come to what was not there
 	seeking bool
 	buf     []byte    // while seeking
 	whole   bool      // while seeking: buf begins where the log does
 	at      time.Time // of the message that is taken
+	before  time.Time // of the one before it
+	anew    time.Time // when the log was asked for
 
 	other *resumer // of the other stream, where one of both seeks
 	late  []byte   // what is younger than ours by its time, while ours may end in it; see lateBytes
@@ -324,7 +327,7 @@ func (r *resumer) pass(at time.Time) bool {
 
 // take takes one message of the stream.
 func (r *resumer) take(p []byte, at time.Time) error {
-	r.at = at
+	r.before, r.at = r.at, at
 	_, err := r.m.Write(p)
 	return err
 }
@@ -362,9 +365,9 @@ func (r *resumer) write(p []byte) (int, error) {
 		}
 	case r.seeking:
 		return r.find(p)
-	case r.left > 0 && r.isLate():
+	case r.inDoubt():
 		return len(p), r.doubt(p)
-	case len(r.held) > 0: // it was in doubt, and an older message follows: the daemon's clock was set
+	case len(r.held) > 0: // an older message follows what is in doubt: the clock was set
 		if err := r.endDoubt(); err != nil {
 			return 0, err
 		}
@@ -373,7 +376,7 @@ func (r *resumer) write(p []byte) (int, error) {
 	r.left -= skip
 	if int(skip) < len(p) {
 		r.wrote = true
-		r.s.sew(r.at)
+		r.s.sew(r.at, r.before, r.anew)
 		if _, err := r.s.Write(p[skip:]); err != nil {
 			return 0, err
 		}
@@ -465,24 +468,13 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // gapsIn tells of what may be missing.
 func (o *output) gapsIn() error {
-	var all []string
-	for _, s := range []struct {
-		name string
-		*sink
-	}{{"stdout", o.out}, {"stderr", o.err}} {
-		if s.sink == nil {
-			continue
-		}
-		for _, at := range s.gaps {
-			all = append(all, fmt.Sprintf("%s after byte %d", s.name, at))
-		}
-	}
-	if len(all) == 0 {
+	all := o.places(func(s *sink) []int64 { return s.gaps })
+	if all == "" {
 		return nil
 	}
 	why := "which had it no more: it keeps " + berth.SizeInWords(o.l.e.cfg.LogKeep)
 	if o.ephemeral {
 		why = "which keeps none of an ephemeral task"
 	}
-	return fmt.Errorf("some may be missing of %s, while berth did not read and of the daemon, %s", strings.Join(all, " and of "), why)
+	return fmt.Errorf("some may be missing of %s, while berth did not read and of the daemon, %s", all, why)
 }

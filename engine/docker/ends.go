@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -21,6 +20,8 @@ import (
 const (
 	// endsFor is how long after the last bytes of a stream come from a daemon that ends its own last message may be logged.
 	endsFor = 100 * time.Millisecond
+	// beginsIn is less than a daemon takes to log something after another has ended.
+	beginsIn = 150 * time.Millisecond
 	// justNow is how long ago the last bytes of a stream came that was cut off in the middle of them.
 	justNow = 100 * time.Millisecond
 	// A stream of as much as flood bytes in floodFor or two of them may have been cut off in the middle of more even if none came for
@@ -60,7 +61,7 @@ func (r *rate) add(now time.Time, n int) {
 
 // flows reports whether bytes come just now.
 func (s *sink) flows(now time.Time) bool {
-	if s == nil || s.last.IsZero() {
+	if s.last.IsZero() {
 		return false
 	}
 	ago := now.Sub(s.last)
@@ -72,7 +73,7 @@ func (o *output) noteCut(now time.Time) {
 	if o.l.e.isPodman.Load() {
 		return
 	}
-	for _, s := range []*sink{o.out, o.err} {
+	for _, s := range o.sinks() {
 		if s.flows(now) {
 			s.cut = true
 		}
@@ -81,20 +82,25 @@ func (o *output) noteCut(now time.Time) {
 
 // noteTears: what was cut off was so by the end of the daemon.
 func (o *output) noteTears() {
-	for _, s := range []*sink{o.out, o.err} {
-		if s != nil && s.cut && o.l.broke.since(s.last.Add(-stopsIn)) {
+	for _, s := range o.sinks() {
+		if s.cut && o.l.broke.since(s.last.Add(-stopsIn)) {
 			s.tear = s.last.Add(endsFor)
 		}
-		if s != nil {
-			s.cut = false
-		}
+		s.cut = false
 	}
 }
 
-// sew marks where some may be missing: before what comes, a message of that time (zero is unknown), if it is the first that another
-// daemon has logged.
-func (s *sink) sew(at time.Time) {
+// sew marks where some may be missing: before what comes, if that is the first that another daemon has logged. It is a message of a time
+// (zero is unknown), after one of before; the daemon was found to be back at anew. One that ends may log for a while when nobody is attached any more,
+// and the next takes its time to begin.
+func (s *sink) sew(at, before, anew time.Time) {
 	if s.tear.IsZero() || !at.IsZero() && !at.After(s.tear) {
+		return
+	}
+	if last := s.tear.Add(-endsFor); before.Before(last) {
+		before = last
+	}
+	if !at.IsZero() && at.Before(anew) && at.Sub(before) < beginsIn {
 		return
 	}
 	s.tear = time.Time{}
@@ -107,43 +113,38 @@ func (s *sink) sew(at time.Time) {
 
 // tornIn tells of what may be missing since the daemon ended. There is nothing more to come.
 func (o *output) tornIn() error {
-	var all []string
-	for _, s := range []struct {
-		name string
-		*sink
-	}{{"stdout", o.out}, {"stderr", o.err}} {
-		if s.sink == nil {
-			continue
-		}
-		s.sew(time.Time{})
-		for _, at := range s.tears {
-			all = append(all, fmt.Sprintf("%s after byte %d", s.name, at))
-		}
-	}
-	if len(all) == 0 {
+	all := o.places(func(s *sink) []int64 {
+		s.sew(time.Time{}, time.Time{}, time.Time{})
+		return s.tears
+	})
+	if all == "" {
 		return nil
 	}
-	return fmt.Errorf("the daemon ended while the command wrote: what it had in hand then may be missing of %s", strings.Join(all, " and of "))
+	return fmt.Errorf("the daemon ended while the command wrote: what it had in hand then may be missing of %s", all)
 }
 
-// isLate reports whether a message of the log came later than the last of ours.
-func (r *resumer) isLate() bool {
-	return !r.at.IsZero() && !r.s.last.IsZero() && r.at.After(r.s.last.Add(endsFor))
+// inDoubt reports whether a message of the log came later than the last of ours, and may not be among them. What a daemon that ends has not logged, and
+// what one logs late, is less than lateBytes; where more of ours is still to come, it is the clock that was set.
+func (r *resumer) inDoubt() bool {
+	return r.left > 0 && r.left <= lateBytes && !r.at.IsZero() && !r.s.last.IsZero() && r.at.After(r.s.last.Add(endsFor))
 }
 
 // doubt takes what by count is ours, and by time is not: a loaded daemon has logged it late, or it is what came after a daemon that
-// has ended, which did not log the last of ours. It is ours if it is what ours ends with, all of it.
+// has ended, which did not log the last of ours. It is ours if it is what ours ends with, all of it, unless that is more of the same and the
+// daemon was gone, or it came much later.
 func (r *resumer) doubt(p []byte) error {
 	have := int64(len(r.held))
+	if have == 0 {
+		r.s.awaitWritten()
+		r.same = !r.s.distinct()
+	}
 	r.held = append(r.held, p...)
-	if r.at.After(r.s.last.Add(lateFor)) || !r.s.has(r.s.n-r.left+have, p[:max(0, min(int64(len(p)), r.left-have))]) {
+	other := r.gone || r.at.After(r.s.last.Add(lateFor))
+	if other && r.same || !r.s.has(r.s.n-r.left+have, p[:max(0, min(int64(len(p)), r.left-have))]) {
 		return r.notOurs()
 	}
 	if int64(len(r.held)) < r.left {
 		return nil
-	}
-	if r.gone && !r.s.distinct() {
-		return r.notOurs() // more of the same
 	}
 	rest := r.held[r.left:]
 	r.held, r.left = nil, 0
@@ -184,6 +185,18 @@ func (s *sink) lack(n int64) error {
 		return fmt.Errorf("note what the daemon's log lacks: %w: %w", kindOf(err), err)
 	}
 	return f.Close()
+}
+
+// writtenMax is how long the last of ours takes to come to the log's file at the most, unless who reads it holds it up.
+const writtenMax = time.Second
+
+// awaitWritten waits until all that was taken is in the log's file.
+func (s *sink) awaitWritten() {
+	for end := time.Now().Add(writtenMax); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if have, _, done := s.w.State(); done || have >= s.n {
+			return
+		}
+	}
 }
 
 // has reports whether ours has p at an offset, as far as it is kept still.

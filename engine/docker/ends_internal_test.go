@@ -51,10 +51,13 @@ func TestLogLacksOurs(t *testing.T) {
 		{name: "more of the same", ours: same, gone: true, log: []message{{soon, same[:6000]}, {later, same}}, want: same, after: int64(len(same) - 6000)},
 		{name: "the same, logged late", ours: same, log: []message{{soon, same[:6000]}, {later, same[6000:] + "new\n"}}, want: "new\n"},
 		{name: "more of the same, much later", ours: same, log: []message{{soon, same[:6000]}, {much, same}}, want: same, after: int64(len(same) - 6000)},
+		{name: "the clock was set back meanwhile", ours: lines, log: []message{{soon, lines[:9000]}, {much, lines[9000:]}, {soon, "new\n"}}, want: "new\n"},
+		{name: "more of the same, a little, and nothing follows", ours: same, gone: true, log: []message{{soon, same[:6000]}, {later, "...\n"}}, want: "...\n", after: int64(len(same) - 6000)},
 		{name: "it lacked some before", ours: lines, lacks: 4000, gone: true, log: []message{{soon, lines[:8000] + lines[12000:20000]}, {later, "new\n"}}, want: "new\n", after: int64(len(lines) - 16000)},
 		{name: "it lacked some before, and no more since", ours: lines, lacks: 4000, gone: true, log: []message{{soon, lines[:8000] + lines[12000:]}, {later, "new\n"}}, want: "new\n", after: 4000},
 		{name: "some may be missing", ours: lines, gone: true, tear: true, log: []message{{soon, lines[:9000]}, {later, "new\n"}}, want: "new\n", after: int64(len(lines) - 9000), torn: true},
 		{name: "some may be missing, after what ours lacks", ours: lines, gone: true, tear: true, log: []message{{soon, lines + "more\n"}, {later, "new\n"}}, want: "more\nnew\n", torn: true},
+		{name: "some may be missing, after what the first daemon still logs", ours: lines, gone: true, tear: true, log: []message{{soon, lines}, {endsFor, "more\n"}, {2 * endsFor, "and more\n"}, {later, "new\n"}}, want: "more\nand more\nnew\n", torn: true},
 		{name: "some may be missing, and nothing follows", ours: lines, gone: true, tear: true, log: []message{{soon, lines}}, torn: true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -73,7 +76,7 @@ func TestLogLacksOurs(t *testing.T) {
 				}
 			}
 			b := &backlog{Reader: strings.NewReader(in.String()), stamps: true, now: time.Now(), most: 1 << 20, out: newResumer(s, false), err: newResumer(errs, false)}
-			b.out.gone = row.gone
+			b.out.gone, b.out.anew = row.gone, time.Now()
 			if err := b.read(); err != nil {
 				t.Fatal(err)
 			}

@@ -112,6 +112,7 @@ type Engine struct {
 	keeper keeperClient
 	stay   sync.Once
 	sizes  volumeSizes
+	shims  shims
 
 	mu    sync.Mutex
 	lives map[string]*life    // by container name

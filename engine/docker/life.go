@@ -49,6 +49,7 @@ type life struct {
 	noCgroup bool          // it was looked for while the container ran, and is not to be found
 	told     *told         // nil where nobody hears what the daemon tells
 	started  time.Time     // when its start was answered, by this process
+	rest     *rest         // what it left in its pipes as the daemon was away; nil: nothing was found
 	oom      *oomWatch     // nil where the daemon tells, or nobody can
 	held     bool          // see berth.StepSpec.Hold; of the process that started it
 	bare     bool          // nothing is left of the step's cgroup

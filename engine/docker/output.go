@@ -39,6 +39,25 @@ type output struct {
 	log     *backlog // what was read of the daemon's log last; of who reads
 }
 
+// sinks are the logs of its streams.
+func (o *output) sinks() []*sink {
+	if o.err == nil {
+		return []*sink{o.out}
+	}
+	return []*sink{o.out, o.err}
+}
+
+// places tells of offsets in the logs; "" where there are none.
+func (o *output) places(of func(*sink) []int64) string {
+	var all []string
+	for _, s := range o.sinks() {
+		for _, at := range of(s) {
+			all = append(all, fmt.Sprintf("%s after byte %d", filepath.Base(s.w.Path()), at))
+		}
+	}
+	return strings.Join(all, " and of ")
+}
+
 // openOutput opens the logs of a step. copies are the files in volumes that get the streams too.
 func (l *life) openOutput(r *record, copies map[string]*os.File) (*output, error) {
 	o := &output{l: l, tty: r.Spec.TTY, ephemeral: r.Spec.Ephemeral}
@@ -120,9 +139,8 @@ func (o *output) set(conn io.ReadCloser, r io.Reader) {
 
 // ease has who holds a log keep nobody from taking in the rest of an ended container's output.
 func (o *output) ease() {
-	_ = o.out.w.Ease()
-	if o.err != nil {
-		_ = o.err.w.Ease()
+	for _, s := range o.sinks() {
+		_ = s.w.Ease()
 	}
 }
 

@@ -117,7 +117,7 @@ func TestAskedBeforeItsEnd(t *testing.T) {
 				l.e.hearing.told = map[string]*told{"x": l.told}
 			}
 			before := &past{l: l, r: l.rec}
-			state, away, err := l.await(t.Context(), before)
+			state, away, err := l.await(t.Context(), before, &pipeGuard{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -62,12 +62,16 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		return err
 	}
 	var unfilled error
-	if out == nil {
+	resumed := out == nil
+	if resumed {
 		if out, unfilled, err = l.resumeOutput(ctx, r); err != nil {
 			return err
 		}
 	}
 	l.watchOOM(r) // where another process has started it
+	if resumed {
+		l.e.wg.Go(func() { l.learnID(ctx) })
+	}
 	over := make(chan struct{})
 	drained := make(chan error, 1)
 	l.e.wg.Go(func() { drained <- out.drain(ctx, over) })
@@ -79,7 +83,8 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		guards.Go(func() { l.keepUsage(limits) })
 	}
 	before := &past{l: l, r: r}
-	state, away, err := l.await(ctx, before)
+	var guard pipeGuard
+	state, away, err := l.await(ctx, before, &guard)
 	cut := l.cutOff(r, away.ever)
 	happened := make(chan history, 1)
 	if err == nil && state.Status != container.StateCreated {
@@ -92,6 +97,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	stop()
 	guards.Wait()
 	if err != nil && ctx.Err() != nil {
+		guard.end(0)
 		return errors.Join(err, out.close()) // which ends the draining
 	}
 	var late error
@@ -123,7 +129,14 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if exit.Reason == berth.Exited {
 		l.foreign(&exit, <-happened, l.e.liveRestore(ctx), away.since)
 	}
-	if err == nil && late == nil && !away.since.IsZero() {
+	whole := false
+	if away.ever || resumed {
+		guard.end(restWait)
+		var rerr error
+		whole, rerr = l.takeRest(out)
+		late = errors.Join(late, rerr)
+	}
+	if err == nil && late == nil && !away.since.IsZero() && !whole {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
 	late = errors.Join(late, out.tornIn(), unfilled, out.close())
@@ -141,6 +154,17 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	}
 	l.deliver(ctx, r)
 	return nil
+}
+
+// learnID asks the daemon for its id of a container that another process has started: by that it is found when the daemon is away.
+func (l *life) learnID(ctx context.Context) {
+	c, err := l.inspect(ctx, l.docker())
+	if err != nil {
+		return // who waits for the container tells of it
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.id = c.ID
 }
 
 func (l *life) streamsLate() error {
@@ -215,7 +239,7 @@ func (a *absence) begin() {
 
 // await waits for the container's end by the daemon's word, and has it asked for the past meanwhile. An error is that nobody
 // can say.
-func (l *life) await(whole context.Context, before *past) (state *container.State, away absence, err error) {
+func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (state *container.State, away absence, err error) {
 	ctx, cancel := context.WithCancel(whole)
 	defer cancel()
 	waiting, leave := context.WithCancel(whole)
@@ -230,6 +254,7 @@ func (l *life) await(whole context.Context, before *past) (state *container.Stat
 	missed := func(err error) {
 		away.begin()
 		l.broke.set()
+		l.guardPipes(whole, guard)
 		if unconnected(err) {
 			l.refused.set()
 		}
@@ -283,6 +308,7 @@ func (l *life) await(whole context.Context, before *past) (state *container.Stat
 			fails = 0
 			away.since = time.Time{}
 			word.answered()
+			guard.end(0)
 		case errors.Is(err, berth.ErrNotFound):
 			return nil, away, fmt.Errorf("the daemon does not know the container any more: %w", err)
 		default:
