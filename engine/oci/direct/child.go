@@ -85,12 +85,14 @@ func childMain(p *program) { //nolint:unused // the assembly calls it
 		case modeSignals:
 			resetSignals()
 		case modeFork:
-			// CLONE_PARENT: the process that asked for this one is the child's parent, too.
-			a = [6]uintptr{unix.CLONE_PARENT | uintptr(unix.SIGCHLD)}
+			// CLONE_PARENT: the process that asked for this one is the child's parent, too. The kernel tells it which that is: this
+			// one may be killed before it comes to do so, and a child that nobody waits for keeps its pid namespace from ending.
+			// That is written to before, so that the page is there.
+			p.report.pid = 0
+			a = [6]uintptr{unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID | uintptr(unix.SIGCHLD), 0, uintptr(unsafe.Pointer(&p.report.pid))}
 			pid := rawCall(unix.SYS_CLONE, &a)
 			errno = errnoOf(pid)
 			if errno == 0 && pid != 0 {
-				p.report.pid = pid
 				exit(0)
 			}
 		}

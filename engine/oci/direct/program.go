@@ -73,7 +73,8 @@ type program struct {
 
 // report is what a child without CLONE_VM tells.
 type report struct {
-	failed, errno, pid uintptr
+	failed, errno uintptr
+	pid           uintptr // written as an int, by the kernel
 }
 
 // builder makes a program. Its memory stays where it is until it is released: the program's arguments are
