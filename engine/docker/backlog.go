@@ -73,7 +73,7 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	}
 	since, until := o.log.since(), ""
 	if o.tty && !host.podman && o.out.n > 0 { // its messages have no times, so what is late is asked for by itself
-		late := o.out.last.Add(endsFor)
+		late := o.out.last.Add(endsFor - host.unsure)
 		if late.After(b.now) {
 			late = b.now
 		}
@@ -85,10 +85,12 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 		return err
 	}
 	b.Reader = conn
+	anew := b.now
 	b.goOnFrom(o.log)
 	for _, r := range []*resumer{b.out, b.err} {
 		if r != nil {
-			r.anew = b.now
+			r.anew, r.unsure = anew, host.unsure
+			r.broke = o.l.broke.since(r.s.last.Add(-stopsIn))
 			r.gone = o.l.refused.since(r.s.last.Add(-stopsIn))
 		}
 	}
@@ -156,9 +158,10 @@ func (o *output) attachAgain(ctx context.Context, follow bool) error {
 	o.mu.Lock()
 	o.attached++
 	o.mu.Unlock()
-	o.out.broken = true
-	if o.err != nil {
-		o.err.broken = true
+	for _, s := range o.sinks() {
+		if !s.broken {
+			s.broken, s.brokenAt = true, time.Now()
+		}
 	}
 	return nil
 }
@@ -258,19 +261,22 @@ func (b *backlog) begin(at time.Time, size int) {
 
 // resumer goes on with one stream where ours ends in the daemon's log.
 type resumer struct {
-	s       *sink
-	m       mender
-	left    int64  // bytes to be passed over: ours
-	held    []byte // what by count is among them, but by time may not be
-	gone    bool   // the daemon that sent ours may be another than has the log
-	same    bool   // what ours ends with is more of the same: it cannot be told from what comes
-	wrote   bool   // it has come to what was not there
-	seeking bool
-	buf     []byte    // while seeking
-	whole   bool      // while seeking: buf begins where the log does
-	at      time.Time // of the message that is taken
-	before  time.Time // of the one before it
-	anew    time.Time // when the log was asked for
+	s                 *sink
+	m                 mender
+	left              int64         // bytes to be passed over: ours
+	held              []byte        // what by count is among them, but by time may not be
+	heldAt, heldAfter time.Time     // of its first message, and the one before that
+	broke             bool          // a connection to the daemon broke when the last of ours came
+	unsure            time.Duration // how much the daemon's clock may be off
+	gone              bool          // the daemon that sent ours may be another than has the log
+	same              bool          // what ours ends with is more of the same: it cannot be told from what comes
+	wrote             bool          // it has come to what was not there
+	seeking           bool
+	buf               []byte    // while seeking
+	whole             bool      // while seeking: buf begins where the log does
+	at                time.Time // of the message that is taken
+	before            time.Time // of the one before it
+	anew              time.Time // when the log was asked for
 
 	other *resumer // of the other stream, where one of both seeks
 	late  []byte   // what is younger than ours by its time, while ours may end in it; see lateBytes

@@ -80,10 +80,10 @@ func (o *output) noteCut(now time.Time) {
 	}
 }
 
-// noteTears: what was cut off was so by the end of the daemon.
+// noteTears: what was cut off was so by the end of the daemon. Of an ephemeral step all that comes next has a mark before it anyway.
 func (o *output) noteTears() {
 	for _, s := range o.sinks() {
-		if s.cut && o.l.broke.since(s.last.Add(-stopsIn)) {
+		if s.cut && !o.ephemeral && o.l.broke.since(s.last.Add(-stopsIn)) {
 			s.tear = s.last.Add(endsFor)
 		}
 		s.cut = false
@@ -91,8 +91,8 @@ func (o *output) noteTears() {
 }
 
 // sew marks where some may be missing: before what comes, if that is the first that another daemon has logged. It is a message of a time
-// (zero is unknown), after one of before; the daemon was found to be back at anew. One that ends may log for a while when nobody is attached any more,
-// and the next takes its time to begin.
+// (zero is unknown), after one of before. One that ends may log for a while when nobody is attached any more, and the next takes its time to
+// begin. Where messages come without a break until a daemon was found to be there, at anew, it is the same.
 func (s *sink) sew(at, before, anew time.Time) {
 	if s.tear.IsZero() || !at.IsZero() && !at.After(s.tear) {
 		return
@@ -100,7 +100,10 @@ func (s *sink) sew(at, before, anew time.Time) {
 	if last := s.tear.Add(-endsFor); before.Before(last) {
 		before = last
 	}
-	if !at.IsZero() && at.Before(anew) && at.Sub(before) < beginsIn {
+	if goesOn := !at.IsZero() && at.Sub(before) < beginsIn; goesOn {
+		if !at.Before(anew) {
+			s.tear = time.Time{}
+		}
 		return
 	}
 	s.tear = time.Time{}
@@ -123,21 +126,44 @@ func (o *output) tornIn() error {
 	return fmt.Errorf("the daemon ended while the command wrote: what it had in hand then may be missing of %s", all)
 }
 
-// inDoubt reports whether a message of the log came later than the last of ours, and may not be among them. What a daemon that ends has not logged, and
-// what one logs late, is less than lateBytes; where more of ours is still to come, it is the clock that was set.
+// marksIn tells of what another process has found missing, or may have.
+func (o *output) marksIn() error {
+	all := o.places(func(s *sink) []int64 { return s.marks })
+	if all == "" {
+		return nil
+	}
+	return fmt.Errorf("some may be missing of %s, where its log has a mark", all)
+}
+
+// inDoubt reports whether a message of the log came later than the last of ours, and may not be among them. What a daemon that ends has
+// not logged, and what one logs late, is less than lateBytes; where more of ours is still to come, it is the clock that was set.
 func (r *resumer) inDoubt() bool {
-	return r.left > 0 && r.left <= lateBytes && !r.at.IsZero() && !r.s.last.IsZero() && r.at.After(r.s.last.Add(endsFor))
+	return r.left > 0 && r.left <= lateBytes && !r.at.IsZero() && !r.s.last.IsZero() && r.at.Add(r.unsure).After(r.s.last.Add(endsFor))
+}
+
+// afterBreak reports whether so much time lies before a message that another daemon may have begun in it.
+func (r *resumer) afterBreak() bool {
+	before := r.before
+	if before.Before(r.s.last) {
+		before = r.s.last
+	}
+	return r.at.Sub(before) >= beginsIn
 }
 
 // doubt takes what by count is ours, and by time is not: a loaded daemon has logged it late, or it is what came after a daemon that
-// has ended, which did not log the last of ours. It is ours if it is what ours ends with, all of it, unless that is more of the same and the
-// daemon was gone, or it came much later.
+// has ended, which did not log the last of ours. It is ours if it is what ours ends with, all of it, unless that is more of the same and
+// another daemon's, or it came much later.
 func (r *resumer) doubt(p []byte) error {
-	have := int64(len(r.held))
-	if have == 0 {
+	if len(r.held) == 0 {
 		r.s.awaitWritten()
 		r.same = !r.s.distinct()
+		r.heldAt, r.heldAfter = r.at, r.before
 	}
+	if r.afterBreak() {
+		r.commit() // what came before that is the first daemon's
+		r.gone = r.gone || r.broke
+	}
+	have := int64(len(r.held))
 	r.held = append(r.held, p...)
 	other := r.gone || r.at.After(r.s.last.Add(lateFor))
 	if other && r.same || !r.s.has(r.s.n-r.left+have, p[:max(0, min(int64(len(p)), r.left-have))]) {
@@ -152,21 +178,31 @@ func (r *resumer) doubt(p []byte) error {
 	return err
 }
 
+// commit takes what is in doubt for ours, if it is enough to tell.
+func (r *resumer) commit() {
+	if r.same || len(r.held) < distinctMax {
+		return
+	}
+	r.left -= int64(len(r.held))
+	r.held, r.heldAt, r.heldAfter = nil, r.at, r.before
+}
+
 // notOurs ends the doubt: the daemon's log lacks what is left of ours.
 func (r *resumer) notOurs() error {
 	rest := r.held
 	err := r.s.lack(r.left)
 	r.held, r.left = nil, 0
+	r.s.sew(r.heldAt, r.heldAfter, r.anew)
 	_, werr := r.write(rest)
 	return errors.Join(werr, err)
 }
 
 // endDoubt: no more comes of the log.
 func (r *resumer) endDoubt() error {
-	switch {
-	case len(r.held) == 0:
+	if r.commit(); len(r.held) == 0 {
 		return nil
-	case r.gone:
+	}
+	if r.gone {
 		return r.notOurs()
 	}
 	r.left -= int64(len(r.held))

@@ -113,6 +113,7 @@ type Engine struct {
 	stay   sync.Once
 	sizes  volumeSizes
 	shims  shims
+	opened openers
 
 	mu    sync.Mutex
 	lives map[string]*life    // by container name

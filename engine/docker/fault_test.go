@@ -121,18 +121,30 @@ const fastLines = `BEGIN {
 func TestDaemonEndsInFlood(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []struct {
-		name string
-		end  func(*dockertest.Daemon) error
+		name  string
+		end   func(*dockertest.Daemon) error
+		again bool // another berth follows the daemon's log
 	}{
-		{"stopped", (*dockertest.Daemon).Stop},
-		{"killed", (*dockertest.Daemon).Kill},
+		{"stopped", (*dockertest.Daemon).Stop, false},
+		{"killed", (*dockertest.Daemon).Kill, false},
+		{"killed, and followed by another", (*dockertest.Daemon).Kill, true},
 	} {
 		t.Run(mode.name, func(t *testing.T) {
 			t.Parallel()
 			d := ownDaemon(t, "--live-restore")
 			dir := t.TempDir()
-			e, img := newEngine(t, docker.Config{Host: d.Host(), Dir: dir, Watchdog: 20 * time.Second})
-			s, quiet := begin(t, e, img, "echo up; while ! [ -e /vol/stop ]; do sleep 0.05; done; echo down; exit 3")
+			cfg := docker.Config{Host: d.Host(), Dir: dir, Watchdog: 20 * time.Second}
+			e, img := newEngine(t, cfg)
+			s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := s.Close(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+			quiet := step(t, s, img, "echo up; while ! [ -e /vol/stop ]; do sleep 0.05; done; echo down; exit 3")
 			floods := map[string]berth.Container{}
 			for name, tty := range map[string]bool{"with-a-terminal": true, "without": false} {
 				c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, TTY: tty, LogLimit: -1, Command: []string{"awk", fastLines, name}})
@@ -143,6 +155,25 @@ func TestDaemonEndsInFlood(t *testing.T) {
 			}
 			for _, c := range floods {
 				until(t, "it writes", func() bool { return len(logs(t, c, false)) > 10_000 })
+			}
+			if mode.again {
+				if err := e.Close(); err != nil {
+					t.Fatal(err)
+				}
+				e, _ = newEngine(t, cfg)
+				if s, err = e.Attach(t.Context(), s.ID()); err != nil {
+					t.Fatal(err)
+				}
+				if quiet, err = s.Container(t.Context(), quiet.ID()); err != nil {
+					t.Fatal(err)
+				}
+				for name, c := range floods {
+					had := len(logs(t, c, false))
+					if floods[name], err = s.Container(t.Context(), c.ID()); err != nil {
+						t.Fatal(err)
+					}
+					until(t, "it is followed", func() bool { return len(logs(t, floods[name], false)) > had+10_000 })
+				}
 			}
 			if err := mode.end(d); err != nil {
 				t.Fatal(err)

@@ -1,16 +1,12 @@
 package docker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -30,7 +26,8 @@ type rest struct {
 	Stdout []byte `json:"stdout,omitempty"`
 	Stderr []byte `json:"stderr,omitempty"`
 	// Whole: nobody else has read of it, and it was read to its end.
-	Whole bool `json:"whole"`
+	Whole bool      `json:"whole"`
+	Read  time.Time `json:"read"`
 	// At is where in the logs it begins, once it is there or about to be.
 	At *restAt `json:"at,omitempty"`
 }
@@ -47,7 +44,6 @@ const (
 	restWait     = 2 * time.Second        // for others to have read them, of an ended container
 	restPoll     = 100 * time.Millisecond // doubles, while others have the pipes
 	restPollMost = 5 * time.Second
-	shimName     = "containerd-shim"
 )
 
 // pipeGuard has a container's pipes from when its daemon is found to be away until that is back.
@@ -59,9 +55,9 @@ type pipeGuard struct {
 // guardPipes begins to, unless that was done already.
 func (l *life) guardPipes(ctx context.Context, g *pipeGuard) {
 	l.mu.Lock()
-	id := l.id
+	id, rec := l.id, l.rec
 	l.mu.Unlock()
-	if g.done != nil || id == "" || l.e.isPodman.Load() || os.Geteuid() != 0 {
+	if g.done != nil || id == "" || rec == nil || l.e.isPodman.Load() || os.Geteuid() != 0 {
 		return
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
@@ -69,7 +65,7 @@ func (l *life) guardPipes(ctx context.Context, g *pipeGuard) {
 	g.done = done
 	l.e.wg.Go(func() {
 		defer close(done)
-		left, err := l.e.awaitRest(ctx, id)
+		left, err := l.e.awaitRest(ctx, id, rec.Spec.TTY)
 		if err != nil {
 			l.e.cfg.Logger.Debug("pipes of a container whose daemon is away", "container", l.String(), "error", err)
 		}
@@ -95,7 +91,10 @@ func (g *pipeGuard) end(most time.Duration) {
 	case <-time.After(most):
 	}
 	g.cancel()
-	<-g.done
+	select {
+	case <-g.done:
+	case <-time.After(restTime + restWait): // it hangs in a look at this host's processes, and reads nothing after that
+	}
 	g.done = nil
 }
 
@@ -129,35 +128,34 @@ func (l *life) takeRest(o *output) (whole bool, err error) {
 			l.e.cfg.Logger.Warn("where a container's last output begins is not recorded", "container", l.String(), "error", err)
 		}
 	}
-	if left.Whole {
-		o.out.broken = false
-	}
-	err = o.out.endWith(left.Stdout, left.At.Stdout)
-	if o.err != nil {
-		o.err.broken = o.out.broken
-		err = errors.Join(err, o.err.endWith(left.Stderr, left.At.Stderr))
+	for _, s := range o.sinks() {
+		if left.Whole && s.brokenAt.After(left.Read) { // another was attached to when nothing more came
+			s.broken = false
+		}
+		text, at := left.Stdout, left.At.Stdout
+		if s == o.err {
+			text, at = left.Stderr, left.At.Stderr
+		}
+		err = errors.Join(err, s.endWith(text, at))
 	}
 	return left.Whole && err == nil, err
 }
 
-// endWith has a log end with p from an offset on. Some of it may be there already.
+// endWith has a log end with p from an offset on. Some of it may be there already. The daemon's log, which lacks it, has no more to come.
 func (s *sink) endWith(p []byte, at int64) error {
 	p = p[min(max(0, s.n-at), int64(len(p))):]
 	if len(p) == 0 {
 		return nil
 	}
 	s.sew(time.Time{}, time.Time{}, time.Time{})
-	if err := s.lack(int64(len(p))); err != nil {
-		return err
-	}
 	_, err := s.Write(p)
 	return err
 }
 
 // awaitRest has a container's pipes until it has ended and nobody else reads them, and answers what it has left in them; nil where ctx
 // ends before.
-func (e *Engine) awaitRest(ctx context.Context, id string) (*rest, error) {
-	scan, err := e.shims.scan(time.Now().Add(-time.Second))
+func (e *Engine) awaitRest(ctx context.Context, id string, tty bool) (*rest, error) {
+	scan, err := e.shims.scan(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -165,31 +163,33 @@ func (e *Engine) awaitRest(ctx context.Context, id string) (*rest, error) {
 	if sh == nil || len(sh.pipes) == 0 {
 		return nil, fmt.Errorf("no shim of it has pipes: %w", berth.ErrNotFound)
 	}
-	p, err := sh.open(id)
+	p, err := e.openPipes(sh, id)
 	if err != nil {
 		return nil, err
 	}
 	defer p.close()
-	alone, handed, ended := false, false, false
+	// alone: nobody but the shim has the pipes. handed: somebody may have read them when the container ended, or later.
+	alone, handed := false, sh.pipes["stdout"] == 0 || sh.pipes["stderr"] == 0 && !tty
+	ended := p.init < 0
 	var due time.Time
 	for pause := restPoll; ctx.Err() == nil; {
-		taken, err := p.taken()
+		taken, err := e.opened.told(&p.opened)
 		if err != nil {
 			return nil, err
 		}
-		if taken {
-			alone, handed = false, true
-			due, pause = time.Time{}, restPoll
-		}
-		if now := time.Now(); !alone && !now.Before(due) {
-			scan, err := e.shims.scan(now)
-			if err != nil {
+		if now := time.Now(); taken && alone || !alone && !now.Before(due) {
+			if scan, err = e.shims.scan(now); err != nil {
 				return nil, err
 			}
 			alone = !scan.read[id]
 			due, pause = now.Add(pause), min(2*pause, restPollMost)
+			if now := scan.shims[id]; ended && now != nil && now.init != 0 && now.init != sh.init {
+				return nil, fmt.Errorf("its first process is %d, not %d: %w", now.init, sh.init, berth.ErrConflict)
+			}
 		}
+		handed = handed || taken || ended && !alone
 		switch {
+		case ctx.Err() != nil:
 		case ended && alone:
 			left, err := p.read()
 			left.Whole = left.Whole && !handed
@@ -200,183 +200,26 @@ func (e *Engine) awaitRest(ctx context.Context, id string) (*rest, error) {
 			if ended, err = p.await(restPoll); err != nil {
 				return nil, err
 			} else if ended {
-				due, pause = time.Time{}, restPoll
+				handed = handed || !alone
+				alone, due, pause = false, time.Time{}, restPoll // it is looked at once more
 			}
 		}
 	}
 	return nil, nil
 }
 
-// shims knows the shims of this host's containers.
-type shims struct {
-	mu   sync.Mutex
-	last *shimScan
-}
-
-// shimScan is what was found at one time.
-type shimScan struct {
-	began time.Time
-	shims map[string]*shim // by container
-	read  map[string]bool  // containers whose pipes another process than their shim reads
-}
-
-// shim is the process between containerd and a container.
-type shim struct {
-	pid   int
-	pipes map[string]int // "stdout", "stderr": its descriptor
-	init  int            // pid of the container's first process; 0 where it has none any more
-	began uint64         // of init, in ticks
-}
-
-// scan looks at all processes, unless somebody has since a time.
-func (s *shims) scan(since time.Time) (*shimScan, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.last != nil && !s.last.began.Before(since) {
-		return s.last, nil
-	}
-	found := &shimScan{began: time.Now(), shims: map[string]*shim{}, read: map[string]bool{}}
-	procs, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	byPID := map[int]*shim{}
-	type process struct {
-		pid, parent int
-		began       uint64
-	}
-	var all []process
-	for _, d := range procs {
-		pid, err := strconv.Atoi(d.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		if parent, began, err := parentOf(pid); err == nil {
-			all = append(all, process{pid, parent, began})
-		}
-		id := shimOf(pid)
-		if id != "" {
-			byPID[pid] = &shim{pid: pid, pipes: map[string]int{}}
-			found.shims[id] = byPID[pid]
-		}
-		eachPipe(pid, func(container, stream string, fd int) {
-			if sh := byPID[pid]; sh == nil {
-				found.read[container] = true
-			} else if container == id {
-				sh.pipes[stream] = fd
-			}
-		})
-	}
-	for _, p := range all {
-		// Those that were started in the container later are the shim's children, too.
-		if sh := byPID[p.parent]; sh != nil && (sh.init == 0 || p.began < sh.began) {
-			sh.init, sh.began = p.pid, p.began
-		}
-	}
-	s.last = found
-	return found, nil
-}
-
-// shimOf is the container of which a process is the shim; "" where it is none.
-func shimOf(pid int) string {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		return ""
-	}
-	argv := strings.Split(string(raw), "\x00")
-	if !strings.HasPrefix(filepath.Base(argv[0]), shimName) || !isHosts(pid) {
-		return ""
-	}
-	for i, a := range argv[:len(argv)-1] {
-		if a == "-id" {
-			return argv[i+1]
-		}
-	}
-	return ""
-}
-
-// isHosts reports whether a process is root's and in none of a container's namespaces: those may call themselves whatever they like.
-func isHosts(pid int) bool {
-	var st unix.Stat_t
-	if unix.Stat(fmt.Sprintf("/proc/%d", pid), &st) != nil || st.Uid != 0 {
-		return false
-	}
-	for _, ns := range []string{"mnt", "pid", "user"} {
-		ours, err := os.Readlink("/proc/self/ns/" + ns)
-		theirs, terr := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
-		if err != nil || terr != nil || ours != theirs {
-			return false
-		}
-	}
-	return true
-}
-
-// eachPipe calls do with the pipes of containers' first processes that a process reads, by what dockerd names them.
-func eachPipe(pid int, do func(container, stream string, fd int)) {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	fds, err := os.ReadDir(dir)
-	if err != nil {
-		return // it has ended
-	}
-	for _, d := range fds {
-		link := filepath.Join(dir, d.Name())
-		target, err := os.Readlink(link)
-		if err != nil {
-			continue
-		}
-		container, stream := pipeOf(target)
-		if container == "" {
-			continue
-		}
-		st, err := os.Lstat(link)
-		if err != nil || st.Mode().Perm()&0o400 == 0 { // it cannot read from it
-			continue
-		}
-		if fd, err := strconv.Atoi(d.Name()); err == nil {
-			do(container, stream, fd)
-		}
-	}
-}
-
-// pipeOf is of which container's first process, and of which of its streams, a pipe is by the name that dockerd gives it; "" where
-// it is none.
-func pipeOf(name string) (container, stream string) {
-	container = filepath.Base(filepath.Dir(name))
-	process, stream, ok := strings.Cut(filepath.Base(name), "-std")
-	if !ok || process != "init" && process != container || stream != "out" && stream != "err" { // init: before 23
-		return "", ""
-	}
-	return container, "std" + stream
-}
-
-// parentOf is a process's parent, and when it began.
-func parentOf(pid int) (parent int, began uint64, err error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	f := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:]) // from the third on
-	const ppid, starttime = 4 - 3, 22 - 3
-	if len(f) <= starttime {
-		return 0, 0, fmt.Errorf("/proc/%d/stat is too short", pid)
-	}
-	if parent, err = strconv.Atoi(string(f[ppid])); err != nil {
-		return 0, 0, err
-	}
-	began, err = strconv.ParseUint(string(f[starttime]), 10, 64)
-	return parent, began, err
-}
-
 // heldPipes are a container's pipes, had open.
 type heldPipes struct {
-	ends   map[string]int
-	opened int // an inotify, which tells who else opens them
-	init   int // a pidfd, readable when the container has ended; -1: it has
+	e       *Engine
+	ends    map[string]int
+	watches []int
+	opened  bool // somebody else has opened them; of e.opened
+	init    int  // a pidfd, readable when the container has ended; -1: it has
 }
 
-// open opens the pipes of a container.
-func (sh *shim) open(id string) (_ *heldPipes, err error) {
-	p := &heldPipes{ends: map[string]int{}, opened: -1, init: -1}
+// openPipes opens the pipes of a container.
+func (e *Engine) openPipes(sh *shim, id string) (_ *heldPipes, err error) {
+	p := &heldPipes{e: e, ends: map[string]int{}, init: -1}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -392,13 +235,12 @@ func (sh *shim) open(id string) (_ *heldPipes, err error) {
 			return nil, err
 		}
 	}
-	if p.opened, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
-		return nil, os.NewSyscallError("inotify_init1", err)
-	}
 	for _, fd := range p.ends {
-		if _, err := unix.InotifyAddWatch(p.opened, procFD(fd), unix.IN_OPEN); err != nil {
-			return nil, os.NewSyscallError("inotify_add_watch", err)
+		watch, err := e.opened.add(fd, &p.opened)
+		if err != nil {
+			return nil, err
 		}
+		p.watches = append(p.watches, watch)
 	}
 	if sh.init == 0 {
 		return p, nil
@@ -410,7 +252,7 @@ func (sh *shim) open(id string) (_ *heldPipes, err error) {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
 	p.init = fd
-	if parent, began, err := parentOf(sh.init); err != nil || parent != sh.pid || began != sh.began { // another by now
+	if now, err := lookAt(sh.init); err != nil || now.parent != sh.pid || now.began != sh.began { // another by now
 		_ = unix.Close(fd)
 		p.init = -1
 	}
@@ -432,31 +274,20 @@ func isPipeOf(fd int, id, stream string) error {
 }
 
 func (p *heldPipes) close() {
+	for _, w := range p.watches {
+		p.e.opened.remove(w)
+	}
 	for _, fd := range p.ends {
 		_ = unix.Close(fd)
 	}
-	for _, fd := range []int{p.opened, p.init} {
-		if fd >= 0 {
-			_ = unix.Close(fd)
-		}
+	if p.init >= 0 {
+		_ = unix.Close(p.init)
 	}
 }
 
-// taken reports whether somebody else has opened them since it was last asked.
-func (p *heldPipes) taken() (bool, error) {
-	n, err := unix.Read(p.opened, make([]byte, 4096))
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-		return false, nil
-	}
-	return n > 0, os.NewSyscallError("read", err)
-}
-
-// await waits for the container's end, or somebody else, for some time.
+// await waits for the container's end, for some time.
 func (p *heldPipes) await(most time.Duration) (ended bool, err error) {
-	if p.init < 0 {
-		return true, nil
-	}
-	fds := []unix.PollFd{{Fd: int32(p.init), Events: unix.POLLIN}, {Fd: int32(p.opened), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(p.init), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds, int(most.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
 		return false, os.NewSyscallError("poll", err)
 	}
@@ -465,7 +296,7 @@ func (p *heldPipes) await(most time.Duration) (ended bool, err error) {
 
 // read reads what is left, until the shim closes them.
 func (p *heldPipes) read() (*rest, error) {
-	left := &rest{}
+	left := &rest{Read: time.Now()}
 	texts := map[string]*[]byte{"stdout": &left.Stdout, "stderr": &left.Stderr}
 	buf := make([]byte, 64<<10)
 	for end := time.Now().Add(restTime); len(p.ends) > 0 && time.Now().Before(end); {
@@ -491,7 +322,7 @@ func (p *heldPipes) read() (*rest, error) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	taken, err := p.taken()
+	taken, err := p.e.opened.told(&p.opened)
 	left.Whole = len(p.ends) == 0 && !taken && err == nil
 	return left, err
 }

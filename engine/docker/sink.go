@@ -21,7 +21,8 @@ type sink struct {
 	// Of what was taken: the end of it, and when its first and last bytes came.
 	tail        []byte
 	first, last time.Time
-	broken      bool    // what comes next is from another connection than what came before
+	broken      bool // what comes next is from another connection than what came before
+	brokenAt    time.Time
 	gaps        []int64 // where some may be missing
 	rate        rate
 	cut         bool      // it was cut off in the middle of what came
@@ -29,6 +30,7 @@ type sink struct {
 	lacksFile   string    // where that is recorded; "" is nowhere
 	tear        time.Time // messages of the daemon's log from after it are another daemon's than who was cut off in the middle of some; zero where none was
 	tears       []int64   // where some may be missing for that
+	marks       []int64   // where some may be missing, as another process has found
 }
 
 func (s *sink) Write(p []byte) (int, error) {
@@ -168,6 +170,7 @@ func (s *sink) recall(dir, stream string) error {
 		return err
 	}
 	s.first, s.last = ix.Span()
+	s.marks = ix.Gaps
 	f, err := os.Open(s.w.Path())
 	if err != nil {
 		return err

@@ -139,7 +139,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err == nil && late == nil && !away.since.IsZero() && !whole {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
-	late = errors.Join(late, out.tornIn(), unfilled, out.close())
+	late = errors.Join(late, out.marksIn(), out.tornIn(), unfilled, out.close())
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}
@@ -162,9 +162,15 @@ func (l *life) learnID(ctx context.Context) {
 	if err != nil {
 		return // who waits for the container tells of it
 	}
+	l.setID(c.ID)
+}
+
+func (l *life) setID(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.id = c.ID
+	if id != "" {
+		l.id = id
+	}
 }
 
 func (l *life) streamsLate() error {
@@ -299,6 +305,9 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 		ictx, icancel := context.WithTimeout(ctx, l.e.cfg.Watchdog)
 		c, err := l.inspect(ictx, l.docker())
 		icancel()
+		if err == nil {
+			l.setID(c.ID)
+		}
 		if err == nil && isOver(c.State) {
 			return c.State, away, nil
 		}

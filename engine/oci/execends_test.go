@@ -18,7 +18,7 @@ func TestEndDuringExec(t *testing.T) {
 			sb := openSandbox(t, e, berth.SandboxSpec{ID: "t1"})
 			most, span := 200, 3*time.Millisecond
 			if rt != "direct" {
-				most, span = 20, 100*time.Millisecond
+				most, span = 30, 100*time.Millisecond
 			}
 			for i := range most {
 				c := start(t, sb, berth.StepSpec{ID: strconv.Itoa(i), Image: img, Command: []string{"sleep", "1000"}})

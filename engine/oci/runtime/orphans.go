@@ -18,7 +18,7 @@ const (
 )
 
 // reapOrphans waits for what failed execs of the runtime left in the container's pid namespace: a process of
-// the runtime (of crun) that died before it became the command, and is now ours. Until it is waited for, the
+// the runtime that died before it became the command, as when the container was ended meanwhile, and is now ours. Until it is waited for, the
 // container cannot end; it may live for a while on a slow machine, so they are looked for until the container has
 // ended.
 func (r *Runtime) reapOrphans(ended <-chan struct{}) {
@@ -56,6 +56,9 @@ func (r *Runtime) orphans() (pids []int) {
 	return pids
 }
 
+// runcStage begins the names that runc gives its processes on the way into a container: "runc:[2:INIT]".
+const runcStage = "runc:["
+
 // isOrphan reports whether a process has the runtime's name, so that it never became a command, in a pid
 // namespace below ours; and whether it is dead.
 func (r *Runtime) isOrphan(pid int) (dead, orphan bool) {
@@ -73,7 +76,7 @@ func (r *Runtime) isOrphan(pid int) (dead, orphan bool) {
 		switch value = strings.TrimSpace(value); key {
 		case "Name":
 			// crun executes a copy of itself in memory where it cannot protect its own file otherwise.
-			named = value == name || strings.HasPrefix(value, inMemory)
+			named = value == name || strings.HasPrefix(value, inMemory) || strings.HasPrefix(value, runcStage)
 		case "State":
 			dead = strings.HasPrefix(value, "Z")
 		case "NSpid":
