@@ -186,7 +186,7 @@ func (b *backlog) readRaw() error {
 	if err != nil {
 		return err
 	}
-	b.Reader, b.out.at = conn, last.Add(endsFor+beginsIn)
+	b.Reader, b.out.at = conn, last.Add(endsFor+beginsIn+b.out.unsure)
 	return copyAll(w, conn)
 }
 
@@ -269,6 +269,7 @@ type resumer struct {
 	broke             bool          // a connection to the daemon broke when the last of ours came
 	unsure            time.Duration // how much the daemon's clock may be off
 	gone              bool          // the daemon that sent ours may be another than has the log
+	parted            bool          // there was a break in the log since the last of ours
 	same              bool          // what ours ends with is more of the same: it cannot be told from what comes
 	wrote             bool          // it has come to what was not there
 	seeking           bool

@@ -80,10 +80,10 @@ func (o *output) noteCut(now time.Time) {
 	}
 }
 
-// noteTears: what was cut off was so by the end of the daemon. Of an ephemeral step all that comes next has a mark before it anyway.
+// noteTears: what was cut off was so by the end of the daemon.
 func (o *output) noteTears() {
 	for _, s := range o.sinks() {
-		if s.cut && !o.ephemeral && o.l.broke.since(s.last.Add(-stopsIn)) {
+		if s.cut && o.l.broke.since(s.last.Add(-stopsIn)) {
 			s.tear = s.last.Add(endsFor)
 		}
 		s.cut = false
@@ -143,11 +143,15 @@ func (r *resumer) inDoubt() bool {
 
 // afterBreak reports whether so much time lies before a message that another daemon may have begun in it.
 func (r *resumer) afterBreak() bool {
-	before := r.before
-	if before.Before(r.s.last) {
-		before = r.s.last
+	return r.breaks(r.at, r.before)
+}
+
+// breaks reports the same of a message and the one before it.
+func (r *resumer) breaks(at, before time.Time) bool {
+	if last := r.s.last.Add(r.unsure); before.Before(last) {
+		before = last
 	}
-	return r.at.Sub(before) >= beginsIn
+	return at.Sub(before) >= beginsIn
 }
 
 // doubt takes what by count is ours, and by time is not: a loaded daemon has logged it late, or it is what came after a daemon that
@@ -161,11 +165,11 @@ func (r *resumer) doubt(p []byte) error {
 	}
 	if r.afterBreak() {
 		r.commit() // what came before that is the first daemon's
-		r.gone = r.gone || r.broke
+		r.parted, r.gone = true, r.gone || r.broke
 	}
 	have := int64(len(r.held))
 	r.held = append(r.held, p...)
-	other := r.gone || r.at.After(r.s.last.Add(lateFor))
+	other := r.parted && r.gone || r.at.After(r.s.last.Add(lateFor))
 	if other && r.same || !r.s.has(r.s.n-r.left+have, p[:max(0, min(int64(len(p)), r.left-have))]) {
 		return r.notOurs()
 	}
@@ -178,9 +182,9 @@ func (r *resumer) doubt(p []byte) error {
 	return err
 }
 
-// commit takes what is in doubt for ours, if it is enough to tell.
+// commit takes what is in doubt for ours, if it came without a break or is enough to tell.
 func (r *resumer) commit() {
-	if r.same || len(r.held) < distinctMax {
+	if len(r.held) == 0 || r.breaks(r.heldAt, r.heldAfter) && (r.same || len(r.held) < distinctMax) {
 		return
 	}
 	r.left -= int64(len(r.held))
@@ -202,7 +206,7 @@ func (r *resumer) endDoubt() error {
 	if r.commit(); len(r.held) == 0 {
 		return nil
 	}
-	if r.gone {
+	if r.parted && r.gone {
 		return r.notOurs()
 	}
 	r.left -= int64(len(r.held))

@@ -49,6 +49,8 @@ func TestLogLacksOurs(t *testing.T) {
 		{name: "it was logged late, and connections were refused", ours: lines, gone: true, log: []message{{soon, lines[:9000]}, {later, lines[9000:20000]}, {later, lines[20000:] + "new\n"}}, want: "new\n"},
 		{name: "a part of it was logged late, and nothing follows", ours: lines, log: []message{{soon, lines[:9000]}, {later, lines[9000:20000]}}},
 		{name: "more of the same", ours: same, gone: true, log: []message{{soon, same[:6000]}, {later, same}}, want: same, after: int64(len(same) - 6000)},
+		{name: "the same, logged late, without a break, and connections were refused", ours: same, gone: true, log: []message{{soon, same[:6000]}, {0, same[6000:9000]}, {endsFor + 20*time.Millisecond, same[9000:]}, {2 * endsFor, "new\n"}}, want: "new\n"},
+		{name: "a little was logged late, and then the daemon was gone", ours: lines, gone: true, log: []message{{soon, lines[:9000]}, {endsFor, lines[9000:9020]}, {endsFor + 1, lines[9020:9100]}, {later, "new\n"}}, want: "new\n", after: int64(len(lines) - 9100)},
 		{name: "the same, logged late", ours: same, log: []message{{soon, same[:6000]}, {later, same[6000:] + "new\n"}}, want: "new\n"},
 		{name: "more of the same, much later", ours: same, log: []message{{soon, same[:6000]}, {much, same}}, want: same, after: int64(len(same) - 6000)},
 		{name: "the clock was set back meanwhile", ours: lines, log: []message{{soon, lines[:9000]}, {much, lines[9000:]}, {soon, "new\n"}}, want: "new\n"},

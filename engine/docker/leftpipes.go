@@ -177,7 +177,7 @@ func (e *Engine) awaitRest(ctx context.Context, id string, tty bool) (*rest, err
 		if err != nil {
 			return nil, err
 		}
-		if now := time.Now(); taken && alone || !alone && !now.Before(due) {
+		if now := time.Now(); !alone && !now.Before(due) {
 			if scan, err = e.shims.scan(now); err != nil {
 				return nil, err
 			}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berth-project/berth"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,6 +59,7 @@ func (s *shims) scan(since time.Time) (*shimScan, error) {
 	}
 	byPID := map[int]*shim{}
 	children := map[int]process{} // of containers: the oldest that lives, by parent
+	hidden := map[int]bool{}      // parents of what may not be looked at
 	for _, d := range procs {
 		pid, err := strconv.Atoi(d.Name())
 		if err != nil || pid == os.Getpid() {
@@ -75,6 +77,7 @@ func (s *shims) scan(since time.Time) (*shimScan, error) {
 			err = found.look(child, byPID)
 		}
 		if errors.Is(err, os.ErrPermission) && !isDaemon(pid) { // it may do more than root here, as some of the system's first
+			hidden[child.parent] = true
 			continue
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) { // it has ended
@@ -83,6 +86,9 @@ func (s *shims) scan(since time.Time) (*shimScan, error) {
 	}
 	for pid, sh := range byPID {
 		sh.init, sh.began = children[pid].pid, children[pid].began
+		if hidden[pid] {
+			sh.pipes = nil // whether its container runs is not known
+		}
 	}
 	s.last = found
 	return found, nil
@@ -91,6 +97,9 @@ func (s *shims) scan(since time.Time) (*shimScan, error) {
 // isDaemon reports whether a process is named as Docker's daemon is.
 func isDaemon(pid int) bool {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) { // it has ended
+		return false
+	}
 	return err != nil || bytes.Contains(name, []byte("docker"))
 }
 
@@ -212,11 +221,12 @@ func lookAt(pid int) (process, error) {
 		return p, err
 	}
 	f := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:]) // from the third on
-	const state, ppid, starttime = 0, 1, 19
+	const state, ppid, threads, starttime = 0, 1, 17, 19
 	if len(f) <= starttime {
 		return p, fmt.Errorf("/proc/%d/stat is too short", pid)
 	}
-	p.dead = f[state][0] == 'Z' || f[state][0] == 'X'
+	alone := string(f[threads]) == "0" || string(f[threads]) == "1" // else its other threads live on
+	p.dead = alone && (f[state][0] == 'Z' || f[state][0] == 'X')
 	if p.parent, err = strconv.Atoi(string(f[ppid])); err != nil {
 		return p, err
 	}
@@ -248,6 +258,9 @@ func (o *openers) add(fd int, opened *bool) (watch int, err error) {
 		o.tidy()
 		return 0, os.NewSyscallError("inotify_add_watch", err)
 	}
+	if o.opened[watch] != nil {
+		return 0, fmt.Errorf("it is watched already: %w", berth.ErrConflict)
+	}
 	o.opened[watch] = opened
 	return watch, nil
 }
@@ -265,6 +278,7 @@ func (o *openers) remove(watch int) {
 func (o *openers) tidy() {
 	if len(o.opened) == 0 {
 		_ = unix.Close(o.fd)
+		o.fd = -1
 	}
 }
 

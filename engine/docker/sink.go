@@ -35,7 +35,7 @@ type sink struct {
 
 func (s *sink) Write(p []byte) (int, error) {
 	if s.broken {
-		s.broken = false
+		s.broken, s.tear = false, time.Time{} // which would say the same
 		s.gap(s.n)
 	}
 	s.n += int64(len(p))
