@@ -327,7 +327,7 @@ func TestEndsWhileTheDaemonIsDead(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = root.Close() }()
-			time.Sleep(time.Second) // its pipes are had
+			time.Sleep(4 * time.Second) // its pipes are had, on a busy machine too
 			if err := root.WriteFile("go", nil, 0o644); err != nil {
 				t.Fatal(err)
 			}

@@ -48,6 +48,22 @@ func (s *shims) scan(since time.Time) (*shimScan, error) {
 	if s.last != nil && !s.last.began.Before(since) {
 		return s.last, nil
 	}
+	for try := 1; ; try++ {
+		found, err := lookAround()
+		if err == nil {
+			s.last = found
+		}
+		if err == nil || try == scanTries {
+			return found, err
+		}
+	}
+}
+
+// scanTries is how often it is looked, as processes come and go meanwhile.
+const scanTries = 3
+
+// lookAround looks at all processes.
+func lookAround() (*shimScan, error) {
 	found := &shimScan{began: time.Now(), shims: map[string]*shim{}, read: map[string]bool{}}
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
@@ -90,7 +106,6 @@ func (s *shims) scan(since time.Time) (*shimScan, error) {
 			sh.pipes = nil // whether its container runs is not known
 		}
 	}
-	s.last = found
 	return found, nil
 }
 
