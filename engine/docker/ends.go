@@ -141,12 +141,7 @@ func (r *resumer) inDoubt() bool {
 	return r.left > 0 && r.left <= lateBytes && !r.at.IsZero() && !r.s.last.IsZero() && r.at.Add(r.unsure).After(r.s.last.Add(endsFor))
 }
 
-// afterBreak reports whether so much time lies before a message that another daemon may have begun in it.
-func (r *resumer) afterBreak() bool {
-	return r.breaks(r.at, r.before)
-}
-
-// breaks reports the same of a message and the one before it.
+// breaks reports whether so much time lies between two messages, and after the last of ours, that another daemon may have begun in it.
 func (r *resumer) breaks(at, before time.Time) bool {
 	if last := r.s.last.Add(r.unsure); before.Before(last) {
 		before = last
@@ -163,7 +158,7 @@ func (r *resumer) doubt(p []byte) error {
 		r.same = !r.s.distinct()
 		r.heldAt, r.heldAfter = r.at, r.before
 	}
-	if r.afterBreak() {
+	if r.breaks(r.at, r.before) {
 		r.commit() // what came before that is the first daemon's
 		r.parted, r.gone = true, r.gone || r.broke
 	}

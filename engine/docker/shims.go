@@ -92,9 +92,12 @@ func lookAround() (*shimScan, error) {
 		default:
 			err = found.look(child, byPID)
 		}
-		if errors.Is(err, os.ErrPermission) && !isDaemon(pid) { // it may do more than root here, as some of the system's first
-			hidden[child.parent] = true
-			continue
+		if errors.Is(err, os.ErrPermission) { // it may do more than root here, as some of the system's first; or it has just ended
+			name, nerr := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			hidden[child.parent] = hidden[child.parent] || nerr == nil
+			if err = nerr; bytes.Contains(name, []byte("docker")) {
+				err = os.ErrPermission // it may be the daemon
+			}
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) { // it has ended
 			return nil, fmt.Errorf("look at process %d: %w", pid, err)
@@ -107,15 +110,6 @@ func lookAround() (*shimScan, error) {
 		}
 	}
 	return found, nil
-}
-
-// isDaemon reports whether a process is named as Docker's daemon is.
-func isDaemon(pid int) bool {
-	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) { // it has ended
-		return false
-	}
-	return err != nil || bytes.Contains(name, []byte("docker"))
 }
 
 // look looks at a process that is in no container. Those of containers are let alone: they may be made to be slow to look at, and to look

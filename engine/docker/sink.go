@@ -125,11 +125,7 @@ func (l *life) openSink(r *record, stream string, extra *os.File) (*sink, error)
 	}
 	have, _, _ := w.State()
 	s := &sink{pipe: pw, w: w, n: have, done: make(chan error, 1), init: initWord{passed: have > 0 || r.Spec.NoInit}, lacksFile: filepath.Join(l.dir, "unlogged-"+stream)}
-	err = s.recall(dir, stream)
-	if lerr := readJSON(s.lacksFile, &s.lacks); err == nil && !errors.Is(lerr, berth.ErrNotFound) {
-		err = lerr
-	}
-	if err != nil {
+	if err := s.recall(dir, stream); err != nil {
 		w.Abandon()
 		return nil, errors.Join(err, pr.Close(), pw.Close())
 	}
@@ -177,8 +173,13 @@ func (s *sink) recall(dir, stream string) error {
 	}
 	defer func() { _ = f.Close() }()
 	s.tail = make([]byte, min(tailMax, s.n-ix.Dropped))
-	_, err = f.ReadAt(s.tail, s.n-int64(len(s.tail)))
-	return err
+	if _, err = f.ReadAt(s.tail, s.n-int64(len(s.tail))); err != nil {
+		return err
+	}
+	if err := readJSON(s.lacksFile, &s.lacks); !errors.Is(err, berth.ErrNotFound) {
+		return err
+	}
+	return nil
 }
 
 // distinct says whether the end of what was taken is unlike what came shortly before, so that it can be told from more of
