@@ -208,12 +208,25 @@ const (
 // awaitEnd waits until the daemon has told of the end of the container with which the command was killed: one that is busy
 // does seconds later, and who is told of the command asks next how the container ended.
 func (x *execution) awaitEnd(ctx context.Context) {
-	if x.first == 0 || !endsWithin(x.first, dying) {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, tellMax)
 	defer cancel()
+	if x.first > 0 && !endsWithin(x.first, dying) || x.first == 0 && x.othersRun(ctx) {
+		return
+	}
 	_, _ = x.c.life.wait(ctx) // what is wrong is said to who asks next
+}
+
+// directory is a command that no container can run.
+const directory = "/"
+
+// othersRun reports whether the container takes further commands, for a daemon on another machine: its runtime alone knows of
+// an end before the daemon does. It looks for what it is to run only once it is in the container.
+func (x *execution) othersRun(ctx context.Context) bool {
+	if x.spec.Command[0] == directory {
+		return true // it is what asks
+	}
+	exit, err := x.c.Exec(ctx, berth.ExecSpec{Command: []string{directory}}, berth.Stdio{})
+	return err == nil && exit.Reason == berth.NeverStarted && strings.HasPrefix(exit.Detail, "exec "+directory+": ")
 }
 
 func firstLine(s string) string {

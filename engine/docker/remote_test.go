@@ -7,10 +7,12 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
@@ -304,4 +306,50 @@ func TestRemoteOpenFails(t *testing.T) {
 	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("its directory: %v", err)
 	}
+}
+
+// TestRemoteExecKilled: who is told that a command was killed with its container, is told next how that ended, though a daemon on
+// another machine tells of it late; a command that was killed alone keeps nobody waiting.
+func TestRemoteExecKilled(t *testing.T) {
+	t.Parallel()
+	remoteConfig(t)
+	h := newHanger(t, sharedRemote.daemon.Host())
+	h.rewrite = func(r *http.Response) error {
+		if strings.HasSuffix(r.Request.URL.Path, "/wait") {
+			r.Body = &delayed{r.Body, 3 * time.Second}
+		}
+		return nil
+	}
+	e, img := newEngine(t, docker.Config{Host: h.host, Dir: t.TempDir()})
+	_, c := begin(t, e, img, "while [ ! -e /go ]; do sleep 0.05; done; exit 4")
+	execKilled := func(script string) (took time.Duration) {
+		t.Helper()
+		began := time.Now()
+		exit, err := c.(berth.Execer).Exec(t.Context(), berth.ExecSpec{Command: []string{"sh", "-c", script}}, berth.Stdio{})
+		if err != nil || exit.Code != 137 {
+			t.Fatalf("exec: %+v, %v", exit, err)
+		}
+		return time.Since(began)
+	}
+	if took := execKilled("kill -9 $$"); took > 15*time.Second {
+		t.Errorf("a command that was killed alone took %s", took)
+	}
+	execKilled("touch /go; sleep 100")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if exit, err := c.Wait(ctx); err != nil || exit.Reason != berth.Exited || exit.Code != 4 {
+		t.Errorf("the container: %+v, %v", exit, err)
+	}
+}
+
+// delayed is an answer whose every part comes late.
+type delayed struct {
+	io.ReadCloser
+	by time.Duration
+}
+
+func (d *delayed) Read(p []byte) (int, error) {
+	n, err := d.ReadCloser.Read(p)
+	time.Sleep(d.by)
+	return n, err
 }
