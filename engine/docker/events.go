@@ -29,8 +29,17 @@ type history struct {
 	known     bool      // the daemon has answered
 	gone      bool      // it did not, and is not there: see Engine.gone
 	restarted bool      // it was started anew after the container was
+	died      bool      // it has seen the container's end
 	killed    []int     // the signals that it has sent to the container, for whomever
 	at        time.Time // of the first of them
+	// oldest is the time of the first event that it remembers, where it remembers no more: what came before is forgotten.
+	oldest time.Time
+}
+
+// anew reports whether the daemon was started anew after the container was, as far as it remembers: where it has been away since,
+// that it remembers nothing of before speaks for it.
+func (h history) anew(away time.Time) bool {
+	return h.restarted || !away.IsZero() && h.oldest.After(away)
 }
 
 // history asks the daemon for what happened to the container. It is asked late: it may send a signal first, and remember
@@ -39,7 +48,7 @@ func (l *life) history(ctx context.Context, r *record) history {
 	ctx, cancel := context.WithTimeout(ctx, min(eventsTime, l.e.cfg.CallMax))
 	defer cancel()
 	since := r.Created.Add(-time.Minute) // however well the daemon's clock is known
-	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill")
+	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill").Add("event", "die")
 	var h history
 	started := false
 	err := l.e.events(ctx, since, own, func(m events.Message) {
@@ -48,6 +57,8 @@ func (l *life) history(ctx context.Context, r *record) history {
 			started = true
 		case events.ActionKill:
 			h.add(&m)
+		case events.ActionDie:
+			h.died = true
 		default:
 		}
 	})
@@ -57,12 +68,18 @@ func (l *life) history(ctx context.Context, r *record) history {
 	h.known = true
 	if !started {
 		// Forgotten by a daemon that was started anew, or for what came after.
-		n := 0
-		if err := l.e.events(ctx, since, client.Filters{}, func(events.Message) { n++ }); err != nil {
+		n, oldest, ahead := 0, time.Time{}, l.e.ahead(ctx)
+		if err := l.e.events(ctx, since, client.Filters{}, func(m events.Message) {
+			if n++; n == 1 {
+				oldest = time.Unix(0, m.TimeNano).Add(-ahead)
+			}
+		}); err != nil {
 			h.known, h.gone = len(h.killed) > l.sentSignals(), l.e.gone(err)
 			return h
 		}
-		h.restarted = n < eventsMax
+		if h.restarted = n < eventsMax; !h.restarted {
+			h.oldest = oldest
+		}
 	}
 	return h
 }
@@ -154,7 +171,10 @@ func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
 		if sig == 0 { // Podman does not say which
 			e.Detail = "a signal was sent through the daemon, and not by berth"
 		}
-	case live || h.known && !h.restarted || !h.known && !h.gone && away.IsZero():
+	case live && e.Code == unknownCode && h.known && !h.died && h.anew(away):
+		e.Reason, e.Code = berth.Lost, -1
+		e.Detail = "the daemon was away when the container ended, and does not know how"
+	case live || h.known && !h.anew(away) || !h.known && !h.gone && away.IsZero():
 		// It ended under the eyes of the daemon, which touches nothing by itself.
 	case !away.IsZero() && e.Ended.After(away.Add(time.Second)) && !l.killCode(e.Code):
 		// The daemon was dead by then, and has found it ended.

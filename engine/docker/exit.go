@@ -43,8 +43,13 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		e.Usage = l.used
 		l.mu.Unlock()
 	}
+	// It ended while the daemon was away, which has no more to say of it: it makes up a code.
+	unseen := e.Ended.IsZero()
+	if unseen {
+		e.Code = -1
+	}
 	var why intent
-	if err := readJSON(filepath.Join(l.dir, intentFile), &why); err == nil && !e.Ended.Before(why.At) {
+	if err := readJSON(filepath.Join(l.dir, intentFile), &why); err == nil && (unseen || !e.Ended.Before(why.At)) {
 		e.Reason, e.Detail = why.Reason, why.Detail
 		if n := e.Code - 128; n == 9 || n == signalNumber(l.stopSignal()) {
 			e.Signal = n
@@ -72,6 +77,8 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		e.Detail = reached + "; the kernel killed some of its processes"
 	case full != "":
 		e.Reason, e.Detail = berth.OutOfDisk, full
+	case unseen:
+		e.Reason, e.Detail = berth.Lost, "the daemon was away when the container ended, and does not know how"
 	case e.Code > 128 && e.Code <= 128+64:
 		e.Detail = fmt.Sprintf("exit code %d, or killed by signal %d: the daemon does not tell them apart", e.Code, e.Code-128)
 	}

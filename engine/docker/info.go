@@ -161,10 +161,26 @@ func logConfig(drivers []string, keep int64) container.LogConfig {
 // logFiles is in how many files the daemon keeps a log: the oldest goes when they are full.
 const logFiles = 4
 
-// liveRestore reports whether the daemon lets its containers run while it is away.
-func (e *Engine) liveRestore(ctx context.Context) bool {
+// liveRestore reports whether the daemon lets its containers run while it is away. One that was away since it was first asked may
+// have had that changed before.
+func (e *Engine) liveRestore(ctx context.Context, away bool) bool {
 	h, err := e.daemon(ctx)
-	return err == nil && h.live
+	if err != nil || !h.live || !away || h.podman {
+		return err == nil && h.live
+	}
+	ctx, cancel := e.call(ctx)
+	defer cancel()
+	now, err := e.says(ctx, 0)
+	return err != nil || now.LiveRestoreEnabled
+}
+
+// ahead is by how much the daemon's clock is ahead of this machine's.
+func (e *Engine) ahead(ctx context.Context) time.Duration {
+	h, err := e.daemon(ctx)
+	if err != nil {
+		return 0
+	}
+	return h.ahead
 }
 
 // mayLimit reports whether a storage driver may be able to limit writable layers: whether it can depends on how its

@@ -405,6 +405,7 @@ func (k *keeper) watchStep(ctx context.Context, sb *Sandbox, step string) bool {
 			return false
 		}
 		if err == nil {
+			l.setID(c.ID)
 			l.watch(sb, lock, nil)
 			lock = nil
 			_, _ = l.wait(ctx)

@@ -129,6 +129,8 @@ func TestBerthKilled(t *testing.T) {
 		t.Parallel()
 		d := ownDaemon(t, "--live-restore")
 		berthKilled(t, d, again(d.Stop, d.Kill), false, 2*handMax)
+		t.Log("and the host ends with the daemon")
+		berthKilled(t, d, again(func() error { return errors.Join(d.Kill(), d.KillRest()) }), true, 0)
 	})
 }
 

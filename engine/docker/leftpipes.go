@@ -44,6 +44,7 @@ const (
 	restWait     = 2 * time.Second        // for others to have read them, of an ended container
 	restPoll     = 100 * time.Millisecond // doubles, while others have the pipes
 	restPollMost = 5 * time.Second
+	lookAgain    = 500 * time.Millisecond // doubles, where the pipes could not be looked at, as when descriptors have run out
 )
 
 // pipeGuard has a container's pipes from when its daemon is found to be away until that is back.
@@ -63,12 +64,11 @@ func (l *life) guardPipes(ctx context.Context, g *pipeGuard) {
 	ctx, g.cancel = context.WithCancel(ctx)
 	done := make(chan struct{})
 	g.done = done
-	l.e.wg.Go(func() {
+	// The engine's end does not wait for it, as a look at a process that hangs in its file system hangs, too: end does, while
+	// it may be about to write.
+	go func() {
 		defer close(done)
-		left, err := l.e.awaitRest(ctx, id, rec.Spec.TTY)
-		if err != nil {
-			l.e.cfg.Logger.Debug("pipes of a container whose daemon is away", "container", l.String(), "error", err)
-		}
+		left := l.insistRest(ctx, id, rec.Spec.TTY)
 		if left == nil {
 			return
 		}
@@ -78,7 +78,29 @@ func (l *life) guardPipes(ctx context.Context, g *pipeGuard) {
 		if err := l.putRest(left); err != nil {
 			l.e.cfg.Logger.Warn("what a container wrote last is not recorded before it is in its logs", "container", l.String(), "error", err)
 		}
-	})
+	}()
+}
+
+// insistRest is awaitRest, tried again where the pipes could not be looked at.
+func (l *life) insistRest(ctx context.Context, id string, tty bool) *rest {
+	for pause := lookAgain; ; pause = min(2*pause, restPollMost) {
+		left, err := l.e.awaitRest(ctx, id, tty)
+		if err == nil {
+			if left != nil && pause > lookAgain {
+				left.Whole = false // nobody has looked at who reads them meanwhile
+			}
+			return left
+		}
+		l.e.cfg.Logger.Debug("pipes of a container whose daemon is away", "container", l.String(), "error", err)
+		if left != nil || errors.Is(err, berth.ErrNotFound) || errors.Is(err, berth.ErrConflict) {
+			return left
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
 }
 
 // end lets go of the pipes, if they have not been read within some time.

@@ -300,6 +300,7 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	if grace > 0 {
 		sent, err := l.kill(ctx, "") // its stop signal
 		if err != nil {
+			l.unsent(err, ours)
 			return err
 		}
 		if !sent && ours && l.enders.Load() == 1 {
@@ -317,6 +318,9 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	}
 	sent, err := l.kill(ctx, "KILL")
 	if err != nil {
+		if grace <= 0 {
+			l.unsent(err, ours)
+		}
 		return err
 	}
 	if !sent && ours && grace == 0 && l.enders.Load() == 1 {
@@ -324,6 +328,13 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 	}
 	_, err = l.wait(ctx)
 	return err
+}
+
+// unsent takes back that berth ends the container, where no signal can have come to it: it may end by itself, hours later.
+func (l *life) unsent(err error, ours bool) {
+	if ours && l.enders.Load() == 1 && unconnected(err) {
+		_ = os.Remove(filepath.Join(l.dir, intentFile))
+	}
 }
 
 // easeAfter is how soon a signal is taken by a daemon that nothing holds up.

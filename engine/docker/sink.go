@@ -172,7 +172,7 @@ func (s *sink) recall(dir, stream string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	s.tail = make([]byte, min(tailMax, s.n-ix.Dropped))
+	s.tail = make([]byte, max(0, min(tailMax, s.n-ix.Dropped))) // the log may have been cut from outside
 	if _, err = f.ReadAt(s.tail, s.n-int64(len(s.tail))); err != nil {
 		return err
 	}

@@ -236,7 +236,8 @@ func sshFault(h sshHost, code int, said string, err error) error {
 	f := &sshError{kind: berth.ErrUnavailable}
 	switch {
 	case code == notThere || strings.Contains(said, "docker: command not found") || strings.Contains(said, "docker: not found"):
-		f.kind, f.text = berth.ErrNotFound, "there is no docker command on that host, which connections go through; install Docker's command there, in the PATH of `ssh "+h.String()+" docker version`"
+		// For a while only, where it is being replaced; and not that what was asked for is not found.
+		f.text = "there is no docker command on that host, which connections go through; install Docker's command there, in the PATH of `ssh " + h.String() + " docker version`"
 	case strings.Contains(said, "dial-stdio"):
 		f.kind, f.text = berth.ErrUnsupported, "its docker command is older than 18.09 and has no `docker system dial-stdio`: "+said
 	case strings.Contains(said, "Permission denied (") || strings.Contains(said, "Host key verification failed"):

@@ -91,7 +91,7 @@ func TestSSHFaults(t *testing.T) {
 		{"a socket that is not there", "ssh://" + at.Addr + "/no/such.sock", path, "the daemon there: ", berth.ErrUnavailable},
 		{"nobody listens", "ssh://127.0.0.1:1", path, "ssh to 127.0.0.1:1: ssh: connect to host 127.0.0.1 port 1: Connection refused", berth.ErrUnavailable},
 		{"nobody is let in", "ssh://nobody@" + strings.TrimPrefix(at.Addr, "root@"), path, "berth asks for no password: have `ssh nobody@", berth.ErrDenied},
-		{"no docker", "ssh://h", filepath.Join(bin, "no docker") + ":" + path, "there is no docker command on that host", berth.ErrNotFound},
+		{"no docker", "ssh://h", filepath.Join(bin, "no docker") + ":" + path, "there is no docker command on that host", berth.ErrUnavailable},
 		{"old docker", "ssh://h", filepath.Join(bin, "old docker") + ":" + path, "older than 18.09", berth.ErrUnsupported},
 		{"no daemon", "ssh://h", filepath.Join(bin, "no daemon") + ":" + path, "the daemon there: Cannot connect to the Docker daemon", berth.ErrUnavailable},
 	} {

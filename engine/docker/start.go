@@ -92,7 +92,9 @@ func (l *life) startedAs(ctx context.Context, hash string) (bool, error) {
 	switch {
 	case err == nil:
 		have = c.Config.Labels[labelSpec]
-		started = isOver(c.State) || c.State.Status != container.StateCreated || l.known()
+		if started = isOver(c.State) || c.State.Status != container.StateCreated || l.known(); started {
+			l.setID(c.ID)
+		}
 	case !errors.Is(err, berth.ErrNotFound):
 		return false, err
 	case !l.known(): // else somebody else removed that of an ended step
@@ -421,6 +423,7 @@ func (s *Sandbox) Container(ctx context.Context, id string) (berth.Container, er
 			s.e.drop(l)
 			return nil, err
 		}
+		l.setID(c.ID)
 		l.watch(s, nil, nil)
 	}
 	return &Container{life: l, sb: s}, nil

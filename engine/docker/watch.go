@@ -74,7 +74,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	}
 	over := make(chan struct{})
 	drained := make(chan error, 1)
-	l.e.wg.Go(func() { drained <- out.drain(ctx, over) })
+	draining, endDrain := context.WithCancel(ctx)
+	defer endDrain()
+	l.e.wg.Go(func() { drained <- out.drain(draining, over) })
 	limits, stop := context.WithCancel(ctx)
 	var guards sync.WaitGroup
 	guards.Go(func() { l.keepTime(limits, r) })
@@ -104,7 +106,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	select {
 	case late = <-drained:
 	case <-time.After(l.e.cfg.StreamsMax):
-		out.hangUp()
+		endDrain() // which hangs up, and ends a call that the daemon does not answer
 		late = l.streamsLate()
 		select { // so that two do not read
 		case err := <-drained:
@@ -127,7 +129,11 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		exit.Reason, exit.Code = berth.Lost, -1
 	}
 	if exit.Reason == berth.Exited {
-		l.foreign(&exit, <-happened, l.e.liveRestore(ctx), away.since)
+		h := <-happened
+		if exit.Code == unknownCode && h.known && !h.died && h.anew(away.since) { // it may tell of the end a little after it
+			h = l.history(ctx, r).after(h)
+		}
+		l.foreign(&exit, h, l.e.liveRestore(ctx, away.ever), away.since)
 	}
 	whole := false
 	if away.ever || resumed {
