@@ -64,7 +64,7 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	}
 	ask := func(since, until string, follow bool) (io.ReadCloser, error) {
 		res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
-			return o.l.e.api.ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: b.stamps, Since: since, Until: until})
+			return o.l.e.api().ContainerLogs(ctx, o.l.docker(), client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow, Timestamps: b.stamps, Since: since, Until: until})
 		})
 		if err != nil {
 			return nil, err

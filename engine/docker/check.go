@@ -149,7 +149,7 @@ func (e *Engine) checkNetwork(ctx context.Context, mode berth.NetworkMode) error
 	}
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	_, err := e.api.NetworkInspect(ctx, string(mode), client.NetworkInspectOptions{})
+	_, err := e.api().NetworkInspect(ctx, string(mode), client.NetworkInspectOptions{})
 	if is(err, berth.ErrNotFound) {
 		return fmt.Errorf("network %s: %w: the daemon has none of that name", mode, berth.ErrNotFound)
 	}

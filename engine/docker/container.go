@@ -161,7 +161,7 @@ func (c *Container) Fed() <-chan struct{} {
 func (c *Container) Resize(ctx context.Context, rows, cols uint16) error {
 	ctx, cancel := c.life.e.call(ctx)
 	defer cancel()
-	if _, err := c.life.e.api.ContainerResize(ctx, c.life.docker(), client.ContainerResizeOptions{Height: uint(rows), Width: uint(cols)}); err != nil {
+	if _, err := c.life.e.api().ContainerResize(ctx, c.life.docker(), client.ContainerResizeOptions{Height: uint(rows), Width: uint(cols)}); err != nil {
 		return wrap(ctx, "resize "+c.life.String(), err)
 	}
 	return nil
@@ -174,7 +174,7 @@ func (c *Container) Archive(ctx context.Context, p string) (io.ReadCloser, error
 
 func (l *life) copyOut(ctx context.Context, p string) (io.ReadCloser, error) {
 	return l.e.stream(ctx, p+" in the container", l.e.cfg.Stall, func(ctx context.Context) (io.ReadCloser, error) {
-		res, err := l.e.api.CopyFromContainer(ctx, l.docker(), client.CopyFromContainerOptions{SourcePath: p})
+		res, err := l.e.api().CopyFromContainer(ctx, l.docker(), client.CopyFromContainerOptions{SourcePath: p})
 		if host, herr := l.e.daemon(ctx); err == nil && herr == nil && host.podman && res.Stat.Mode&os.ModeSymlink != 0 {
 			_ = res.Content.Close()
 			return linkArchive(p, res.Stat)

@@ -157,13 +157,13 @@ func (v *volumeSizes) of(ctx context.Context, e *Engine) (map[string]int64, erro
 	ctx, cancel := e.call(ctx)
 	defer cancel()
 	began := time.Now()
-	res, err := e.api.DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
+	res, err := e.api().DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
 	for err != nil && strings.Contains(err.Error(), dfBusy) && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-time.After(dfPause):
 		}
-		res, err = e.api.DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
+		res, err = e.api().DiskUsage(ctx, client.DiskUsageOptions{Volumes: true, Verbose: true})
 	}
 	if err != nil {
 		return nil, wrap(ctx, "size of volumes", err)

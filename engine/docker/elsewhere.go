@@ -110,7 +110,7 @@ func (e *Engine) seesFiles(ctx context.Context) (seen, known bool) {
 func (e *Engine) anyImage(ctx context.Context) []string {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	res, err := e.api.ImageList(ctx, client.ImageListOptions{})
+	res, err := e.api().ImageList(ctx, client.ImageListOptions{})
 	if err != nil || len(res.Items) == 0 {
 		return nil
 	}
@@ -125,12 +125,12 @@ const probeSandbox = "probe"
 func (e *Engine) findsBind(ctx context.Context, image, file string) (found, answered bool) {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	res, err := e.api.ContainerCreate(ctx, client.ContainerCreateOptions{
+	res, err := e.api().ContainerCreate(ctx, client.ContainerCreateOptions{
 		Config:     &container.Config{Image: image, Cmd: []string{"true"}, Labels: map[string]string{LabelOwner: e.owner, LabelSandbox: probeSandbox, LabelStep: ""}},
 		HostConfig: &container.HostConfig{NetworkMode: "none", Mounts: []mount.Mount{{Type: mount.TypeBind, Source: file, Target: "/probe", ReadOnly: true}}},
 	})
 	if err == nil {
-		_, err := e.api.ContainerRemove(ctx, res.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		_, err := e.api().ContainerRemove(ctx, res.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		if err != nil {
 			e.cfg.Logger.Warn("container of a probe not removed", "container", res.ID, "error", err)
 		}

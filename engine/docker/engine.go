@@ -94,7 +94,9 @@ type Engine struct {
 	owner    string
 	group    string // begins the names of cgroups: an owner may have several data directories, one for each daemon
 	at       endpoint
-	api      *client.Client
+	client   atomic.Pointer[client.Client]
+	version  atomic.Pointer[string] // of the API, which the daemon has told last
+	another  atomic.Bool            // it has told another since the client was made
 	pulls    pulls
 	pressure pressure
 	made     made
@@ -160,9 +162,11 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("docker: %w", err)
 	}
 	e := &Engine{cfg: cfg, at: at, lives: map[string]*life{}, bound: map[string]*os.File{}, asking: make(chan struct{}, 1), pings: newPings()}
-	if e.api, err = connect(at, client.WithHTTPResponseHook(e.heard)); err != nil {
+	api, err := connect(at, client.WithHTTPResponseHook(e.heard))
+	if err != nil {
 		return nil, err
 	}
+	e.client.Store(api)
 	for _, d := range []string{"sandboxes", runDir} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("data directory: %w: %w", kindOf(err), err)
@@ -233,14 +237,14 @@ func (e *Engine) Close() error {
 	}
 	e.mu.Unlock()
 	e.keeper.close()
-	return e.api.Close()
+	return e.api().Close()
 }
 
 // Answers reports whether the daemon answers: ErrUnavailable where it does not while ctx lasts.
 func (e *Engine) Answers(ctx context.Context) error {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	if _, err := e.api.Ping(ctx, client.PingOptions{}); err != nil {
+	if _, err := e.api().Ping(ctx, client.PingOptions{}); err != nil {
 		return wrap(ctx, "the daemon", err)
 	}
 	return nil

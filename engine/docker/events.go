@@ -95,7 +95,7 @@ func (e *Engine) gone(err error) bool {
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, min(eventsTime/2, e.cfg.CallMax)) // it may take a new connection, and that a while
 	defer cancel()
-	_, err = e.api.Ping(ctx, client.PingOptions{})
+	_, err = e.api().Ping(ctx, client.PingOptions{})
 	return err != nil
 }
 
@@ -111,7 +111,7 @@ func (e *Engine) events(ctx context.Context, since time.Time, f client.Filters, 
 	until := time.Now().Add(host.ahead + host.unsure)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	res := e.api.Events(ctx, client.EventsListOptions{Since: stamp(since.Add(host.ahead)), Until: stamp(until), Filters: f})
+	res := e.api().Events(ctx, client.EventsListOptions{Since: stamp(since.Add(host.ahead)), Until: stamp(until), Filters: f})
 	for {
 		select {
 		case m := <-res.Messages:

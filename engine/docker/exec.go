@@ -28,7 +28,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w: no command", c.life, berth.ErrInvalid)
 	}
 	defer c.life.holdForExec()()
-	api := c.life.e.api
+	api := c.life.e.api()
 	host, err := c.life.e.daemon(ctx)
 	if err != nil {
 		return berth.Exit{}, err
@@ -101,7 +101,7 @@ type execution struct {
 }
 
 func (x *execution) run(ctx context.Context) (berth.Exit, error) {
-	api := x.c.life.e.api
+	api := x.c.life.e.api()
 	cctx, cancel := x.c.life.e.call(ctx) // of the handshake; the connection is not tied to it
 	res, err := api.ExecAttach(cctx, x.id, client.ExecAttachOptions{TTY: x.spec.TTY})
 	if err != nil {
@@ -173,7 +173,7 @@ func writer(w io.Writer) io.Writer {
 func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, error) {
 	ctx, cancel := x.c.life.e.call(ctx)
 	defer cancel()
-	i, err := x.c.life.e.api.ExecInspect(ctx, x.id, client.ExecInspectOptions{})
+	i, err := x.c.life.e.api().ExecInspect(ctx, x.id, client.ExecInspectOptions{})
 	if is(err, berth.ErrNotFound) {
 		return berth.Exit{Reason: berth.Lost, Code: -1, Detail: "the container has ended, and the daemon has forgotten the exec"}, nil
 	}
@@ -245,7 +245,7 @@ func (x *execution) resize(ctx context.Context, done <-chan struct{}) {
 				return
 			}
 			cctx, cancel := x.c.life.e.call(ctx)
-			_, _ = x.c.life.e.api.ExecResize(cctx, x.id, client.ExecResizeOptions{Height: uint(s.Rows), Width: uint(s.Cols)})
+			_, _ = x.c.life.e.api().ExecResize(cctx, x.id, client.ExecResizeOptions{Height: uint(s.Rows), Width: uint(s.Cols)})
 			cancel()
 		}
 	}

@@ -69,7 +69,7 @@ func (h *hearing) listen(ctx context.Context, e *Engine) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// From a time on: what comes between the answer's beginning and the daemon's attention is told, too.
-	res := e.api.Events(ctx, client.EventsListOptions{
+	res := e.api().Events(ctx, client.EventsListOptions{
 		Since:   stamp(time.Now()),
 		Filters: e.filter().Add("type", "container").Add("event", "kill").Add("event", "die"),
 	})

@@ -97,7 +97,7 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 func (e *Engine) inspectImage(ctx context.Context, ref string) (berth.Image, error) {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	res, err := e.api.ImageInspect(ctx, ref)
+	res, err := e.api().ImageInspect(ctx, ref)
 	if err != nil {
 		return berth.Image{}, wrap(ctx, "image "+ref, err)
 	}
@@ -138,7 +138,7 @@ func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, ch
 		cancel(&stalledError{e.cfg.Stall})
 	})
 	defer stalled.Stop()
-	res, err := e.api.ImagePull(ctx, named.String(), opts)
+	res, err := e.api().ImagePull(ctx, named.String(), opts)
 	if err != nil {
 		return wrap(ctx, "daemon", err)
 	}

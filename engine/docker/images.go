@@ -29,7 +29,7 @@ func (im *Images) Image(ctx context.Context, req berth.ImageRequest) (berth.Imag
 func (im *Images) List(ctx context.Context) ([]image.Info, error) {
 	cctx, cancel := im.e.call(ctx)
 	defer cancel()
-	res, err := im.e.api.ImageList(cctx, client.ImageListOptions{})
+	res, err := im.e.api().ImageList(cctx, client.ImageListOptions{})
 	if err != nil {
 		return nil, wrap(cctx, "list images", err)
 	}
@@ -71,7 +71,7 @@ func isHex(s string) bool {
 func (im *Images) info(ctx context.Context, ref string) (image.Info, error) {
 	cctx, cancel := im.e.call(ctx)
 	defer cancel()
-	res, err := im.e.api.ImageInspect(cctx, ref)
+	res, err := im.e.api().ImageInspect(cctx, ref)
 	if err != nil {
 		return image.Info{}, wrap(cctx, "image "+ref, err)
 	}
@@ -103,7 +103,7 @@ func (im *Images) Remove(ctx context.Context, ref string) (image.Removed, error)
 	ctx, cancel := im.e.call(ctx)
 	defer cancel()
 	r := image.Removed{Refs: []string{}, Images: []string{}}
-	res, err := im.e.api.ImageRemove(ctx, imageName(ref), client.ImageRemoveOptions{PruneChildren: true})
+	res, err := im.e.api().ImageRemove(ctx, imageName(ref), client.ImageRemoveOptions{PruneChildren: true})
 	if err != nil {
 		return r, wrap(ctx, "remove image "+ref, err)
 	}

@@ -31,7 +31,8 @@ func TestInsist(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := &Engine{cfg: Config{CallMax: time.Minute}, api: api}
+		e := &Engine{cfg: Config{CallMax: time.Minute}}
+		e.client.Store(api)
 		_, err = e.removeContainer(t.Context(), "x")
 		if err == nil || tries != row.tries {
 			t.Errorf("%v: %d tries, %v; want %d", row.errno, tries, err, row.tries)

@@ -200,7 +200,7 @@ func (l *life) lock(ctx context.Context) (*os.File, error) {
 func (l *life) inspect(ctx context.Context, id string) (container.InspectResponse, error) {
 	ctx, cancel := l.e.call(ctx)
 	defer cancel()
-	res, err := l.e.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	res, err := l.e.api().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return container.InspectResponse{}, wrap(ctx, "container "+l.String(), err)
 	}
@@ -374,7 +374,7 @@ func (l *life) kill(ctx context.Context, sig string) (bool, error) {
 	ctx, cancel := l.e.call(ctx)
 	defer cancel()
 	defer l.ease()()
-	_, err := l.e.api.ContainerKill(ctx, l.docker(), client.ContainerKillOptions{Signal: sig})
+	_, err := l.e.api().ContainerKill(ctx, l.docker(), client.ContainerKillOptions{Signal: sig})
 	switch {
 	case err == nil || killWait(err):
 		return true, nil

@@ -237,7 +237,7 @@ func (e *Engine) loadArchive(ctx context.Context, r io.Reader) ([]string, error)
 		cancel(fmt.Errorf("%w: the daemon has neither taken nor told anything for %v", berth.ErrUnavailable, e.cfg.Stall))
 	})
 	defer stalled.Stop()
-	res, err := e.api.ImageLoad(ctx, moving{r, func() { stalled.Reset(e.cfg.Stall) }}, client.ImageLoadWithQuiet(false))
+	res, err := e.api().ImageLoad(ctx, moving{r, func() { stalled.Reset(e.cfg.Stall) }}, client.ImageLoadWithQuiet(false))
 	if err != nil {
 		return nil, wrap(ctx, "daemon", err)
 	}
@@ -314,12 +314,12 @@ func (im *Images) rename(ctx context.Context, refs []string, to string) ([]strin
 	}
 	cctx, cancel := im.e.call(ctx)
 	defer cancel()
-	if _, err := im.e.api.ImageTag(cctx, client.ImageTagOptions{Source: refs[0], Target: named.String()}); err != nil {
+	if _, err := im.e.api().ImageTag(cctx, client.ImageTagOptions{Source: refs[0], Target: named.String()}); err != nil {
 		return nil, wrap(cctx, "name "+to, err)
 	}
 	for _, ref := range refs {
 		if old, err := parseRef(ref); err == nil && old.String() != named.String() && !strings.HasPrefix(ref, "sha256:") {
-			if _, err := im.e.api.ImageRemove(cctx, ref, client.ImageRemoveOptions{}); err != nil && !is(err, berth.ErrNotFound) {
+			if _, err := im.e.api().ImageRemove(cctx, ref, client.ImageRemoveOptions{}); err != nil && !is(err, berth.ErrNotFound) {
 				return nil, wrap(cctx, "name "+to, err)
 			}
 		}

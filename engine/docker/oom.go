@@ -168,7 +168,7 @@ func (l *life) toldLate(r *record, code int) bool {
 	l.mu.Unlock()
 	for end := time.Now().Add(lateMax); ; {
 		ctx, cancel := l.e.call(l.e.ctx)
-		res, err := l.e.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+		res, err := l.e.api().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 		cancel()
 		if err != nil || res.Container.State == nil {
 			return false

@@ -136,7 +136,7 @@ func (p *pings) ask(ctx context.Context, e *Engine, age time.Duration) (began ti
 	p.began = time.Now()
 	cctx, cancel := context.WithTimeoutCause(ctx, e.patience(), fmt.Errorf("%w within %v", errHangs, e.patience()))
 	defer cancel()
-	if _, err = e.api.Ping(cctx, client.PingOptions{}); err != nil {
+	if _, err = e.api().Ping(cctx, client.PingOptions{}); err != nil {
 		err = wrap(cctx, "the daemon", err)
 	}
 	if ctx.Err() != nil { // who asked gave up: that is no answer for others

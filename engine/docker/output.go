@@ -304,7 +304,7 @@ func settle(r io.Reader) error {
 func (l *life) attach(ctx context.Context, o *output, in bool) error {
 	ctx, cancel := l.e.call(ctx) // of the handshake; the connection is not tied to it
 	defer cancel()
-	res, err := l.e.api.ContainerAttach(ctx, l.docker(), client.ContainerAttachOptions{Stream: true, Stdin: in, Stdout: true, Stderr: true, DetachKeys: noKeys})
+	res, err := l.e.api().ContainerAttach(ctx, l.docker(), client.ContainerAttachOptions{Stream: true, Stdin: in, Stdout: true, Stderr: true, DetachKeys: noKeys})
 	if err != nil {
 		return wrap(ctx, "attach to "+l.String(), err)
 	}

@@ -62,7 +62,7 @@ func (e *Engine) podman(ctx context.Context, method, path string, raw []byte) (i
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json") // else its body is taken for a form
-	dial := e.api.Dialer()
+	dial := e.api().Dialer()
 	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	res, err := (&http.Client{Transport: t}).Do(req)
 	if err != nil {
@@ -92,7 +92,7 @@ var halfGone = regexp.MustCompile(`getting container from store "([0-9a-f]{64})"
 // is removed.
 func (e *Engine) listContainers(ctx context.Context, opts client.ContainerListOptions) (client.ContainerListResult, error) {
 	for try := 1; ; try++ {
-		res, err := e.api.ContainerList(ctx, opts)
+		res, err := e.api().ContainerList(ctx, opts)
 		if err == nil || try == listTries || ctx.Err() != nil {
 			return res, err
 		}
@@ -102,7 +102,7 @@ func (e *Engine) listContainers(ctx context.Context, opts client.ContainerListOp
 		}
 		if id != nil && try > listTries/2 {
 			if e.made.has(id[1]) {
-				_, _ = e.api.ContainerRemove(ctx, id[1], client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}) // the next list says whether it went
+				_, _ = e.api().ContainerRemove(ctx, id[1], client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}) // the next list says whether it went
 			}
 		}
 		select {
@@ -162,7 +162,7 @@ func podmanError(status int, body []byte) error {
 // createContainer makes a container. dir is the step's directory.
 func (e *Engine) createContainer(ctx context.Context, host *hostInfo, dir string, opts client.ContainerCreateOptions) (client.ContainerCreateResult, error) {
 	if !host.podman {
-		return e.api.ContainerCreate(ctx, opts)
+		return e.api().ContainerCreate(ctx, opts)
 	}
 	spec, err := podmanSpecOf(opts, dir)
 	if err != nil {

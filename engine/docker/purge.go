@@ -116,14 +116,14 @@ func (e *Engine) labeled(ctx context.Context, f client.Filters) (all []labeled, 
 		young := c.Labels[LabelSandbox] == probeSandbox && time.Since(time.Unix(c.Created, 0).Add(-host.ahead)) < halfAge
 		add(labeled{"container " + c.ID, c.ID, c.Labels, young, func(ctx context.Context, _ bool) (bool, error) { return e.removeContainer(ctx, c.ID) }})
 	}
-	vs, err := e.api.VolumeList(ctx, client.VolumeListOptions{Filters: f})
+	vs, err := e.api().VolumeList(ctx, client.VolumeListOptions{Filters: f})
 	if err != nil {
 		return nil, wrap(ctx, "list volumes", err)
 	}
 	for _, v := range vs.Items {
 		add(labeled{"volume " + v.Name, "", v.Labels, false, func(ctx context.Context, held bool) (bool, error) { return e.removeVolume(ctx, v.Name, held) }})
 	}
-	ns, err := e.api.NetworkList(ctx, client.NetworkListOptions{Filters: f})
+	ns, err := e.api().NetworkList(ctx, client.NetworkListOptions{Filters: f})
 	if err != nil {
 		return nil, wrap(ctx, "list networks", err)
 	}
@@ -150,7 +150,7 @@ func (e *Engine) inherits(ctx context.Context, c container.Summary) (bool, error
 
 func (e *Engine) removeContainer(ctx context.Context, id string) (bool, error) {
 	return e.removed(ctx, true, func(ctx context.Context) error {
-		_, err := e.api.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		_, err := e.api().ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		if err == nil || is(err, berth.ErrNotFound) {
 			e.made.removed(id)
 		}
@@ -160,7 +160,7 @@ func (e *Engine) removeContainer(ctx context.Context, id string) (bool, error) {
 
 func (e *Engine) removeNetwork(ctx context.Context, id string, held bool) (bool, error) {
 	return e.removed(ctx, held, func(ctx context.Context) error {
-		_, err := e.api.NetworkRemove(ctx, id, client.NetworkRemoveOptions{})
+		_, err := e.api().NetworkRemove(ctx, id, client.NetworkRemoveOptions{})
 		return err
 	})
 }

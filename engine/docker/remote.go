@@ -78,7 +78,7 @@ func (r *remote) make(ctx context.Context) error {
 func (r *remote) makeVolume(ctx context.Context, name string) (string, error) {
 	ctx, cancel := r.s.e.call(ctx)
 	defer cancel()
-	res, err := r.s.e.api.VolumeCreate(ctx, client.VolumeCreateOptions{Name: r.volume(name), Driver: "local", Labels: r.labels()})
+	res, err := r.s.e.api().VolumeCreate(ctx, client.VolumeCreateOptions{Name: r.volume(name), Driver: "local", Labels: r.labels()})
 	if err != nil {
 		return "", wrapHost(ctx, "make", err)
 	}
@@ -131,7 +131,7 @@ func (r *remote) open(ctx context.Context, image string) error {
 	if r.state.Image != "" {
 		cctx, cancel := r.s.e.call(ctx)
 		defer cancel()
-		_, err := r.s.e.api.ContainerInspect(cctx, r.container(), client.ContainerInspectOptions{})
+		_, err := r.s.e.api().ContainerInspect(cctx, r.container(), client.ContainerInspectOptions{})
 		if err == nil {
 			return r.deliverRest(ctx)
 		}
@@ -169,7 +169,7 @@ func (r *remote) makeContainer(ctx context.Context, image string) error {
 	}
 	ctx, cancel := r.s.e.call(ctx)
 	defer cancel()
-	_, err := r.s.e.api.ContainerCreate(ctx, client.ContainerCreateOptions{
+	_, err := r.s.e.api().ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name:       r.container(),
 		Config:     &container.Config{Image: image, Entrypoint: []string{"/"}, Labels: labels, NetworkDisabled: true, Healthcheck: &container.HealthConfig{Test: []string{"NONE"}}},
 		HostConfig: hc,
@@ -270,7 +270,7 @@ func (r *remote) put(ctx context.Context, dir string, write func(io.Writer) erro
 		cancel(fmt.Errorf("%w: the daemon has taken nothing for %v", berth.ErrUnavailable, r.s.e.cfg.Stall))
 	})
 	defer stalled.Stop()
-	_, err := r.s.e.api.CopyToContainer(ctx, r.container(), client.CopyToContainerOptions{
+	_, err := r.s.e.api().CopyToContainer(ctx, r.container(), client.CopyToContainerOptions{
 		DestinationPath: dir, Content: moving{pr, func() { stalled.Reset(r.s.e.cfg.Stall) }},
 	})
 	if err != nil {
@@ -409,7 +409,7 @@ func (s *Sandbox) ArchiveVolume(ctx context.Context, p string) (io.ReadCloser, e
 		return nil, err
 	}
 	return s.e.stream(ctx, p, s.e.cfg.Stall, func(ctx context.Context) (io.ReadCloser, error) {
-		res, err := s.e.api.CopyFromContainer(ctx, (&remote{s: s}).container(), client.CopyFromContainerOptions{
+		res, err := s.e.api().CopyFromContainer(ctx, (&remote{s: s}).container(), client.CopyFromContainerOptions{
 			SourcePath: path.Join(inFiles(i, s.spec.Volumes[i]), rel),
 		})
 		return res.Content, belowFile(err)

@@ -55,18 +55,18 @@ func (e *Engine) says(ctx context.Context, age time.Duration) (*said, error) {
 func (e *Engine) ask(ctx context.Context) (*said, error) {
 	// The client asks this before its first call in any case. Who does not answer is told of by the next.
 	if !e.isPodman.Load() {
-		_, _ = e.api.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
+		_, _ = e.api().Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
 	}
 	if e.isPodman.Load() {
 		return e.askPodman(ctx)
 	}
 	s := &said{asked: time.Now()}
-	info, err := e.api.Info(ctx, client.InfoOptions{})
+	info, err := e.api().Info(ctx, client.InfoOptions{})
 	if err != nil {
 		return nil, wrapHost(ctx, "docker info", err)
 	}
 	s.Info, s.answered = info.Info, time.Now()
-	if s.version, err = e.api.ServerVersion(ctx, client.ServerVersionOptions{}); err != nil {
+	if s.version, err = e.api().ServerVersion(ctx, client.ServerVersionOptions{}); err != nil {
 		return nil, wrapHost(ctx, "docker version", err)
 	}
 	// A service that was being started as it was asked, or a proxy before it.
@@ -78,11 +78,31 @@ func (e *Engine) ask(ctx context.Context) (*said, error) {
 	return s, nil
 }
 
-// heard looks at each answer of the daemon for what only Podman's have.
+// heard looks at each answer of the daemon for what only Podman's have, and for the version of its API.
 func (e *Engine) heard(r *http.Response) {
 	if strings.HasPrefix(r.Header.Get("Server"), "Libpod/") {
 		e.isPodman.Store(true)
 	}
+	now := r.Header.Get("Api-Version")
+	if had := e.version.Load(); now != "" && (had == nil || *had != now) {
+		e.version.Store(&now)
+		e.another.Store(had != nil)
+	}
+}
+
+// api is the client of the daemon. It agrees with that on a version of the API once, so there is a new one when the daemon has told
+// that its newest is another: it was replaced, and may speak that version no more, or not yet.
+func (e *Engine) api() *client.Client {
+	if e.another.CompareAndSwap(true, false) {
+		now, err := connect(e.at, client.WithHTTPResponseHook(e.heard))
+		if err != nil { // of what it is made of, such as files of TLS
+			e.cfg.Logger.Warn("the Docker daemon is of another version, and no new client of it can be made", "error", err)
+			e.another.Store(true)
+			return e.client.Load()
+		}
+		_ = e.client.Swap(now).Close() // what runs on its connections goes on
+	}
+	return e.client.Load()
 }
 
 // askPodman asks Podman's service, whose answer has more in it than Docker's.

@@ -413,7 +413,7 @@ func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error 
 	}
 	cctx, cancel := s.e.call(ctx)
 	defer cancel()
-	vols, err := s.e.api.VolumeList(cctx, client.VolumeListOptions{Filters: mine})
+	vols, err := s.e.api().VolumeList(cctx, client.VolumeListOptions{Filters: mine})
 	if err != nil {
 		return wrap(cctx, "close "+s.spec.ID, err)
 	}
@@ -437,7 +437,7 @@ const activeMounts = "volume has active mounts"
 // whose it is, and keep it all the same. It reports whether the volume was there and is gone.
 func (e *Engine) removeVolume(ctx context.Context, name string, held bool) (bool, error) {
 	was, err := e.removed(ctx, held, func(ctx context.Context) error {
-		_, err := e.api.VolumeRemove(ctx, name, client.VolumeRemoveOptions{})
+		_, err := e.api().VolumeRemove(ctx, name, client.VolumeRemoveOptions{})
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), activeMounts) {

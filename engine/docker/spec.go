@@ -436,7 +436,7 @@ func (s *Sandbox) mountVolume(ctx context.Context, i int, v berth.Volume) (mount
 	name := fmt.Sprintf("berth-%s-%s-v%d-%x", s.e.owner, s.spec.ID, i, st.Ino)
 	ctx, cancel := s.e.call(ctx)
 	defer cancel()
-	_, err = s.e.api.VolumeCreate(ctx, client.VolumeCreateOptions{
+	_, err = s.e.api().VolumeCreate(ctx, client.VolumeCreateOptions{
 		Name: name, Driver: "local",
 		DriverOpts: map[string]string{"type": "none", "o": "bind", "device": dir},
 		Labels:     map[string]string{LabelOwner: s.e.owner, LabelSandbox: s.spec.ID},

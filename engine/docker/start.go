@@ -212,7 +212,7 @@ func (la *launch) create(ctx context.Context, host *hostInfo, opts client.Contai
 		res, err = la.s.e.createContainer(ctx, host, la.l.dir, opts)
 	}
 	for is(err, berth.ErrConflict) {
-		if _, rerr := la.s.e.api.ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); rerr != nil && !is(rerr, berth.ErrNotFound) && !is(rerr, berth.ErrConflict) {
+		if _, rerr := la.s.e.api().ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); rerr != nil && !is(rerr, berth.ErrNotFound) && !is(rerr, berth.ErrConflict) {
 			err = rerr
 			break
 		}
@@ -342,7 +342,7 @@ func (la *launch) start(ctx context.Context) error {
 	la.l.mu.Unlock()
 	cctx, cancel := la.s.e.call(context.WithoutCancel(ctx))
 	defer cancel()
-	_, err = la.s.e.api.ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
+	_, err = la.s.e.api().ContainerStart(cctx, la.l.docker(), client.ContainerStartOptions{})
 	leave(err)
 	if err == nil {
 		la.l.mu.Lock()

@@ -50,7 +50,7 @@ func (c *Container) Stats(ctx context.Context) (berth.Usage, error) {
 func (l *life) askUsage(ctx context.Context) (berth.Usage, error) {
 	ctx, cancel := l.e.call(ctx)
 	defer cancel()
-	res, err := l.e.api.ContainerStats(ctx, l.docker(), client.ContainerStatsOptions{})
+	res, err := l.e.api().ContainerStats(ctx, l.docker(), client.ContainerStatsOptions{})
 	if err != nil {
 		return berth.Usage{}, wrap(ctx, "usage of "+l.String(), err)
 	}

@@ -365,7 +365,7 @@ func (l *life) hears() *told {
 func (l *life) askEnd(ctx context.Context) <-chan error {
 	answer := make(chan error, 1)
 	l.e.wg.Go(func() {
-		res := l.e.api.ContainerWait(ctx, l.docker(), client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+		res := l.e.api().ContainerWait(ctx, l.docker(), client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
 		select {
 		case r := <-res.Result:
 			if r.Error != nil && r.Error.Message != "" { // Podman always has one, which is empty
