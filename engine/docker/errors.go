@@ -65,6 +65,8 @@ var words = []struct {
 	{"layer verification failed", berth.ErrInvalid},
 	{"unexpected commit digest", berth.ErrInvalid}, // with containerd's store of images
 	{"unauthorized", berth.ErrDenied},
+	{": 401 Unauthorized", berth.ErrDenied}, // with containerd's store of images, of a registry that it asks by HEAD
+	{": 403 Forbidden", berth.ErrDenied},
 	{"no basic auth credentials", berth.ErrDenied},
 	{"manifest unknown", berth.ErrNotFound},
 	{"no matching manifest", berth.ErrNotFound},
