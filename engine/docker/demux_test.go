@@ -118,6 +118,7 @@ func TestStartWords(t *testing.T) {
 		oci + `exec: "none": executable file not found in $PATH: unknown`:                                                                        "exec none: no such file or directory",
 		oci + `exec: "none": stat /no/such: no such file or directory: unknown`:                                                                  "exec none: no such file or directory",
 		oci + `exec: "none": permission denied: unknown`:                                                                                         "exec none: permission denied",
+		oci + `exec: "none": is a directory: unknown`:                                                                                            "exec none: permission denied",
 		oci + `exec: "none": stat none: not a directory: unknown: Are you trying to mount`:                                                       "exec none: not a directory",
 		oci + `exec none: exec format error: unknown`:                                                                                            "exec none: exec format error",
 		"Error: crun: executable file `none` not found: No such file or directory: OCI runtime attempted to invoke a command that was not found": "exec none: no such file or directory",

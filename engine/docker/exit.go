@@ -119,7 +119,7 @@ func startWords(argv []string, msg string) string {
 	switch {
 	case why == "" || len(argv) == 0:
 		return msg
-	case why == "operation not permitted": // crun's, of a directory
+	case why == "operation not permitted", why == "is a directory": // crun's of a directory, and runc's since 1.2; the kernel's words are
 		why = "permission denied"
 	}
 	return "exec " + argv[0] + ": " + why
