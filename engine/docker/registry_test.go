@@ -100,9 +100,9 @@ func TestBusyRegistry(t *testing.T) {
 	t.Parallel()
 	e, _ := newEngine(t, docker.Config{})
 	good := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	var busy atomic.Int32
+	var busy atomic.Bool
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/manifests/") && r.Method != http.MethodPut && busy.Add(-1) >= 0 {
+		if strings.Contains(r.URL.Path, "/manifests/") && r.Method != http.MethodPut && busy.Load() {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusTooManyRequests)
 			_, _ = io.WriteString(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"come back later"}]}`)
@@ -113,7 +113,7 @@ func TestBusyRegistry(t *testing.T) {
 	defer server.Close()
 	repo := strings.TrimPrefix(server.URL, "http://") + "/busy/image"
 	push(t, repo, randomImage(t))
-	busy.Store(2)
+	busy.Store(true) // until the daemon has given up once, before which some try several times
 	var mu sync.Mutex
 	var why []string
 	img, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo, Progress: func(p berth.Progress) {
@@ -121,6 +121,7 @@ func TestBusyRegistry(t *testing.T) {
 		defer mu.Unlock()
 		if p.Phase == "retry" {
 			why = append(why, p.Why)
+			busy.Store(false)
 		}
 	}})
 	if err != nil || img.ID == "" {
