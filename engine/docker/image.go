@@ -18,6 +18,7 @@ import (
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/credentials"
 	"github.com/moby/moby/api/pkg/authconfig"
+	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,6 +37,26 @@ func parsePlatform(s string) platform {
 		p.arch = "arm64"
 	}
 	return p
+}
+
+// takes reports whether an image for another platform does where this one is asked for: any that says what it is for where none is.
+func (p platform) takes(found platform) bool {
+	if p.os == "" && p.arch == "" {
+		return found.os != "" || found.arch != ""
+	}
+	return found.os == p.os && found.arch == p.arch && (p.variant == "" || p.plain() == found.plain())
+}
+
+// plain is a platform without the variant that goes without saying.
+func (p platform) plain() platform {
+	if p.arch == "arm64" && p.variant == "v8" || p.arch == "amd64" && p.variant == "v1" {
+		p.variant = ""
+	}
+	return p
+}
+
+func (p platform) spec() *ocispec.Platform {
+	return &ocispec.Platform{OS: p.os, Architecture: p.arch, Variant: p.variant}
 }
 
 func (p platform) String() string { return strings.TrimSuffix(p.os+"/"+p.arch+"/"+p.variant, "/") }
@@ -67,13 +88,13 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 		want = parsePlatform(req.Platform)
 	}
 	if req.Policy != berth.PullAlways {
-		img, err := e.inspectImage(ctx, named.String())
-		switch found := (platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}); {
-		case err == nil && found.os == want.os && found.arch == want.arch && (want.variant == "" || want.variant == found.variant):
+		img, there, err := e.imageFor(ctx, named.String(), want)
+		switch {
+		case err == nil && want.takes(platformOf(img)):
 			e.useImage(img)
 			return img, nil
 		case err == nil && req.Policy == berth.PullNever:
-			return berth.Image{}, fmt.Errorf("image %s: %w for %s: what is there is for %s", named, berth.ErrNotFound, want, found)
+			return berth.Image{}, fmt.Errorf("image %s: %w for %s: what is there is for %s", named, berth.ErrNotFound, want, there)
 		case err != nil && (req.Policy == berth.PullNever || !is(err, berth.ErrNotFound)):
 			return berth.Image{}, err
 		}
@@ -87,21 +108,90 @@ func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image
 	if err != nil {
 		return berth.Image{}, fmt.Errorf("pull %s: %w", named, err)
 	}
-	img, err := e.inspectImage(ctx, named.String())
-	if err == nil {
-		e.claimImage(img, true)
+	img, there, err := e.imageFor(ctx, named.String(), want)
+	if err != nil {
+		return berth.Image{}, err
 	}
-	return img, err
+	e.claimImage(img, true)
+	switch found := platformOf(img); {
+	case req.Platform == "" || want.takes(found):
+		return img, nil
+	case found.os == "":
+		return berth.Image{}, fmt.Errorf("image %s for %s: %w: the daemon tells of its own platform alone; with API 1.%d (Docker 28.1) of others, too", named, want, berth.ErrUnsupported, apiPlatform)
+	default:
+		return berth.Image{}, fmt.Errorf("pull %s: %w for %s: what the registry has is for %s", named, berth.ErrNotFound, want, there)
+	}
 }
 
-func (e *Engine) inspectImage(ctx context.Context, ref string) (berth.Image, error) {
+// imageFor is the image that the daemon has under a reference for a platform, else one for another, and for what it has any.
+func (e *Engine) imageFor(ctx context.Context, ref string, want platform) (img berth.Image, there platforms, err error) {
+	res, there, err := e.inspectFor(ctx, ref, want)
+	if err != nil {
+		return berth.Image{}, nil, err
+	}
+	return imageOf(ref, res), there, nil
+}
+
+// platforms are those for which a daemon has an image.
+type platforms []platform
+
+func (ps platforms) String() string {
+	var words []string
+	for _, p := range ps {
+		words = append(words, p.String())
+	}
+	return strings.Join(words, ", ")
+}
+
+// apiPlatform is the minor version of the API since which a daemon is asked for an image of one platform.
+const apiPlatform = 49
+
+// inspectFor is imageFor in the daemon's words. Containerd's store of images may have several platforms under one reference, and one ID. It
+// tells unasked of the daemon's own, though that be in the image's index alone.
+func (e *Engine) inspectFor(ctx context.Context, ref string, want platform) (res client.ImageInspectResult, there platforms, err error) {
 	ctx, cancel := e.call(ctx)
 	defer cancel()
-	res, err := e.api().ImageInspect(ctx, ref)
-	if err != nil {
-		return berth.Image{}, wrap(ctx, "image "+ref, err)
+	if res, err = e.api().ImageInspect(ctx, ref); err != nil {
+		return res, nil, wrap(ctx, "image "+ref, err)
 	}
-	return imageOf(ref, res), nil
+	found := platform{res.Os, res.Architecture, res.Variant}
+	if want.takes(found) || apiBefore(e.api().ClientVersion(), apiPlatform) {
+		return res, platforms{found}, nil
+	}
+	all, err := e.api().ImageInspect(ctx, ref, client.ImageInspectWithManifests(true))
+	if err != nil {
+		return res, nil, wrap(ctx, "image "+ref, err)
+	}
+	for _, m := range all.Manifests {
+		if m.Kind == imagetypes.ManifestKindImage && m.Available && m.ImageData != nil {
+			there = append(there, platform{m.ImageData.Platform.OS, m.ImageData.Platform.Architecture, m.ImageData.Platform.Variant})
+		}
+	}
+	if len(there) == 0 { // another store, which has one platform
+		return res, platforms{found}, nil
+	}
+	found = there[max(0, slices.IndexFunc(there, want.takes))]
+	// By its ID, lest it be another one by now. That stays: only by the index's a container is made.
+	if res, err = e.api().ImageInspect(ctx, all.ID, client.ImageInspectWithPlatform(found.spec())); err != nil {
+		return res, nil, wrap(ctx, "image "+ref+" for "+found.String(), err)
+	}
+	res.ID, res.Os, res.Architecture, res.Variant = all.ID, found.os, found.arch, found.variant
+	return res, there, nil
+}
+
+// platformOf is what an image is for.
+func platformOf(img berth.Image) platform {
+	return platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}
+}
+
+// imagePlatform is the platform that the daemon is told when it makes a container of an image; nil where that is its own, or
+// the daemon is told none.
+func (e *Engine) imagePlatform(host *hostInfo, img berth.Image) *ocispec.Platform {
+	p := platformOf(img)
+	if host.podman || p.os == "" || p.arch == "" || p.plain() == host.plain() || apiBefore(e.api().ClientVersion(), 41) {
+		return nil
+	}
+	return p.spec()
 }
 
 func imageOf(ref string, res client.ImageInspectResult) berth.Image {
@@ -124,7 +214,7 @@ func imageOf(ref string, res client.ImageInspectResult) berth.Image {
 func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, chosen bool, tell func(berth.Progress)) error {
 	opts := client.ImagePullOptions{}
 	if chosen {
-		opts.Platforms = []ocispec.Platform{{OS: p.os, Architecture: p.arch, Variant: p.variant}}
+		opts.Platforms = []ocispec.Platform{*p.spec()}
 	}
 	auth, err := e.credentials(named)
 	if err != nil {

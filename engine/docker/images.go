@@ -69,11 +69,13 @@ func isHex(s string) bool {
 }
 
 func (im *Images) info(ctx context.Context, ref string) (image.Info, error) {
-	cctx, cancel := im.e.call(ctx)
-	defer cancel()
-	res, err := im.e.api().ImageInspect(cctx, ref)
+	host, err := im.e.daemon(ctx)
 	if err != nil {
-		return image.Info{}, wrap(cctx, "image "+ref, err)
+		return image.Info{}, err
+	}
+	res, _, err := im.e.inspectFor(ctx, ref, host.platform)
+	if err != nil {
+		return image.Info{}, err
 	}
 	i := image.Info{Image: imageOf(ref, res), Size: res.Size, Added: res.Metadata.LastTagTime, Used: res.Metadata.LastTagTime, Layers: []image.Layer{}}
 	if i.Created, err = time.Parse(time.RFC3339Nano, res.Created); err != nil {

@@ -211,12 +211,12 @@ func (im *Images) load(ctx context.Context, what string, r io.Reader, opts image
 	}
 	var all []berth.Image
 	for _, ref := range refs {
-		img, err := im.e.inspectImage(ctx, ref)
+		img, there, err := im.e.imageFor(ctx, ref, want)
 		if err != nil {
 			return nil, err
 		}
-		if found := (platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}); opts.Platform != "" && (found.os != want.os || found.arch != want.arch) {
-			return nil, fmt.Errorf("load %s: %w for %s: the daemon loaded %s, for %s", what, berth.ErrNotFound, want, ref, found)
+		if found := platformOf(img); opts.Platform != "" && (found.os != want.os || found.arch != want.arch) {
+			return nil, fmt.Errorf("load %s: %w for %s: the daemon loaded %s, for %s", what, berth.ErrNotFound, want, ref, there)
 		}
 		if strings.HasPrefix(ref, "sha256:") {
 			img.Ref = ""
@@ -303,7 +303,7 @@ func (im *Images) rename(ctx context.Context, refs []string, to string) ([]strin
 	}
 	ids := map[string]bool{}
 	for _, ref := range refs {
-		img, err := im.e.inspectImage(ctx, ref)
+		img, _, err := im.e.imageFor(ctx, ref, platform{})
 		if err != nil {
 			return nil, err
 		}
@@ -388,7 +388,7 @@ func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts
 	if len(refs) == 0 {
 		return berth.Image{}, fmt.Errorf("import: %w: the daemon does not say what it has loaded", berth.ErrUnavailable)
 	}
-	img, err := im.e.inspectImage(ctx, refs[0])
+	img, _, err := im.e.imageFor(ctx, refs[0], want)
 	if err == nil {
 		im.e.claimImage(img, false)
 	}

@@ -141,7 +141,7 @@ func (e *Engine) inherits(ctx context.Context, c container.Summary) (bool, error
 	if step == "" || slices.Contains(c.Names, "/"+e.containerName(sandbox, step)) {
 		return false, nil
 	}
-	img, err := e.inspectImage(ctx, c.ImageID)
+	img, _, err := e.imageFor(ctx, c.ImageID, platform{})
 	if is(err, berth.ErrNotFound) {
 		return true, nil
 	}

@@ -234,7 +234,7 @@ func (s *Sandbox) plan(ctx context.Context, host *hostInfo, step *berth.StepSpec
 	if err := s.planLone(host, cfg, hc, step.ID); err != nil {
 		return opts, nil, fmt.Errorf("%w: %w", kindOf(err), err)
 	}
-	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name}, lent, nil
+	return client.ContainerCreateOptions{Config: cfg, HostConfig: hc, Name: name, Platform: s.e.imagePlatform(host, step.Image)}, lent, nil
 }
 
 // groups are the step's supplementary groups, with the one that the invoker works in. In containers of a daemon that is not
