@@ -103,7 +103,11 @@ func (s *Sandbox) diskUsed(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, wrap(cctx, "size of containers", err)
 	}
-	used := s.loneUsed()
+	used, err := s.daemonFilesUsed(ctx, res.Items)
+	if err != nil {
+		return 0, err
+	}
+	used += s.loneUsed()
 	for _, c := range res.Items {
 		used += c.SizeRw
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/system"
-	"golang.org/x/sys/unix"
 )
 
 // A daemon of before 25 runs its own program for each container that it gives a network, be it "none": more work than all
@@ -79,10 +78,7 @@ func hostsOf(extra []string) (text string, ok bool) {
 func (s *Sandbox) loneUsed() (used int64) {
 	files, _ := filepath.Glob(filepath.Join(s.e.sandboxDir(s.spec.ID), "steps", "*", "host*"))
 	for _, f := range files {
-		var st unix.Stat_t
-		if unix.Lstat(f, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
-			used += st.Blocks * 512
-		}
+		used += fileUsed(f)
 	}
 	return used
 }

@@ -69,20 +69,42 @@ func TestLone(t *testing.T) {
 	}
 }
 
-// What a container writes to the files that berth binds into it counts for its disk limit.
+// What a container writes to the files that berth, or the daemon, binds into it counts for its disk limit: while it runs, and
+// when it has ended.
 func TestLoneFilesAreLimited(t *testing.T) {
 	t.Parallel()
-	e, img := newEngine(t, docker.Config{})
-	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Limits: berth.Limits{Disk: 16 << 20}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close(t.Context()) }()
-	c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{"sh", "-c", "dd if=/dev/zero of=/etc/hosts bs=1M count=64 2>/dev/null; sleep 300"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if x := wait(t, c); x.Reason != berth.OutOfDisk {
-		t.Errorf("ended as %+v", x)
+	for _, row := range []struct {
+		name, host, file string
+		net              berth.Network
+	}{
+		{"hosts, no network", daemon(t).Host(), "/etc/hosts", berth.Network{}},
+		{"hostname, no network", daemon(t).Host(), "/etc/hostname", berth.Network{}},
+		{"resolv.conf, no network", daemon(t).Host(), "/etc/resolv.conf", berth.Network{}},
+		{"hosts, bridge", daemon(t).Host(), "/etc/hosts", berth.Network{Mode: berth.NetworkBridge}},
+		{"hostname, bridge", daemon(t).Host(), "/etc/hostname", berth.Network{Mode: berth.NetworkBridge}},
+		{"resolv.conf, bridge", daemon(t).Host(), "/etc/resolv.conf", berth.Network{Mode: berth.NetworkBridge}},
+		{"hosts, Podman", podman(t).Host(), "/etc/hosts", berth.Network{}},
+		{"hostname, Podman", podman(t).Host(), "/etc/hostname", berth.Network{}},
+		{"resolv.conf, Podman", podman(t).Host(), "/etc/resolv.conf", berth.Network{}},
+		{"Podman's own", podman(t).Host(), "/run/.containerenv", berth.Network{}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			e, img := newEngine(t, docker.Config{Host: row.host})
+			for _, then := range []string{"sleep 300", "true"} {
+				s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Limits: berth.Limits{Disk: 16 << 20}, Network: row.net})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = s.Close(t.Context()) }()
+				c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Command: []string{"sh", "-c", "dd if=/dev/zero of=" + row.file + " bs=1M count=64 2>/dev/null; " + then}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if x := wait(t, c); x.Reason != berth.OutOfDisk {
+					t.Errorf("then %s: ended as %+v", then, x)
+				}
+			}
+		})
 	}
 }

@@ -34,6 +34,7 @@ type Sandbox struct {
 	// flushed is when the record is on the disk; nil where another has written it.
 	flushed *flush
 	half    bool // it has no record: a process died that made it
+	files   daemonFiles
 }
 
 var (
