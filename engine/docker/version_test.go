@@ -3,8 +3,10 @@ package docker_test
 import (
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +16,10 @@ import (
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/engine/enginetest"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/moby/moby/client"
 )
 
 // TestOldestAPI: the oldest version of the API that berth speaks does for what tasks need.
@@ -50,6 +56,42 @@ func TestOldestAPI(t *testing.T) {
 	defer mu.Unlock()
 	if len(asked) == 0 || slices.ContainsFunc(asked, func(p string) bool { return !strings.HasPrefix(p, "/v1.40/") }) {
 		t.Errorf("it asked %q", asked)
+	}
+}
+
+// TestPlatformByOldestAPI: of containerd's store an old version of the API tells nothing of an image for another platform, which is said;
+// another store has it, and so has the container.
+func TestPlatformByOldestAPI(t *testing.T) {
+	t.Setenv("DOCKER_API_VERSION", "1.40")
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	repo := strings.TrimPrefix(server.URL, "http://") + "/two/platforms"
+	ref, err := name.ParseReference(repo+":1", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteIndex(ref, forBoth(t), remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := newEngine(t, docker.Config{})
+	api, err := client.New(client.WithHost(daemon(t).Host()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = api.Close() }()
+	own, other := platforms()
+	many := containerdStore(t, api)
+	img, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo + ":1", Platform: "linux/" + other})
+	switch {
+	case many && (!errors.Is(err, berth.ErrUnsupported) || !strings.Contains(err.Error(), "linux/"+other)):
+		t.Errorf("%+v, %v; want %v", img, err, berth.ErrUnsupported)
+	case !many && (err != nil || img.Config.Architecture != other):
+		t.Errorf("%+v, %v", img, err)
+	case !many && containerOf(t, e, api, img) != other:
+		t.Errorf("its container is not for %s", other)
+	}
+	if img, err := e.Image(t.Context(), berth.ImageRequest{Ref: repo + ":1"}); err != nil || img.Config.Architecture != own || containerOf(t, e, api, img) != own {
+		t.Errorf("one's own: %+v, %v", img, err)
 	}
 }
 
