@@ -152,8 +152,26 @@ func (o *output) attachAgain(ctx context.Context, follow bool) error {
 	if !follow {
 		return errors.New("it is ephemeral: the daemon keeps no log to catch up from")
 	}
+	// Podman makes a container that has ended ready to start anew for who attaches to it, and forgets how it ended.
+	podman := o.l.e.isPodman.Load()
+	if podman {
+		if c, err := o.l.inspect(ctx, o.l.docker()); err != nil {
+			return err
+		} else if !c.State.Running && !c.State.Paused {
+			return errNotRunning
+		}
+	}
 	if err := o.l.attach(ctx, o, false); err != nil {
 		return err
+	}
+	if podman {
+		if c, err := o.l.inspect(ctx, o.l.docker()); err == nil && !c.State.Running && !c.State.Paused && !isOver(c.State) {
+			select {
+			case o.l.renewed <- struct{}{}:
+			default:
+			}
+			return errNotRunning
+		}
 	}
 	o.mu.Lock()
 	o.attached++

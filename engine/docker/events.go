@@ -174,8 +174,9 @@ func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
 	case live && e.Code == unknownCode && h.known && !h.died && h.anew(away):
 		e.Reason, e.Code = berth.Lost, -1
 		e.Detail = "the daemon was away when the container ended, and does not know how"
-	case live || h.known && !h.anew(away) || !h.known && !h.gone && away.IsZero():
-		// It ended under the eyes of the daemon, which touches nothing by itself.
+	case live || h.known && !h.anew(away) || h.known && h.restarted && h.died || !h.known && !h.gone && away.IsZero():
+		// It ended under the eyes of the daemon, which touches nothing by itself. One that was started anew may have left it
+		// alone then, if it was told to meanwhile: what that did to it, it would remember with the end.
 	case !away.IsZero() && e.Ended.After(away.Add(time.Second)) && !l.killCode(e.Code):
 		// The daemon was dead by then, and has found it ended.
 	case l.killCode(e.Code) && e.Code != unknownCode:

@@ -32,6 +32,8 @@ func TestForeign(t *testing.T) {
 		{"a signal of another's", history{known: true, killed: []int{15}}, false, 0, berth.Signaled},
 		{"started anew", history{known: true, restarted: true}, false, 0, berth.Lost},
 		{"started anew, and a code of its stop", history{known: true, restarted: true}, false, 143, berth.Signaled},
+		{"started anew, and it has seen the end", history{known: true, restarted: true, died: true}, false, 0, berth.Exited},
+		{"started anew, and it has ended it", history{known: true, restarted: true, died: true, killed: []int{15}}, false, 0, berth.Signaled},
 		{"it does not answer", history{}, false, 143, berth.Exited},
 		{"it is being stopped", history{gone: true}, false, 0, berth.Lost},
 		{"it is being stopped, and a code of that", history{gone: true}, false, 143, berth.Signaled},

@@ -124,3 +124,58 @@ func fillDisk(t *testing.T, name string) (stop func()) {
 		}
 	}
 }
+
+// TestFullDaemonDisk: what a daemon drops of a log that berth follows, as its disk is full, is not missing without a word.
+func TestFullDaemonDisk(t *testing.T) {
+	t.Parallel()
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	d := ownDaemon(t, "--data-root", disk)
+	cfg := docker.Config{Host: d.Host(), Dir: t.TempDir()}
+	first, err := docker.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, img := newEngine(t, docker.Config{Host: d.Host()})
+	begun, err := first.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := berth.NewID()
+	if _, err := begun.Start(t.Context(), berth.StepSpec{
+		ID: id, Image: img, Command: []string{"sh", "-c", "i=0; while [ $i -lt 1200 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 3"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := newEngine(t, cfg)
+	s, err := e.Attach(t.Context(), begun.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Container(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	had := len(logs(t, c, false))
+	until(t, "it is followed", func() bool { return len(logs(t, c, false)) > had+20 })
+	stop := fillDisk(t, filepath.Join(disk, "fill"))
+	time.Sleep(2 * time.Second)
+	stop()
+	exit := wait(t, c)
+	if got := strings.Count(logs(t, c, false), "\n"); exit.Code != 3 || got == 1200 || !strings.Contains(exit.Detail, "the disk of the daemon was full") {
+		t.Errorf("exit %+v, %d lines", exit, got)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

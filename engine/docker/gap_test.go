@@ -109,7 +109,18 @@ func until(t *testing.T, what string, so func() bool) {
 // connection broke there is a mark.
 func TestEphemeral(t *testing.T) {
 	t.Parallel()
-	cut := newCutter(t, daemon(t).Host())
+	ephemeral(t, daemon(t).Host())
+}
+
+// TestPodmanEphemeral is the same on Podman, which makes an ended container ready to start anew for who attaches to it.
+func TestPodmanEphemeral(t *testing.T) {
+	t.Parallel()
+	ephemeral(t, podman(t).Host())
+}
+
+func ephemeral(t *testing.T, host string) {
+	t.Helper()
+	cut := newCutter(t, host)
 	dir := t.TempDir()
 	e, img := newEngine(t, docker.Config{Host: "unix://" + cut.l.Addr().String(), Dir: dir})
 	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/vol"}}})
@@ -133,6 +144,11 @@ func TestEphemeral(t *testing.T) {
 		}
 	}
 	exit := wait(t, c)
+	for range 5 {
+		if c := run("echo one"); !wait(t, c).OK() || logs(t, c, false) != "one\n" {
+			t.Errorf("exit %+v, %q", wait(t, c), logs(t, c, false))
+		}
+	}
 	want := ""
 	for i := range 20000 {
 		want += fmt.Sprintln(i + 1)

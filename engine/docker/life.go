@@ -55,6 +55,7 @@ type life struct {
 	bare     bool          // nothing is left of the step's cgroup
 	ended    chan struct{} // the exit is known
 	removed  chan struct{} // this process has removed the container
+	renewed  chan struct{} // holds one where Podman has made the ended container ready to start anew
 	exit     *berth.Exit
 }
 
@@ -94,7 +95,7 @@ func (e *Engine) life(sandbox, step string) *life {
 	defer e.mu.Unlock()
 	l := e.lives[name]
 	if l == nil {
-		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{}), removed: make(chan struct{})}
+		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{}), removed: make(chan struct{}), renewed: make(chan struct{}, 1)}
 		e.lives[name] = l
 	}
 	return l

@@ -37,6 +37,7 @@ type output struct {
 	conn    io.ReadCloser // what is read now; nil between
 	r       io.Reader
 	log     *backlog // what was read of the daemon's log last; of who reads
+	disk    logDisk
 }
 
 // sinks are the logs of its streams.
@@ -148,6 +149,7 @@ func (o *output) ease() {
 func (o *output) hangUp() { o.set(nil, nil) }
 
 func (o *output) close() error {
+	o.disk.leave()
 	o.hangUp()
 	return errors.Join(o.out.close(o.refused), o.err.close(o.refused))
 }
@@ -163,6 +165,9 @@ func (o *output) initSays() []byte {
 // endMax is how long after the end of its streams a container's own end is waited for before its log is looked
 // at: they end as well when the daemon does, or when the command closes them.
 const endMax = 5 * time.Second
+
+// errNotRunning: a container is not connected to again, as it runs no more.
+var errNotRunning = errors.New("the container does not run")
 
 // again is how soon a stream that has ended is connected to anew where nothing keeps what comes meanwhile.
 const again = 50 * time.Millisecond
@@ -216,7 +221,17 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		default:
 		}
 		o.noteTears()
-		if lerr := o.openLog(ctx, true); lerr != nil {
+		o.disk.watch(ctx, o)
+		lerr := o.openLog(ctx, true)
+		if errors.Is(lerr, errNotRunning) { // there is no more to come, and its end is about to be told
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-over:
+				return errors.Join(err, ended(r, err))
+			}
+		}
+		if lerr != nil {
 			o.hangUp()
 			err = lerr
 		}

@@ -145,7 +145,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err == nil && late == nil && !away.since.IsZero() && !whole {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
-	late = errors.Join(late, out.marksIn(), out.tornIn(), unfilled, out.close())
+	late = errors.Join(late, out.marksIn(), out.tornIn(), out.disk.wasFull(), unfilled, out.close())
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}
@@ -283,6 +283,8 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 		select {
 		case <-ctx.Done():
 			return nil, away, context.Cause(ctx)
+		case <-l.renewed:
+			return nil, away, errors.New("it ended as berth attached to it again: Podman has made it ready to start anew then, and forgotten how it ended")
 		case <-l.removed: // Podman may not answer who waits for such
 			return nil, away, fmt.Errorf("it was removed: %w", berth.ErrNotFound)
 		case err := <-wait:
