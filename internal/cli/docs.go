@@ -90,7 +90,7 @@ command's own: 128+n where signal n ended it, -1 where no command ran or nobody 
 | refused, or no image, input or container | SYSTEM_ERROR | | -1 | 125 |
 | an output was not produced or cannot be written | SYSTEM_ERROR | Exited | 0 | 125 |
 | nobody knows how it ended | SYSTEM_ERROR | Lost | -1 | 125 |
-| a cluster took its place back, or somebody ended berth's monitor (SIGTERM) | SYSTEM_ERROR | Preempted | its own, or -1 | 125 |
+| a cluster took its place back, or somebody ended berth's monitor (SIGTERM; Docker and Podman have none) | SYSTEM_ERROR | Preempted | its own, or -1 | 125 |
 
 Of a task that is Lost, ` + "`started` and `runtime`" + ` are told where its start was recorded, ` + "`ended`" + ` is when it was found to be lost, and ` + "`usage`" + `
 of the lost step is unknown. Where berth's monitor was killed, the outputs are collected as the command left them. Where the
