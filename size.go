@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -115,6 +116,9 @@ func SizeInWords(bytes int64) string {
 	return strconv.FormatFloat(f, 'f', digits, 64) + " " + string("KMGTP"[i]) + "iB"
 }
 
+// durations are what time.ParseDuration refuses for its length alone.
+var durations = regexp.MustCompile(`^(\d+(\.\d*)?(h|m|s|ms|us|µs|ns))+$`)
+
 // ParseDuration reads a length of time, as in 90s, 1h30m, 1.5h or 2d12h: numbers, which may have fractions,
 // each with one of the units d, h, m, s, ms, us and ns. The error wraps ErrInvalid.
 func ParseDuration(s string) (time.Duration, error) {
@@ -144,10 +148,10 @@ func ParseDuration(s string) (time.Duration, error) {
 		return bad(fmt.Sprintf("there is no unit after %q", rest))
 	}
 	d, err := time.ParseDuration(rest)
-	if err != nil || strings.ContainsAny(rest, "+-") {
+	switch {
+	case err != nil && !durations.MatchString(rest), strings.ContainsAny(rest, "+-"):
 		return bad("it is a number and a unit at least")
-	}
-	if days+d < days {
+	case err != nil, days+d < days:
 		return bad("it is longer than 292 years")
 	}
 	return days + d, nil

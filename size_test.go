@@ -96,6 +96,9 @@ func TestParseDuration(t *testing.T) {
 		{"2d-1h", "number and a unit"},
 		{"200000d", "292 years"},
 		{"106751d24h", "292 years"},
+		{"99999999999999h", "292 years"},
+		{"1d99999999999999999999s", "292 years"},
+		{"1h1.5.5s", "number and a unit"},
 	} {
 		_, err := berth.ParseDuration(c.in)
 		if !errors.Is(err, berth.ErrInvalid) || !strings.Contains(err.Error(), c.says) {

@@ -13,8 +13,11 @@ type Limits struct {
 	CPU    float64 `json:"cpu,omitempty"`    // cores; at least 0.01
 	Memory int64   `json:"memory,omitempty"` // bytes, no swap beside it
 	Disk   int64   `json:"disk,omitempty"`   // bytes: writable layers and volumes together
-	PIDs   int64   `json:"pids,omitempty"`   // processes and threads; 0 is the engine's default, -1 none
+	PIDs   int64   `json:"pids,omitempty"`   // processes and threads; at most MaxPIDs; 0 is the engine's default, -1 none
 }
+
+// MaxPIDs is the largest limit of processes and threads that Linux takes, its PID_MAX_LIMIT.
+const MaxPIDs = 4 << 20
 
 // SandboxSpec describes the place in which a task's steps run.
 type SandboxSpec struct {
@@ -209,7 +212,7 @@ type Size struct{ Rows, Cols uint16 }
 type ExecSpec struct {
 	Command    []string
 	Env        []string // over the container's own
-	WorkingDir string   // "" is the container's
+	WorkingDir string   // "" and "." are the container's; else absolute
 	User       string   // "" is the container's
 	TTY        bool
 	Privileged bool // no: berth never widens what the container has; ErrUnsupported

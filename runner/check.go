@@ -152,6 +152,8 @@ func checkResources(t *berth.Task) error {
 		return fmt.Errorf("disk of %d bytes: %w", l.Disk, berth.ErrInvalid)
 	case l.PIDs < -1:
 		return fmt.Errorf("pids %d: %w: -1 is no limit", l.PIDs, berth.ErrInvalid)
+	case l.PIDs > berth.MaxPIDs:
+		return fmt.Errorf("pids %d: %w: Linux takes a limit of %d at most; -1 is no limit", l.PIDs, berth.ErrInvalid, berth.MaxPIDs)
 	case l.PIDs == 1 && slices.ContainsFunc(t.Steps, func(s berth.Step) bool { return !s.NoInit }):
 		return fmt.Errorf("pids 1: %w: the init is a process, too, beside which no command can start; ask for 2 at least, or for no init (--no-init)", berth.ErrInvalid)
 	case t.Timeout < 0:

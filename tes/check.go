@@ -322,6 +322,9 @@ func (c *check) limits(l berth.Limits) {
 	if l.PIDs < -1 {
 		c.fault("resources.pids", "it is negative; -1 is no limit")
 	}
+	if l.PIDs > berth.MaxPIDs {
+		c.fault("resources.pids", "%d is more than the most that Linux takes, %d; -1 is no limit", l.PIDs, berth.MaxPIDs)
+	}
 }
 
 func (c *check) network(n berth.Network) {

@@ -81,6 +81,8 @@ func checkLimits(l berth.Limits) error {
 		return fmt.Errorf("disk limit of %d: %w: it is a number of bytes", l.Disk, berth.ErrInvalid)
 	case l.PIDs < -1:
 		return fmt.Errorf("pids limit of %d: %w: it is a number of processes, or -1 for none", l.PIDs, berth.ErrInvalid)
+	case l.PIDs > berth.MaxPIDs:
+		return fmt.Errorf("pids limit of %d: %w: Linux takes %d at most; -1 is no limit", l.PIDs, berth.ErrInvalid, berth.MaxPIDs)
 	}
 	return nil
 }

@@ -55,6 +55,8 @@ func (l *Limits) check() error {
 		return fmt.Errorf("memory limit %d: %w: it is a number of bytes", l.Memory, berth.ErrInvalid)
 	case l.PIDs < -1:
 		return fmt.Errorf("pids limit %d: %w: it is a number of processes, or -1 for none", l.PIDs, berth.ErrInvalid)
+	case l.PIDs > berth.MaxPIDs:
+		return fmt.Errorf("pids limit %d: %w: Linux takes %d at most; -1 is no limit", l.PIDs, berth.ErrInvalid, berth.MaxPIDs)
 	}
 	return nil
 }
