@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -352,6 +353,22 @@ func TestCollectJournal(t *testing.T) {
 	}
 	if got := show(t, dest); got != ".keep.berth-AAAAAAAAAA.tmp.not=1 d/f=1 keep=1 n/n.1=1 "+long+"=1" {
 		t.Errorf("left %s", got)
+	}
+	for _, name := range []string{"line\nfeed", strings.Repeat("\u2026", 80), "not\xffUTF-8"} {
+		tmp = nil
+		opts := staging.CollectOptions{Journal: func(p string) error { tmp = append(tmp, p); return nil }}
+		if _, err := staging.Collect(t.Context(), v, []berth.Output{{Path: "/v/s", URL: dest + "/" + name}}, opts); err != nil || len(tmp) != 1 || !utf8.ValidString(tmp[0]) {
+			t.Errorf("%q: told of %q: %v", name, tmp, err)
+		}
+		if err := os.WriteFile(tmp[0], nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := staging.RemoveLeftovers(tmp); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(tmp[0]); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%q is left: %v", tmp[0], err)
+		}
 	}
 	for _, p := range []string{dest + "/keep", dest, "relative/.x.berth-AAAAAAAAAA.tmp", dest + "/.keep.berth-AAAAAAAAAA.tmp.not", dest + "/.x.berth-AAAAAAAAAA.tmp/.."} {
 		if err := staging.RemoveLeftovers([]string{p}); !errors.Is(err, berth.ErrInvalid) {

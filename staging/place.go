@@ -35,7 +35,7 @@ type madeDir struct {
 }
 
 // tmpName is the form of temporary names. What does not have it is never removed as a leftover.
-var tmpName = regexp.MustCompile(`^\..{1,255}\.berth-[A-Z2-7]{10}\.tmp$`)
+var tmpName = regexp.MustCompile(`(?s)^\..{1,255}\.berth-[A-Z2-7]{10}\.tmp$`)
 
 const (
 	tmpRandom  = 10  // characters of [A-Z2-7]: 50 bits
@@ -88,7 +88,8 @@ func (c *collector) begin(dest string, follow bool) (*place, error) {
 		return nil, err
 	}
 	p.name = filepath.Base(dest)
-	p.tmp = "." + p.name[:min(len(p.name), tmpMaxName)] + ".berth-" + rand.Text()[:tmpRandom] + ".tmp"
+	// Valid UTF-8, as the journal is text, though the name be not, or be cut in a character.
+	p.tmp = "." + strings.ToValidUTF8(p.name[:min(len(p.name), tmpMaxName)], "_") + ".berth-" + rand.Text()[:tmpRandom] + ".tmp"
 	if c.opts.Journal != nil {
 		if err := c.opts.Journal(filepath.Join(filepath.Dir(dest), p.tmp)); err != nil {
 			err = errors.Join(err, p.abandon())
