@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -142,6 +143,34 @@ func stepPrefix(t *berth.Task, i int) string {
 	return fmt.Sprintf("step %d: ", i+1)
 }
 
+// checkBeneath refuses inputs that are to lie in another one that is a file, as far as that is known here.
+func checkBeneath(inputs []berth.Input) error {
+	for _, above := range inputs {
+		if !isFile(above) {
+			continue
+		}
+		for _, in := range inputs {
+			if in, above := path.Clean(in.Path), path.Clean(above.Path); in != above && within(in, above) {
+				return fmt.Errorf("input %s: %w: the input %s, in which it is to lie, is a file", in, berth.ErrInvalid, above)
+			}
+		}
+	}
+	return nil
+}
+
+// isFile reports whether an input is known to be a file before it is fetched.
+func isFile(in berth.Input) bool {
+	if in.Content != nil {
+		return true
+	}
+	p, here := inputPath(in)
+	if !here {
+		return in.Type == berth.File
+	}
+	st, err := os.Stat(p)
+	return err == nil && !st.IsDir()
+}
+
 // checkSources reports inputs that cannot be fetched and mounts whose source is not there, before anything
 // is recorded.
 func (r *Runner) checkSources(t *berth.Task) error {
@@ -149,6 +178,9 @@ func (r *Runner) checkSources(t *berth.Task) error {
 		if err := staging.CheckInput(in, r.cfg.Fetch.Sources...); err != nil {
 			return err
 		}
+	}
+	if err := checkBeneath(t.Inputs); err != nil {
+		return err
 	}
 	for i, s := range t.Steps {
 		for _, m := range s.Mounts {
