@@ -27,9 +27,28 @@ type setting struct {
 // unset are the flags that have no setting: they say what one call does.
 var unset = []string{"help", "version", "config", "dry-run", "file"}
 
+// places are the flags that say where something is, and mean a default, or nothing at all, where they are empty.
+var places = []string{
+	"data-dir", "config", "docker-host", "gpu-root", "broken-hook", "root", "file", "stdin", "stdout", "stderr", "result", "cgroup-parent", "bundle", "hook", "output",
+}
+
+// refuseEmpty refuses such a flag if the command line gives it empty: mostly by a variable of the shell that is not set.
+func refuseEmpty(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if err == nil && f.Value.Type() == "string" && f.Value.String() == "" && slices.Contains(places, f.Name) {
+			kind, _ := pflag.UnquoteUsage(f)
+			err = usageError(cmd, "--%s is empty: write --%s %s, or leave it out; is a variable of the shell not set?", f.Name, f.Name, kind)
+		}
+	})
+	return err
+}
+
 // configure sets the flags of a command that the command line does not: from the environment, else from the
 // user's configuration file (--config, or $XDG_CONFIG_HOME/berth/config.yaml), else from /etc/berth/config.yaml.
 func (a *app) configure(cmd *cobra.Command) error {
+	if err := refuseEmpty(cmd); err != nil {
+		return err
+	}
 	known := knownSettings(cmd.Root())
 	all := settings{}
 	for _, read := range []func(settings, map[string]*pflag.Flag) error{a.readFiles, a.readEnv} {
