@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -27,18 +30,26 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	if len(spec.Command) == 0 {
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w: no command", c.life, berth.ErrInvalid)
 	}
+	if spec.WorkingDir == "." {
+		spec.WorkingDir = ""
+	}
+	if spec.WorkingDir != "" && !path.IsAbs(spec.WorkingDir) {
+		return berth.Exit{}, fmt.Errorf("exec in %s: workdir %q: %w: it is an absolute path in the container", c.life, spec.WorkingDir, berth.ErrInvalid)
+	}
 	defer c.life.holdForExec()()
 	api := c.life.e.api()
 	host, err := c.life.e.daemon(ctx)
 	if err != nil {
 		return berth.Exit{}, err
 	}
-	keys, word := noKeys, refusedWord
+	keys, words := noKeys, []string{refusedWord, noUserWord}
 	if host.podman {
 		keys = "" // it keeps those of an exec in a form that it cannot read again
-		if word, err = c.life.e.podmanExecWord(ctx); err != nil {
+		word, err := c.life.e.podmanExecWord(ctx)
+		if err != nil {
 			return berth.Exit{}, err
 		}
+		words = []string{word}
 	}
 	cctx, cancel := c.life.e.call(ctx)
 	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
@@ -52,7 +63,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 		}
 		return berth.Exit{}, wrap(ctx, "exec in "+c.life.String(), err)
 	}
-	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio, word: word, podman: host.podman, first: c.pid(ctx)}
+	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio, words: words, podman: host.podman, first: c.pid(ctx)}
 	return x.run(ctx)
 }
 
@@ -94,7 +105,7 @@ type execution struct {
 	id     string
 	spec   berth.ExecSpec
 	stdio  berth.Stdio
-	word   string      // how that begins which the daemon writes in the place of a command that it could not start
+	words  []string    // how that begins which the daemon writes in the place of a command that it could not start
 	late   atomic.Bool // the daemon left the streams open, long after the container's end
 	podman bool
 	first  int // the container's first process; 0 is not known
@@ -105,6 +116,9 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	cctx, cancel := x.c.life.e.call(ctx) // of the handshake; the connection is not tied to it
 	res, err := api.ExecAttach(cctx, x.id, client.ExecAttachOptions{TTY: x.spec.TTY})
 	if err != nil {
+		if x.podman && x.spec.User != "" {
+			err = cmp.Or(x.userFault(cctx), err)
+		}
 		err = wrap(cctx, "exec in "+x.c.life.String(), err)
 		cancel()
 		return berth.Exit{}, err
@@ -125,7 +139,7 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	if x.spec.TTY && x.stdio.Resize != nil {
 		go x.resize(ctx, done)
 	}
-	refused := &refusal{w: writer(x.stdio.Out), word: x.word}
+	refused := &refusal{w: writer(x.stdio.Out), words: x.words}
 	out, errs := io.Writer(refused), writer(x.stdio.Err)
 	if x.podman && !x.spec.TTY { // which writes it where the command's errors go
 		refused.w, out, errs = errs, refused.w, refused
@@ -145,6 +159,20 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w", x.c.life, err)
 	}
 	return x.exit(ctx, refused)
+}
+
+// userFault is what Podman says of a user that the container does not have, which the client drops where it attaches itself. It is asked with
+// a command that cannot run.
+func (x *execution) userFault(ctx context.Context) error {
+	api := x.c.life.e.api()
+	made, err := api.ExecCreate(ctx, x.c.life.docker(), client.ExecCreateOptions{User: x.spec.User, Cmd: []string{directory}})
+	if err == nil {
+		_, err = api.ExecStart(ctx, made.ID, client.ExecStartOptions{Detach: true})
+	}
+	if err != nil && noUser.MatchString(err.Error()) {
+		return err
+	}
+	return nil
 }
 
 // endWithContainer ends the streams of an exec that a daemon leaves open after the container's end.
@@ -185,6 +213,9 @@ func (x *execution) exit(ctx context.Context, refused *refusal) (berth.Exit, err
 	}
 	if msg := firstLine(refused.held.String()); msg != "" {
 		code := startCode(msg)
+		if who := noUser.FindString(msg); who != "" && (i.ExitCode == cannotRun || x.podman && i.ExitCode == podmanFailed) {
+			return berth.Exit{}, fmt.Errorf("exec in %s: %w: %s", x.c.life, berth.ErrInvalid, who)
+		}
 		if i.ExitCode == cannotRun || i.ExitCode == notThere || x.podman && i.ExitCode == podmanFailed && code != 0 {
 			return berth.Exit{Reason: berth.NeverStarted, Code: cmp.Or(code, i.ExitCode), Detail: startWords(x.spec.Command, msg)}, nil
 		}
@@ -255,7 +286,7 @@ func (x *execution) resize(ctx context.Context, done <-chan struct{}) {
 // else goes through.
 type refusal struct {
 	w       io.Writer
-	word    string // with which that begins
+	words   []string // with one of which that begins
 	held    bytes.Buffer
 	through bool
 }
@@ -263,14 +294,20 @@ type refusal struct {
 // podmanFailed is Podman's exit code of an exec where it has none of its own for what its runtime says.
 const podmanFailed = 125
 
-const refusedWord = "OCI runtime exec failed: "
+const (
+	refusedWord = "OCI runtime exec failed: "
+	noUserWord  = "unable to find "
+)
+
+// noUser finds what is said of a user or group that the container does not have.
+var noUser = regexp.MustCompile(`unable to find (user|group) .*: no matching entries in (passwd|group) file$`)
 
 func (r *refusal) Write(p []byte) (int, error) {
 	if r.through {
 		return r.w.Write(p)
 	}
 	r.held.Write(p)
-	if mayBegin(r.held.Bytes(), r.word) && r.held.Len() < 16<<10 {
+	if slices.ContainsFunc(r.words, func(word string) bool { return mayBegin(r.held.Bytes(), word) }) && r.held.Len() < 16<<10 {
 		return len(p), nil
 	}
 	return len(p), r.release()

@@ -80,6 +80,16 @@ func execRuns(t *trial) error {
 	own := sh("echo $A $B; pwd")
 	own.Env, own.WorkingDir = []string{"B=3"}, "/tmp"
 	see(own, "", 0, "1 3\n/tmp\n", "")
+	own = sh("pwd")
+	own.WorkingDir = "."
+	see(own, "", 0, "/etc\n", "")
+	for what, wrong := range map[string]berth.ExecSpec{
+		"an exec in a relative directory": {Command: []string{"pwd"}, WorkingDir: "tmp"},
+		"an exec as nobody there is":      {Command: []string{"id"}, User: "nobody-here"},
+	} {
+		x, err := t.exec(e, wrong, "")
+		errs = append(errs, kind(what, err, berth.ErrInvalid), same("output of "+what, x.Out+x.Err, ""))
+	}
 	see(sh("echo x >/from-exec"), "", 0, "", "")
 	see(sh("cat /from-exec"), "", 0, "x\n", "")
 	see(sh("seq 1 200000"), "", 0, string(numbered(200000)), "")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"slices"
 	"sync"
 
@@ -182,6 +183,8 @@ func (s *Sandbox) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Pr
 		return nil, fmt.Errorf("privileged: %w: a further command gets what the container has, and no more", berth.ErrUnsupported)
 	case len(spec.Command) == 0:
 		return nil, fmt.Errorf("%w: no command", berth.ErrInvalid)
+	case spec.WorkingDir != "" && spec.WorkingDir != "." && !path.IsAbs(spec.WorkingDir):
+		return nil, fmt.Errorf("workdir %q: %w: it is an absolute path in the container", spec.WorkingDir, berth.ErrInvalid)
 	}
 	p := new(specs.Process)
 	if err := json.Unmarshal(c.Process, p); err != nil {
@@ -192,8 +195,8 @@ func (s *Sandbox) execProcess(c *wire.Container, spec berth.ExecSpec) (*specs.Pr
 	if spec.TTY {
 		p.Env = mergeEnv([]string{"TERM=xterm"}, p.Env)
 	}
-	if spec.WorkingDir != "" {
-		p.Cwd = spec.WorkingDir
+	if spec.WorkingDir != "" && spec.WorkingDir != "." {
+		p.Cwd = path.Clean(spec.WorkingDir)
 	}
 	if spec.User != "" {
 		id, err := s.e.user(c.Step.Image.ID, spec.User, nil)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"syscall"
 	"time"
@@ -52,6 +53,9 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 	keys, err := o.keys()
 	if err != nil {
 		return err
+	}
+	if o.workdir != "" && o.workdir != "." && !path.IsAbs(o.workdir) {
+		return invalid("exec: --workdir: %q is not an absolute path", o.workdir)
 	}
 	h, r, err := a.openOf(ctx, ref)
 	if err != nil {
