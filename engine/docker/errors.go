@@ -53,8 +53,8 @@ var words = []struct {
 	{"payload does not match any of the supported image formats", berth.ErrInvalid}, // Podman's, of an archive
 	{"unresolvable CDI devices", berth.ErrNotFound},                                 // Podman's
 	{"image not known", berth.ErrNotFound},                                          // Podman's
-	{"unable to find user", berth.ErrInvalid},
-	{"unable to find group", berth.ErrInvalid},
+	{"nable to find user", berth.ErrInvalid},                                        // with a capital where it is said of a group or user beside the container's own
+	{"nable to find group", berth.ErrInvalid},
 	{"uids and gids must be in range", berth.ErrInvalid},
 	{"unknown capability", berth.ErrInvalid},
 	{"is not a separate kernel parameter", berth.ErrInvalid},
@@ -63,10 +63,14 @@ var words = []struct {
 	{"toomanyrequests", berth.ErrUnavailable},
 	{"verification failed for digest", berth.ErrInvalid},
 	{"layer verification failed", berth.ErrInvalid},
-	{"unexpected commit digest", berth.ErrInvalid}, // with containerd's store of images
+	{"unexpected commit digest", berth.ErrInvalid},      // with containerd's store of images
+	{"error unmarshalling content: ", berth.ErrInvalid}, // of a registry that answers with something else, as a page for people
+	{"invalid character '<' looking for beginning of value", berth.ErrInvalid},
 	{"unauthorized", berth.ErrDenied},
 	{": 401 Unauthorized", berth.ErrDenied}, // with containerd's store of images, of a registry that it asks by HEAD
 	{": 403 Forbidden", berth.ErrDenied},
+	{"401 (Unauthorized)", berth.ErrDenied}, // Podman's
+	{"403 (Forbidden)", berth.ErrDenied},
 	{"no basic auth credentials", berth.ErrDenied},
 	{"manifest unknown", berth.ErrNotFound},
 	{"no matching manifest", berth.ErrNotFound},
@@ -74,6 +78,15 @@ var words = []struct {
 	{"no such container", berth.ErrNotFound},   // which comes from Podman as an error of its own
 	{"not found", berth.ErrNotFound},
 }
+
+var (
+	// pageStatus finds with which status a registry answered a page for people, in which there may be any words.
+	pageStatus = regexp.MustCompile(`error parsing HTTP (\d+) response body`)
+	// registryDenied finds the code of a registry's refusal, which may have no message. "permission denied" is the host's.
+	registryDenied = regexp.MustCompile(`(^|: )denied(: |$)`)
+	// notDirectory finds what Docker and Podman say of a working directory that is a file.
+	notDirectory = regexp.MustCompile(`Cannot mkdir: .* is not a directory|workdir "[^"]*" exists on container \S+, but is not a directory`)
+)
 
 // tlsWords are what is said of a TLS that fails, and what to do.
 var tlsWords = []struct{ text, hint string }{
@@ -107,13 +120,33 @@ func kindOf(err error) error {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return berth.ErrExhausted
 	}
+	if status := pageStatus.FindStringSubmatch(err.Error()); status != nil {
+		return statusKind(status[1])
+	}
 	for _, w := range words {
 		if strings.Contains(err.Error(), w.text) {
 			return w.kind
 		}
 	}
+	switch {
+	case registryDenied.MatchString(err.Error()):
+		return berth.ErrDenied
+	case notDirectory.MatchString(err.Error()):
+		return berth.ErrInvalid
+	}
 	if errdefs.IsInvalidArgument(err) {
 		return berth.ErrInvalid
+	}
+	return berth.ErrUnavailable
+}
+
+// statusKind is the kind of a registry's status, as on the embedded engine.
+func statusKind(status string) error {
+	switch status {
+	case "401", "403":
+		return berth.ErrDenied
+	case "404":
+		return berth.ErrNotFound
 	}
 	return berth.ErrUnavailable
 }

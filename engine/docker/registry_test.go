@@ -72,6 +72,23 @@ func TestBadRegistries(t *testing.T) {
 			_, _ = io.WriteString(w, `{"errors":[{"code":"DENIED","message":"not you"}]}`)
 			return true
 		}, berth.ErrDenied, ""},
+		{"lets nobody in, without a word", func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"DENIED","message":"denied"}]}`)
+			return true
+		}, berth.ErrDenied, ""},
+		{"answers with a page", func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, "<html><body>Log in first</body></html>")
+			return true
+		}, berth.ErrInvalid, ""},
+		{"refuses with a page", func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "text/html")
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, "<html><body>Log in first</body></html>")
+			return true
+		}, berth.ErrDenied, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			e, _ := newEngine(t, docker.Config{Stall: 3 * time.Second})

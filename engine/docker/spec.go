@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -467,7 +468,24 @@ func checkPorts(n berth.Network) error {
 			return fmt.Errorf("published port %d: %w: %w", p.Container, berth.ErrInvalid, err)
 		}
 	}
+	for i, p := range n.Ports {
+		if slices.ContainsFunc(n.Ports[:i], func(o berth.Port) bool { return samePort(o, p) }) {
+			return fmt.Errorf("published port %d: %w: the host's port %d is published twice; it leads to one port of one container", p.Container, berth.ErrInvalid, p.Host)
+		}
+	}
 	return nil
+}
+
+// samePort reports whether two ports are to be the same one of the host.
+func samePort(a, b berth.Port) bool {
+	if a.Host == 0 || a.Host != b.Host || cmp.Or(a.Protocol, "tcp") != cmp.Or(b.Protocol, "tcp") {
+		return false
+	}
+	if a.HostIP == "" || b.HostIP == "" {
+		return true // of all addresses
+	}
+	x, y := netip.MustParseAddr(a.HostIP).Unmap(), netip.MustParseAddr(b.HostIP).Unmap()
+	return x == y || x.Is4() == y.Is4() && (x.IsUnspecified() || y.IsUnspecified())
 }
 
 func (s *Sandbox) planPorts(cfg *container.Config, hc *container.HostConfig) error {
