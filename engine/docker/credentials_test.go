@@ -58,7 +58,8 @@ func TestCredentials(t *testing.T) {
 		{"a helper of all", `{"credsStore":"enginetest"}`, nil, "", 0},
 		{"a helper that is not there", fmt.Sprintf(`{"credHelpers":{%q:"nobody"}}`, host), berth.ErrDenied, "docker-credential-nobody", 0},
 		{"none", `{}`, berth.ErrDenied, host, 0},
-		{"a configuration that makes no sense", `{"auths":`, berth.ErrDenied, host, 1},
+		{"a configuration that makes no sense", `{"auths":`, berth.ErrDenied, "config.json", 1},
+		{"what is no base64", fmt.Sprintf(`{"auths":{%q:{"auth":"%%%%%%"}}}`, host), berth.ErrDenied, "config.json", 1},
 	} {
 		repo := fmt.Sprintf("/private/image%d", i)
 		push(t, strings.TrimPrefix(open.URL, "http://")+repo, randomImage(t))

@@ -216,11 +216,19 @@ func (e *Engine) pull(ctx context.Context, named reference.Named, p platform, ch
 	if chosen {
 		opts.Platforms = []ocispec.Platform{*p.spec()}
 	}
-	auth, err := e.credentials(named)
+	auth, unread, err := e.credentials(named)
 	if err != nil {
 		return err
 	}
 	opts.RegistryAuth = auth
+	err = e.pullWith(ctx, named, opts, tell)
+	if unread != nil && is(err, berth.ErrDenied) {
+		return fmt.Errorf("%w; there were no credentials, as Docker's configuration cannot be read: %w", err, unread)
+	}
+	return err
+}
+
+func (e *Engine) pullWith(ctx context.Context, named reference.Named, opts client.ImagePullOptions, tell func(berth.Progress)) error {
 	tell(berth.Progress{Phase: "resolve"})
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -306,10 +314,11 @@ func tryPull(ctx context.Context, pause time.Duration, tell func(berth.Progress)
 }
 
 // credentials are those of the Docker configuration and its helpers, for the image's registry. What of the configuration
-// cannot be read is done without, as the docker command does: the registry may want none.
-func (e *Engine) credentials(named reference.Named) (string, error) {
+// cannot be read is done without, as the docker command does: the registry may want none; unread says why it cannot.
+func (e *Engine) credentials(named reference.Named) (auth string, unread, err error) {
 	file, err := config.Load(configDir(os.Getenv))
 	if err != nil {
+		unread = err
 		e.cfg.Logger.Warn("Docker's configuration cannot be read, and images are pulled without its credentials", "error", err)
 	}
 	if !file.ContainsAuth() {
@@ -321,11 +330,12 @@ func (e *Engine) credentials(named reference.Named) (string, error) {
 	}
 	a, err := file.GetAuthConfig(host)
 	if err != nil {
-		return "", fmt.Errorf("credentials for %s: %w: %w", host, berth.ErrDenied, err)
+		return "", unread, fmt.Errorf("credentials for %s: %w: %w", host, berth.ErrDenied, err)
 	}
-	return authconfig.Encode(registry.AuthConfig{
+	auth, err = authconfig.Encode(registry.AuthConfig{
 		Username: a.Username, Password: a.Password, Auth: a.Auth, ServerAddress: a.ServerAddress, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
 	})
+	return auth, unread, err
 }
 
 // pulls lets all who wait for the same image share one pull, which ends when nobody waits any more.
