@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 
@@ -26,6 +27,27 @@ func TestKindsOfWords(t *testing.T) {
 	} {
 		if got := kindOf(errors.New(said)); !errors.Is(got, kind) {
 			t.Errorf("%s: %v; want %v", said, got, kind)
+		}
+	}
+}
+
+// TestRefusal: what may be the daemon's word in the place of a command's output is held, and no line that is the command's.
+func TestRefusal(t *testing.T) {
+	for written, held := range map[string]bool{
+		"OCI run":                               true,
+		"OCI runtime exec failed: exec: no\r\n": true,
+		"unable to find":                        true,
+		"unable to find user me: no matching entries in passwd file\r\n":     true,
+		"unable to find group us: no matching entries in group file\r\n":     true,
+		"unable to find user me: asking another\n":                           false,
+		"unable to find package":                                             false,
+		"un":                                                                 true,
+		"output\nunable to find user me: no matching entries in passwd file": false,
+	} {
+		var out bytes.Buffer
+		r := &refusal{w: &out, word: refusedWord}
+		if _, err := r.Write([]byte(written)); err != nil || (out.Len() == 0) != held {
+			t.Errorf("%q: wrote %q: %v", written, out.String(), err)
 		}
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -42,14 +41,12 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 	if err != nil {
 		return berth.Exit{}, err
 	}
-	keys, words := noKeys, []string{refusedWord, noUserWord}
+	keys, word := noKeys, refusedWord
 	if host.podman {
 		keys = "" // it keeps those of an exec in a form that it cannot read again
-		word, err := c.life.e.podmanExecWord(ctx)
-		if err != nil {
+		if word, err = c.life.e.podmanExecWord(ctx); err != nil {
 			return berth.Exit{}, err
 		}
-		words = []string{word}
 	}
 	cctx, cancel := c.life.e.call(ctx)
 	made, err := api.ExecCreate(cctx, c.life.docker(), client.ExecCreateOptions{
@@ -63,7 +60,7 @@ func (c *Container) Exec(ctx context.Context, spec berth.ExecSpec, stdio berth.S
 		}
 		return berth.Exit{}, wrap(ctx, "exec in "+c.life.String(), err)
 	}
-	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio, words: words, podman: host.podman, first: c.pid(ctx)}
+	x := &execution{c: c, id: made.ID, spec: spec, stdio: stdio, word: word, podman: host.podman, first: c.pid(ctx)}
 	return x.run(ctx)
 }
 
@@ -105,7 +102,7 @@ type execution struct {
 	id     string
 	spec   berth.ExecSpec
 	stdio  berth.Stdio
-	words  []string    // how that begins which the daemon writes in the place of a command that it could not start
+	word   string      // how that begins which the daemon writes in the place of a command that it could not start
 	late   atomic.Bool // the daemon left the streams open, long after the container's end
 	podman bool
 	first  int // the container's first process; 0 is not known
@@ -139,7 +136,7 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	if x.spec.TTY && x.stdio.Resize != nil {
 		go x.resize(ctx, done)
 	}
-	refused := &refusal{w: writer(x.stdio.Out), words: x.words}
+	refused := &refusal{w: writer(x.stdio.Out), word: x.word}
 	out, errs := io.Writer(refused), writer(x.stdio.Err)
 	if x.podman && !x.spec.TTY { // which writes it where the command's errors go
 		refused.w, out, errs = errs, refused.w, refused
@@ -286,7 +283,7 @@ func (x *execution) resize(ctx context.Context, done <-chan struct{}) {
 // else goes through.
 type refusal struct {
 	w       io.Writer
-	words   []string // with one of which that begins
+	word    string // with which that begins, but for noUser
 	held    bytes.Buffer
 	through bool
 }
@@ -294,10 +291,13 @@ type refusal struct {
 // podmanFailed is Podman's exit code of an exec where it has none of its own for what its runtime says.
 const podmanFailed = 125
 
-const (
-	refusedWord = "OCI runtime exec failed: "
-	noUserWord  = "unable to find "
-)
+const refusedWord = "OCI runtime exec failed: "
+
+// mayBeNoUser reports whether what is written begins as noUser, or is that. A whole line of a command that has other words is not kept
+// waiting for its end.
+func mayBeNoUser(p []byte) bool {
+	return (mayBegin(p, "unable to find user ") || mayBegin(p, "unable to find group ")) && (!bytes.Contains(p, []byte("\n")) || noUser.MatchString(firstLine(string(p))))
+}
 
 // noUser finds what is said of a user or group that the container does not have.
 var noUser = regexp.MustCompile(`unable to find (user|group) .*: no matching entries in (passwd|group) file$`)
@@ -307,7 +307,7 @@ func (r *refusal) Write(p []byte) (int, error) {
 		return r.w.Write(p)
 	}
 	r.held.Write(p)
-	if slices.ContainsFunc(r.words, func(word string) bool { return mayBegin(r.held.Bytes(), word) }) && r.held.Len() < 16<<10 {
+	if held := r.held.Bytes(); (mayBegin(held, r.word) || mayBeNoUser(held)) && len(held) < 16<<10 {
 		return len(p), nil
 	}
 	return len(p), r.release()
