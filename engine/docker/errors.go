@@ -81,7 +81,7 @@ var words = []struct {
 
 var (
 	// pageStatus finds with which status a registry answered a page for people, in which there may be any words.
-	pageStatus = regexp.MustCompile(`error parsing HTTP (\d+) response body`)
+	pageStatus = regexp.MustCompile(`(?:error parsing HTTP |: StatusCode: )(\d+)(?: response body|, )`) // Podman has the latter
 	// registryDenied finds the code of a registry's refusal, which may have no message. "permission denied" is the host's.
 	registryDenied = regexp.MustCompile(`(^|: )denied(: |$)`)
 	// notDirectory finds what Docker and Podman say of a working directory that is a file.
@@ -109,6 +109,8 @@ func kindOf(err error) error {
 	switch {
 	case strings.Contains(err.Error(), "pull access denied"): // which comes as "not found"
 		return berth.ErrDenied
+	case strings.Contains(err.Error(), "unexpected media type text/"): // which does, too, with containerd's store of images, of a page for people
+		return berth.ErrInvalid
 	case errdefs.IsNotFound(err):
 		return berth.ErrNotFound
 	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err):
