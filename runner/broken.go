@@ -187,7 +187,7 @@ func (d *drive) requeue(err error) (bool, error) {
 		return false, d.failed(err)
 	}
 	// What it was lent before may be another's by now.
-	return true, d.leaving(d.r.closeSandbox(d.alive, d.rec.Task.ID))
+	return true, d.leaving(d.makeWay())
 }
 
 // hostBroken reports whether an error says that nothing can run on the engine's host now, and tasks are to wait for that.

@@ -191,10 +191,16 @@ func (d *drive) keepSandbox(ctx context.Context) (dir string, err error) {
 // cleanupTime bounds what is done after a task has ended.
 const cleanupTime = 2 * time.Minute
 
-// closeSandbox removes what the engine has of a task.
+// closeSandbox removes what the engine has of a task. Where that has no record of the sandbox any more, as when another process has
+// closed it, something that could not be removed may be left.
 func (r *Runner) closeSandbox(ctx context.Context, id string) error {
 	sandbox, err := r.cfg.Engine.Attach(ctx, id)
 	if errors.Is(err, berth.ErrNotFound) {
+		if p, ok := r.cfg.Engine.(Purger); ok {
+			if _, err := p.Purge(ctx, id); err != nil {
+				return fmt.Errorf("remove what is left of the sandbox: %w", err)
+			}
+		}
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("attach to sandbox: %w", err)
@@ -203,6 +209,19 @@ func (r *Runner) closeSandbox(ctx context.Context, id string) error {
 		return fmt.Errorf("close sandbox: %w", err)
 	}
 	return nil
+}
+
+// makeWay closes the task's sandbox, which is to be opened anew. What is left of one that is closed is no reason not to go on: it
+// is found when the task ends.
+func (d *drive) makeWay() error {
+	err := d.retry(d.alive, func() error { return d.r.closeSandbox(d.alive, d.rec.Task.ID) })
+	if errors.Is(err, berth.ErrConflict) {
+		if _, aerr := d.r.cfg.Engine.Attach(d.alive, d.rec.Task.ID); errors.Is(aerr, berth.ErrNotFound) {
+			d.warn(err.Error())
+			return nil
+		}
+	}
+	return err
 }
 
 func (d *drive) event(k Kind, s berth.State, text string, data any) store.Event {

@@ -114,11 +114,31 @@ func (r *Runner) reconcile(ctx context.Context, id string, running map[string][]
 		resume = true
 	default:
 		found.What = "it ran in the foreground of a berth that was killed"
-		_, found.Err = r.take(ctx, id, lock, false, Hooks{})
+		if _, found.Err = r.take(ctx, id, lock, false, Hooks{}); found.Err == nil {
+			found.Err = r.closeLeft(ctx, id)
+		}
 		return found, false // the lock went with it
 	}
 	_ = lock.Close()
 	return found, resume
+}
+
+// closeLeft closes the sandbox of a task that has just been brought to its end, where it is left: the task's end is no error then.
+func (r *Runner) closeLeft(ctx context.Context, id string) error {
+	rec, err := r.Record(ctx, id)
+	if errors.Is(err, berth.ErrNotFound) {
+		return nil
+	} else if err != nil || rec.Result == nil || rec.Sandbox == "" || rec.Task.Keep {
+		return err
+	}
+	lock, err := r.dir(id).hold()
+	if errors.Is(err, errBusy) {
+		return nil // who holds it removes it, or tells why not
+	} else if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	return r.closeKept(ctx, rec)
 }
 
 // strays removes sandboxes of which no task is known, and what is left of those without a record.

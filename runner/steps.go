@@ -96,8 +96,7 @@ var errElsewhere = errors.New("a device of the task has failed")
 // elsewhere runs the task again from its first step, with other devices.
 func (d *drive) elsewhere() (berth.Sandbox, error) {
 	d.faulty = false
-	err := d.retry(d.alive, func() error { return d.r.closeSandbox(d.alive, d.rec.Task.ID) })
-	if err != nil {
+	if err := d.makeWay(); err != nil {
 		return nil, d.leaving(err)
 	}
 	d.lease.Release()

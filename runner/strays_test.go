@@ -2,7 +2,10 @@ package runner
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/berth-project/berth"
@@ -14,6 +17,7 @@ type markedEngine struct {
 	*diskEngine
 	left   []string
 	purged []string
+	held   error // why Purge removes nothing
 }
 
 func (e *markedEngine) List(ctx context.Context) ([]berth.Status, error) {
@@ -28,6 +32,9 @@ func (e *markedEngine) Orphans(context.Context) ([]string, error) { return slice
 
 func (e *markedEngine) Purge(_ context.Context, id string) (bool, error) {
 	e.purged = append(e.purged, id)
+	if e.held != nil {
+		return false, e.held
+	}
 	was := slices.Contains(e.left, id) && id != "stuck"
 	e.left = slices.DeleteFunc(e.left, func(s string) bool { return s == id && was })
 	return was, nil
@@ -60,5 +67,33 @@ func TestStraysByTheirMarks(t *testing.T) {
 	}
 	if left := []string{"kept", "stuck", "waits"}; !slices.Equal(e.left, left) || slices.Contains(e.purged, "waits") || slices.Contains(e.purged, "kept") {
 		t.Errorf("left %q, purged %q; want left %q", e.left, e.purged, left)
+	}
+}
+
+// TestHeldIsTold: what the engine could not remove of a sandbox that is closed is told by each who is to remove it, until it is gone.
+func TestHeldIsTold(t *testing.T) {
+	b := newTestbed(t)
+	ctx := timeout(t)
+	e := &markedEngine{diskEngine: b.engine}
+	b.cfg.Engine = e
+	if _, err := b.Run(ctx, berth.Task{ID: "kept", Keep: true, Steps: []berth.Step{sh("true")}}, Hooks{}); err != nil {
+		t.Fatal(err)
+	}
+	sandbox, err := e.Attach(ctx, "kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sandbox.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	e.held = fmt.Errorf("volume v: %w: restart the daemon", berth.ErrConflict)
+	for range 2 {
+		if err := b.Remove(ctx, "kept"); !errors.Is(err, berth.ErrConflict) || !strings.Contains(err.Error(), "volume v: ") {
+			t.Errorf("rm: %v", err)
+		}
+	}
+	e.held = nil
+	if err := b.Remove(ctx, "kept"); err != nil {
+		t.Error(err)
 	}
 }

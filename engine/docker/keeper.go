@@ -335,7 +335,10 @@ func (k *keeper) guard(ctx context.Context, t *tended) {
 			if word.since.IsZero() {
 				k.e.cfg.Logger.Info("who opened the sandbox is gone: it is closed", "sandbox", t.sb.spec.ID)
 			}
-			if err = t.sb.Close(ctx); err == nil {
+			if err = t.sb.Close(ctx); err == nil || errors.Is(err, errHeld) {
+				if err != nil { // whoever goes on with the task is told, too
+					k.e.cfg.Logger.Warn("sandbox closed but for a volume", "sandbox", t.sb.spec.ID, "err", err)
+				}
 				k.forget(t)
 				k.worker(t)
 				if late, said := word.over(); said {

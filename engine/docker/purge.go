@@ -43,8 +43,8 @@ func (e *Engine) Orphans(ctx context.Context) ([]string, error) {
 
 // Purge removes all that the daemon has of a sandbox, whoever has a record of it: containers, volumes, networks, with the
 // labels of this owner and of the sandbox; and then, if this engine has no directory of it, its own CDI specs on this machine.
-// It reports whether something was removed. A volume that the daemon takes for mounted is left: see removeVolume; and so is a
-// container that has its labels of its image: see inherits.
+// It reports whether something was removed. A volume that the daemon takes for mounted is left, with ErrConflict: see removeVolume;
+// and a container that has its labels of its image, without a word: see inherits.
 func (e *Engine) Purge(ctx context.Context, id string) (removed bool, err error) {
 	f := e.filter()
 	if id != "" {
@@ -61,7 +61,10 @@ func (e *Engine) Purge(ctx context.Context, id string) (removed bool, err error)
 			continue
 		}
 		was, err := t.remove(ctx, removed)
-		if err != nil {
+		if errors.Is(err, errHeld) {
+			errs = append(errs, err)
+			continue
+		} else if err != nil {
 			errs = append(errs, wrap(ctx, t.what, err))
 			continue
 		}
@@ -121,7 +124,9 @@ func (e *Engine) labeled(ctx context.Context, f client.Filters) (all []labeled, 
 		return nil, wrap(ctx, "list volumes", err)
 	}
 	for _, v := range vs.Items {
-		add(labeled{"volume " + v.Name, "", v.Labels, false, func(ctx context.Context, held bool) (bool, error) { return e.removeVolume(ctx, v.Name, held) }})
+		add(labeled{"volume " + v.Name, "", v.Labels, false, func(ctx context.Context, held bool) (bool, error) {
+			return e.removeVolume(ctx, v.Labels[LabelSandbox], v.Name, held)
+		}})
 	}
 	ns, err := e.api().NetworkList(ctx, client.NetworkListOptions{Filters: f})
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -339,7 +338,8 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 }
 
 // Close ends what runs and removes everything of the sandbox. What lies on the disk is taken away at once, and its room is
-// free a little later: to remove files takes time.
+// free a little later: to remove files takes time. ErrConflict where all is gone but a volume that the daemon takes for mounted,
+// which Purge removes later: see removeVolume.
 func (s *Sandbox) Close(ctx context.Context) error {
 	steps, err := os.ReadDir(s.stepsDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -370,8 +370,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.removeVolumes(ctx, mine); err != nil {
-		return err
+	held := s.removeVolumes(ctx, mine)
+	if held != nil && !errors.Is(held, errHeld) {
+		return held
 	}
 	if s.area != nil {
 		if err := s.area.Close(); err != nil {
@@ -400,7 +401,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		}
 	})
 	s.e.unbind(s.spec.ID)
-	return nil
+	return held
 }
 
 // owns reports whether what has these labels is this sandbox's. The daemon is asked for nothing else; but where it is
@@ -409,7 +410,7 @@ func (s *Sandbox) owns(labels map[string]string) bool {
 	return labels[LabelOwner] == s.e.owner && labels[LabelSandbox] == s.spec.ID
 }
 
-// removeVolumes removes the volumes that mountVolume has made.
+// removeVolumes removes the volumes that mountVolume has made. An error is errHeld where those alone are left that are held.
 func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error {
 	if !s.half && !s.remote && !s.copiesUp() {
 		return nil
@@ -420,34 +421,20 @@ func (s *Sandbox) removeVolumes(ctx context.Context, mine client.Filters) error 
 	if err != nil {
 		return wrap(cctx, "close "+s.spec.ID, err)
 	}
+	var held []error
 	for _, v := range vols.Items {
 		if !s.owns(v.Labels) {
 			continue
 		}
-		if _, err := s.e.removeVolume(ctx, v.Name, true); err != nil {
+		_, err := s.e.removeVolume(ctx, s.spec.ID, v.Name, true)
+		switch {
+		case errors.Is(err, errHeld):
+			held = append(held, fmt.Errorf("close %s: %w", s.spec.ID, err))
+		case err != nil:
 			return wrap(ctx, "close "+s.spec.ID, err)
 		}
 	}
-	return nil
-}
-
-// activeMounts is in what a daemon says of a volume that it takes for mounted.
-const activeMounts = "volume has active mounts"
-
-// removeVolume removes a volume, whose files are berth's and removed by it. A daemon before 23 that was killed, and took its
-// containers back, counts the volumes of those that end from then on below nothing, and takes them for mounted until it is
-// started anew: what is left of such is a name, which Purge removes then. It is not forced: the daemon would forget
-// whose it is, and keep it all the same. It reports whether the volume was there and is gone.
-func (e *Engine) removeVolume(ctx context.Context, name string, held bool) (bool, error) {
-	was, err := e.removed(ctx, held, func(ctx context.Context) error {
-		_, err := e.api().VolumeRemove(ctx, name, client.VolumeRemoveOptions{})
-		return err
-	})
-	if err == nil || !strings.Contains(err.Error(), activeMounts) {
-		return was, err
-	}
-	e.cfg.Logger.Warn("the daemon, which was killed, takes an empty volume for mounted; `berth system cleanup` removes it once the daemon was started anew", "volume", name)
-	return false, nil
+	return errors.Join(held...)
 }
 
 // findRest begins to find containers that have no record, as of a start that has failed and could not be undone. steps are
@@ -518,6 +505,7 @@ const halfAge = time.Minute
 // Sweep removes what processes left that were killed while they made or closed a sandbox, and what a daemon left that was
 // killed while it started a container. It leaves alone what is of an open sandbox.
 func (e *Engine) Sweep(ctx context.Context) error {
+	e.sweepHeld(ctx)
 	errs := []error{scratch.Sweep(ctx, e.trash()), e.sweepCgroups()}
 	entries, err := os.ReadDir(filepath.Join(e.cfg.Dir, "sandboxes"))
 	for _, d := range entries {
