@@ -147,6 +147,12 @@ func TestCgroupParent(t *testing.T) {
 			if len(left()) > 0 {
 				t.Errorf("left: %q", left())
 			}
+			// The parent and what is above it were not there before.
+			above := func() []string {
+				found, _ := filepath.Glob("/sys/fs/cgroup/*" + filepath.Dir(parent))
+				return found
+			}
+			until(t, "the parents are gone", func() bool { return len(above()) == 0 })
 			// What a daemon that was killed leaves.
 			gone := filepath.Join("/sys/fs/cgroup/memory", parent, e.Owner()+"-gone-s1", "container")
 			if err := os.MkdirAll(gone, 0o755); err != nil {

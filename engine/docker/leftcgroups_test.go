@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
 )
 
@@ -113,5 +114,95 @@ func TestCgroupsOfAnother(t *testing.T) {
 	}
 	if now := of(); len(now) != 0 {
 		t.Errorf("left when all is gone: %q", now)
+	}
+}
+
+// TestLeftParents: a cgroup parent that was not there before goes with the last sandbox beneath it, or later where that could not be;
+// one that somebody has made stays, and so does what is in use.
+func TestLeftParents(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	e, img := newEngine(t, docker.Config{Host: daemon(t).Host(), Dir: dir})
+	top := "/berth-left-" + e.Owner()
+	removeTree(t, top)
+	theirs, ours := top+"/theirs", top+"/ours/job"
+	roots, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if own, _ := filepath.Glob("/sys/fs/cgroup/cgroup.procs"); len(own) > 0 {
+		roots = own
+	}
+	if err != nil || len(roots) == 0 {
+		t.Fatal(roots, err)
+	}
+	there := func(cgroup string) (all []string) {
+		for _, r := range roots {
+			if _, err := os.Stat(filepath.Dir(r) + cgroup); err == nil {
+				all = append(all, filepath.Dir(r)+cgroup)
+			}
+		}
+		return all
+	}
+	for _, r := range roots {
+		if err := os.MkdirAll(filepath.Dir(r)+theirs, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func(parent string) berth.Sandbox {
+		s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), CgroupParent: parent})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := start(t.Context(), s, img); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	end := func(s berth.Sandbox) {
+		if err := s.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	a, b, c := open(ours), open(ours), open(theirs)
+	if len(there(ours)) == 0 {
+		t.Fatal("there is no parent")
+	}
+	end(c)
+	end(a)
+	if err := e.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if len(there(ours)) == 0 {
+		t.Error("a parent is gone beneath which a sandbox is open")
+	}
+	// Something holds it when the last goes.
+	held := there(ours)[0] + "/held"
+	if err := os.Mkdir(held, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	end(b)
+	until(t, "all is gone but what is held", func() bool { return len(there(ours)) == 1 && len(there(top+"/ours")) == 1 })
+	if err := os.Remove(held); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := there(top + "/ours"); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	if got := there(theirs); len(got) != len(roots) {
+		t.Errorf("of what was there before, in %d hierarchies, there is %q", len(roots), got)
+	}
+	// It was theirs to make since.
+	for _, r := range roots {
+		if err := os.MkdirAll(filepath.Dir(r)+ours, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end(open(ours))
+	if err := e.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := there(ours); len(got) != len(roots) {
+		t.Errorf("of what was made since, in %d hierarchies, there is %q", len(roots), got)
 	}
 }

@@ -396,6 +396,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			gone, err = s.removeAll(context.WithoutCancel(ctx), strays)
 			tellRemoved(append(lives, s.e.livesOf(s.spec.ID)...), gone)
 		}
+		if s.spec.CgroupParent != "" {
+			err = errors.Join(err, s.e.removeParents())
+		}
 		if err = errors.Join(err, remove()); err != nil {
 			s.e.cfg.Logger.Error("what a sandbox left is not removed", "sandbox", s.spec.ID, "error", err)
 		}
