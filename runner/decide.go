@@ -206,10 +206,15 @@ func (d *drive) abandon() (berth.Result, error) {
 
 // lastWords is how a step ended whose driver is dead, as far as the engine still knows. One that still runs
 // is ended; an error says why that could not be.
-func (d *drive) lastWords(id string) (berth.Exit, error) {
+func (d *drive) lastWords(id string) (exit berth.Exit, err error) {
 	lost := berth.Exit{Reason: berth.Lost, Code: -1, Detail: errKilled.Error()}
 	ctx, cancel := context.WithTimeout(d.alive, cleanupTime)
 	defer cancel()
+	defer func() {
+		if errors.Is(err, berth.ErrUnavailable) && d.closedByOther(ctx) { // while it was read
+			err = berth.ErrNotFound
+		}
+	}()
 	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
 	if err != nil {
 		return lost, err
@@ -221,12 +226,19 @@ func (d *drive) lastWords(id string) (berth.Exit, error) {
 	if err := c.Stop(ctx, 0); err != nil {
 		return lost, err
 	}
-	exit, err := c.Wait(ctx)
+	exit, err = c.Wait(ctx)
 	if err != nil {
 		return lost, err
 	}
-	if exit.Reason == berth.Stopped {
-		exit.Reason, exit.Detail = berth.Lost, lost.Detail
+	if exit.Reason == berth.Stopped || exit.Reason == berth.Lost && d.closedByOther(ctx) {
+		exit.Reason, exit.Code, exit.Signal, exit.Detail = lost.Reason, lost.Code, 0, lost.Detail
 	}
 	return exit, nil
+}
+
+// closedByOther reports whether the sandbox is gone, as where the engine has closed it for its opener is dead: who waited for a
+// container in it was told only that the container's record went.
+func (d *drive) closedByOther(ctx context.Context) bool {
+	_, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
+	return errors.Is(err, berth.ErrNotFound)
 }

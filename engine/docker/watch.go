@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -218,7 +219,9 @@ func (l *life) conclude(exit berth.Exit, r *record) error {
 		l.mu.Unlock()
 		return nil
 	}
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("its record was removed as it ended, which is not recorded: %w", berth.ErrNotFound)
+	} else if err != nil {
 		return fmt.Errorf("record the exit of %s: %w: %w", l, kindOf(err), err)
 	}
 	l.mu.Lock()
