@@ -115,7 +115,7 @@ func (r *Runner) reconcile(ctx context.Context, id string, running map[string][]
 	default:
 		found.What = "it ran in the foreground of a berth that was killed"
 		if _, found.Err = r.take(ctx, id, lock, false, Hooks{}); found.Err == nil {
-			found.Err = r.closeLeft(ctx, id)
+			found.Err = r.CloseLeft(ctx, id)
 		}
 		return found, false // the lock went with it
 	}
@@ -123,8 +123,9 @@ func (r *Runner) reconcile(ctx context.Context, id string, running map[string][]
 	return found, resume
 }
 
-// closeLeft closes the sandbox of a task that has just been brought to its end, where it is left: the task's end is no error then.
-func (r *Runner) closeLeft(ctx context.Context, id string) error {
+// CloseLeft closes the sandbox of a task that has ended, where it could not be closed then: that is no error of the task's. It
+// leaves alone what is kept.
+func (r *Runner) CloseLeft(ctx context.Context, id string) error {
 	rec, err := r.Record(ctx, id)
 	if errors.Is(err, berth.ErrNotFound) {
 		return nil

@@ -67,6 +67,7 @@ type keeper struct {
 	mu      sync.Mutex
 	tended  map[string]*tended // by sandbox
 	clients int
+	workers int       // see working
 	quiet   time.Time // since when nobody needs it, perhaps
 	ending  bool
 
@@ -228,6 +229,9 @@ func (k *keeper) idle() bool {
 			k.quiet = time.Now()
 		}
 	}
+	if k.workers > 0 {
+		k.quiet = time.Now()
+	}
 	k.ending = k.clients == 0 && time.Since(k.quiet) >= k.cfg.Idle
 	return k.ending
 }
@@ -340,7 +344,7 @@ func (k *keeper) guard(ctx context.Context, t *tended) {
 					k.e.cfg.Logger.Warn("sandbox closed but for a volume", "sandbox", t.sb.spec.ID, "err", err)
 				}
 				k.forget(t)
-				k.worker(t)
+				k.worker(ctx, t)
 				if late, said := word.over(); said {
 					k.e.cfg.Logger.Info("sandbox closed after all", "sandbox", t.sb.spec.ID, "late", late)
 				}
@@ -383,7 +387,7 @@ func (k *keeper) seeToEnd(ctx context.Context, t *tended, step string) {
 	switch {
 	case driven || ctx.Err() != nil || !exists(k.e.sandboxDir(t.sb.spec.ID)):
 	case ended:
-		k.worker(t)
+		k.worker(ctx, t)
 	default:
 		k.released(ctx, t.sb.spec.ID)
 	}
@@ -454,13 +458,14 @@ func (k *keeper) released(ctx context.Context, id string) {
 		idle := k.tended[id] == t && t.users == 0 && len(t.steps) == 0
 		k.mu.Unlock()
 		if idle && exists(k.e.sandboxDir(id)) {
-			k.worker(t)
+			k.worker(ctx, t)
 		}
 	})
 }
 
-// worker starts the command that goes on with a task, and does not wait for it here.
-func (k *keeper) worker(t *tended) {
+// worker starts the command that goes on with a task, and does not wait for it here. Where that says that it could not do all, and
+// something of the task is left, another tries again once the daemon answers.
+func (k *keeper) worker(ctx context.Context, t *tended) {
 	if len(k.cfg.Worker) == 0 || t.sb.spec.Labels[LabelResume] != "1" {
 		return
 	}
@@ -472,5 +477,33 @@ func (k *keeper) worker(t *tended) {
 		k.e.cfg.Logger.Error("start a worker", "task", t.sb.spec.ID, "err", err)
 		return
 	}
-	go func() { _ = cmd.Wait() }() // only reaps: the worker outlives a keeper that ends
+	k.working(+1)
+	go func() { // not waited for: the worker outlives a keeper that ends
+		defer k.working(-1)
+		if cmd.Wait() != nil && k.awaitDaemon(ctx, t.sb.spec.ID) {
+			k.released(ctx, t.sb.spec.ID)
+		}
+	}()
+}
+
+// working counts the workers of which this keeper is to see whether they could do all.
+func (k *keeper) working(n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.workers += n
+	k.quiet = time.Now()
+}
+
+// awaitDaemon waits until the daemon answers. It reports whether the sandbox is there still.
+func (k *keeper) awaitDaemon(ctx context.Context, id string) bool {
+	for ctx.Err() == nil && exists(k.e.sandboxDir(id)) {
+		if k.e.Answers(ctx) == nil {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(closeAgain):
+		}
+	}
+	return false
 }

@@ -67,7 +67,10 @@ func (a *app) work(ctx context.Context, args []string) error {
 	if errors.Is(err, runner.ErrParked) {
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return h.runner.CloseLeft(ctx, args[0]) // who started this worker starts another where that fails
 }
 
 // workerArgs is the command line of a worker, but for the task's ID.
