@@ -150,7 +150,7 @@ func TestFullDaemonDisk(t *testing.T) {
 	}
 	id := berth.NewID()
 	if _, err := begun.Start(t.Context(), berth.StepSpec{
-		ID: id, Image: img, Command: []string{"sh", "-c", "i=0; while [ $i -lt 1200 ]; do echo $i; i=$((i+1)); sleep 0.005; done; exit 3"},
+		ID: id, Image: img, Command: []string{"sh", "-c", "i=0; while [ $i -lt 1200 ]; do printf '%01000d\\n' $i; i=$((i+1)); sleep 0.005; done; exit 3"},
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -180,7 +180,7 @@ func TestDeadlines(t *testing.T) {
 		{"address", "/json", "", func(ctx context.Context, h hung) error { _, err := h.c.(berth.Addresser).Address(ctx); return err }},
 		{"published ports", "/json", "", func(ctx context.Context, h hung) error { _, err := h.c.(berth.Publisher).Published(ctx); return err }},
 		{"signal", "/kill", "", func(ctx context.Context, h hung) error { return h.c.Stop(ctx, 0) }},
-		{"remove", "/containers/berth-", "", func(ctx context.Context, h hung) error { return h.c.Remove(ctx) }},
+		{"remove", "/containers/", "", func(ctx context.Context, h hung) error { return h.c.Remove(ctx) }},
 		{"load", "/images/load", "", func(ctx context.Context, h hung) error {
 			_, err := h.e.Images().Import(ctx, bytes.NewReader(make([]byte, 1024)), "localhost/x:1", image.ImportOptions{})
 			return err

@@ -19,6 +19,7 @@ import (
 	"github.com/docker/cli/cli/config/credentials"
 	"github.com/moby/moby/api/pkg/authconfig"
 	imagetypes "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -73,8 +74,37 @@ func parseRef(s string) (reference.Named, error) {
 	return reference.TagNameOnly(named), nil
 }
 
-// Image finds or pulls an image.
+// idForm is an image's ID, or its beginning, as it is listed.
+var idForm = regexp.MustCompile(`^[a-f0-9]{12,64}$`)
+
+// byID finds an image that is asked for by its ID; false if name is no ID, or may be a name as well.
+func (e *Engine) byID(ctx context.Context, name string) (berth.Image, bool, error) {
+	digits, prefixed := strings.CutPrefix(name, "sha256:")
+	if !idForm.MatchString(digits) {
+		return berth.Image{}, false, nil
+	}
+	host, err := e.daemon(ctx)
+	if err != nil {
+		return berth.Image{}, false, err
+	}
+	img, _, err := e.imageFor(ctx, name, host.platform)
+	switch {
+	case err == nil && strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), digits):
+		img.Ref = img.ID
+		return img, true, nil
+	case err != nil && !is(err, berth.ErrNotFound):
+		return berth.Image{}, false, err
+	case prefixed:
+		return berth.Image{}, false, fmt.Errorf("image %s: %w: no image with this ID is here", name, berth.ErrNotFound)
+	}
+	return berth.Image{}, false, nil
+}
+
+// Image finds or pulls an image. req.Ref may also be the ID of an image that is here.
 func (e *Engine) Image(ctx context.Context, req berth.ImageRequest) (berth.Image, error) {
+	if img, ok, err := e.byID(ctx, req.Ref); ok || err != nil {
+		return img, err
+	}
 	named, err := parseRef(req.Ref)
 	if err != nil {
 		return berth.Image{}, err
@@ -241,6 +271,7 @@ func (e *Engine) pullWith(ctx context.Context, named reference.Named, opts clien
 		return wrap(ctx, "daemon", err)
 	}
 	defer func() { _ = res.Close() }()
+	layers := layersTold{}
 	for m, err := range res.JSONMessages(ctx) {
 		stalled.Reset(e.cfg.Stall)
 		if err != nil {
@@ -249,17 +280,39 @@ func (e *Engine) pullWith(ctx context.Context, named reference.Named, opts clien
 		if m.Error != nil {
 			return wrap(ctx, "daemon", m.Error)
 		}
-		if m.Progress == nil {
-			continue
+		if p, ok := layers.told(&m); ok {
+			tell(p)
 		}
-		phase := "download"
-		if m.Status == "Extracting" {
-			phase = "unpack"
-		}
-		tell(berth.Progress{Phase: phase, Layer: m.ID, Done: m.Progress.Current, Total: m.Progress.Total})
 	}
 	tell(berth.Progress{Phase: "done"})
 	return nil
+}
+
+// layersTold is what a daemon has told of the layers of an image that it pulls.
+type layersTold map[string]berth.Progress
+
+// told reads one more message. Most say nothing of sizes: they are as they were.
+func (ls layersTold) told(m *jsonstream.Message) (berth.Progress, bool) {
+	if m.ID == "" || m.Progress == nil {
+		return berth.Progress{}, false
+	}
+	p := ls[m.ID]
+	p.Layer, p.Phase = m.ID, "download"
+	if (m.Progress.Current > 0 || m.Progress.Total > 0) && m.Progress.Units == "" { // else they are no bytes
+		p.Done, p.Total = m.Progress.Current, m.Progress.Total
+	}
+	switch {
+	case strings.HasPrefix(m.Status, "Retrying in "):
+		return berth.Progress{Phase: "retry", Why: "layer " + m.ID + ": the daemon could not fetch it"}, true
+	case m.Status == "Extracting":
+		p.Phase = "unpack"
+	case m.Status == "Download complete":
+		p.Done = p.Total
+	case m.Status == "Pull complete", m.Status == "Already exists":
+		p.Phase, p.Done = "done", p.Total
+	}
+	ls[m.ID] = p
+	return p, true
 }
 
 // stalledError is that the daemon has told nothing of a pull.

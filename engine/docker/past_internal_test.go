@@ -242,7 +242,7 @@ func TestOutOfMemoryToldLate(t *testing.T) {
 			_, _ = fmt.Fprintf(w, `{"Id":"x","State":{"Status":"exited","ExitCode":137,"OOMKilled":%v}}`, asked.Add(1) > 2)
 		})
 		r := &record{Cgroup: row.cgroup, Limits: berth.Limits{Memory: 1 << 26}, Spec: berth.StepSpec{NoInit: true}}
-		if e := l.exitOf(r, &container.State{Status: container.StateExited, ExitCode: row.code}, nil); e.Reason != row.want {
+		if e := l.exitOf(r, &container.State{Status: container.StateExited, ExitCode: row.code, FinishedAt: "2020-01-01T00:01:00Z"}, nil); e.Reason != row.want {
 			t.Errorf("%s: %+v, want %s", row.name, e, row.want)
 		}
 	}

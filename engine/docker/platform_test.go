@@ -202,3 +202,26 @@ func forBoth(t *testing.T) v1.ImageIndex {
 	}
 	return index
 }
+
+// TestImageByID: an image that is here is found by its ID, or the beginning of that, as it is listed; no registry is asked for one.
+func TestImageByID(t *testing.T) {
+	t.Parallel()
+	for name, host := range map[string]string{"docker": daemon(t).Host(), "podman": podman(t).Host()} {
+		e, img := newEngine(t, docker.Config{Host: host})
+		digits := strings.TrimPrefix(img.ID, "sha256:")
+		for _, ref := range []string{"sha256:" + digits, digits, digits[:12]} {
+			got, err := e.Image(t.Context(), berth.ImageRequest{Ref: ref})
+			if err != nil || got.ID != img.ID {
+				t.Errorf("%s: %s: %+v, %v", name, ref, got, err)
+				continue
+			}
+			if _, c := begin(t, e, got, "echo up"); !wait(t, c).OK() || logs(t, c, false) != "up\n" {
+				t.Errorf("%s: by %s it cannot be run", name, ref)
+			}
+		}
+		none := "sha256:" + strings.Repeat("0", 64)
+		if _, err := e.Image(t.Context(), berth.ImageRequest{Ref: none}); !errors.Is(err, berth.ErrNotFound) || !strings.Contains(err.Error(), "no image with this ID is here") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

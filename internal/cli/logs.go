@@ -209,11 +209,11 @@ func (a *app) printLog(ctx context.Context, h *host, id string, step int, stream
 	_, err = io.Copy(to, r)
 	for _, at := range log.Index().Gaps {
 		if err == nil {
-			a.say("some may be missing of %s after byte %d: no berth read it, and the daemon kept no more", stream, at)
+			a.say("some may be missing of %s after byte %d: no berth has read it, and the daemon does not have it", stream, at)
 		}
 	}
 	if skipped := log.Skipped(); skipped > 0 && err == nil {
-		a.say("%d bytes of %s were dropped by the log's limit", skipped, stream)
+		a.say("%d bytes of %s were dropped, by the log's limit or for want of room on its disk", skipped, stream)
 	}
 	return err
 }

@@ -192,8 +192,11 @@ func (p *progress) end(image string, pl *pull) {
 		p.bars.Wait()
 		p.bars = nil
 	}
-	_, total := pl.downloaded()
-	p.say("%s %s: %s in %.1f s", p.done, image, bytesOf(total), p.now().Sub(pl.began).Seconds())
+	size := ""
+	if _, total := pl.downloaded(); total > 0 { // else nobody knows
+		size = ": " + bytesOf(total)
+	}
+	p.say("%s %s%s in %.1f s", p.done, image, size, p.now().Sub(pl.began).Seconds())
 }
 
 func (p *progress) bar(pl *pull, r berth.Progress) {

@@ -233,7 +233,11 @@ func (a *app) applyTask(o *runOptions, t *berth.Task) error {
 		bytes int64
 	}{{"memory", o.limits.Memory}, {"disk", o.limits.Disk}, {"shm-size", o.shmSize}} {
 		if size.bytes > 0 && size.bytes < leastSize {
-			return invalid("run: --%s: that is %d bytes, in which nothing fits; did you mean %dMiB?", size.flag, size.bytes, size.bytes)
+			meant := ""
+			if size.bytes%1024 != 0 { // it has no unit
+				meant = fmt.Sprintf("; did you mean %dMiB?", size.bytes)
+			}
+			return invalid("run: --%s: that is %d bytes, in which nothing fits%s", size.flag, size.bytes, meant)
 		}
 	}
 	replaceLimit(o, "cpus", &t.Resources.CPU, o.limits.CPU)
