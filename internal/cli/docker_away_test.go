@@ -17,22 +17,7 @@ import (
 // TestDockerAway: a daemon that is away while tasks run is told of, and nobody has to wait for it; of what may still run
 // nothing else is said, and it is removed once the daemon is back.
 func TestDockerAway(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a daemon is started")
-	}
-	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := dockertest.Start(context.Background(), dockertest.Options{Dir: dir, Args: []string{"--live-restore"}})
-	if err != nil {
-		t.Fatal("needs a Docker daemon:", err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	d := ownDockerd(t, dockertest.Options{Args: []string{"--live-restore"}})
 	const script = "echo x >/w/f; echo up; sleep 300"
 	for _, row := range []struct {
 		name       string
@@ -141,22 +126,7 @@ func (b *bench) within(most time.Duration, what string, is func() bool) {
 // TestDockerAwayAtTheEnd: what a daemon has of a detached task that ended with it is removed once it is back, however long that took,
 // and nobody has to ask for it.
 func TestDockerAwayAtTheEnd(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a daemon is started")
-	}
-	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := dockertest.Start(context.Background(), dockertest.Options{Dir: dir})
-	if err != nil {
-		t.Fatal("needs a Docker daemon:", err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	d := ownDockerd(t, dockertest.Options{})
 	b := newBench(t, "DOCKER_HOST="+d.Host(), "BERTH_ENGINE=docker")
 	if out, code := b.output("run", "--detach", "--name", "job", "--output", "out/:/w/", "bb", "sh", "-c", "echo x >/w/f; echo up; sleep 300", b.word()); code != 0 {
 		t.Fatalf("exit code %d: %s", code, out)

@@ -16,22 +16,7 @@ import (
 // TestDockerBrokenHook: with a hook for a broken host, tasks whose limits, network or runtime are held to what the daemon has
 // wait, too, until one that is gone is back. They are held to it then.
 func TestDockerBrokenHook(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: a daemon is started")
-	}
-	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := dockertest.Start(context.Background(), dockertest.Options{Dir: dir})
-	if err != nil {
-		t.Fatal("needs a Docker daemon:", err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	d := ownDockerd(t, dockertest.Options{})
 	b := newBench(t, "DOCKER_HOST="+d.Host(), "BERTH_ENGINE=docker")
 	hook := filepath.Join(b.dir, "hook")
 	if err := os.WriteFile(hook, []byte("#!/bin/sh\necho \"$BERTH_BROKEN_WHY\" >> "+b.dir+"/told\n"), 0o755); err != nil {

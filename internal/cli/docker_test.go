@@ -61,6 +61,29 @@ func startPodman(t testing.TB) *dockertest.Daemon {
 	})
 }
 
+// ownDockerd is a daemon of the test's own, to do things to.
+func ownDockerd(t *testing.T, opts dockertest.Options) *dockertest.Daemon {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: a daemon is started")
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "berth-dockerd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.Dir = dir
+	d, err := dockertest.Start(context.Background(), opts)
+	if err != nil {
+		t.Fatal("needs a Docker daemon:", err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
 // startRemote starts a daemon that is as on another machine.
 func startRemote(t testing.TB) *dockertest.Daemon {
 	t.Helper()
