@@ -57,10 +57,18 @@ func TestCgroupThatIsLost(t *testing.T) {
 	if onV2(t) {
 		t.Skip("berth itself makes the one cgroup that there is: TestCgroupOfContainer")
 	}
-	for name, times := range map[string]int{"once": 1, "always": 1000} {
-		t.Run(name, func(t *testing.T) {
+	words := map[string]string{
+		"runc": `runc create failed: unable to start container process: unable to apply cgroup configuration: mkdir %s: no such file or directory`,
+		"crun": "creating cgroup directory `%s`: No such file or directory",
+	}
+	for _, row := range []struct {
+		name, rt string
+		times    int
+	}{{"once", "runc", 1}, {"once, crun", "crun", 1}, {"always", "runc", 1000}} {
+		t.Run(row.name, func(t *testing.T) {
 			dir := t.TempDir()
-			script := filepath.Join(dir, "runc")
+			script := filepath.Join(dir, row.rt)
+			said := fmt.Sprintf(words[row.rt], "/sys/fs/cgroup/cpuacct'\"${cg%/*}\"'")
 			err := os.WriteFile(script, fmt.Appendf(nil, `#!/bin/sh
 for a; do
 	case $prev in --log) log=$a;; --bundle) cg=$(sed 's/.*"cgroupsPath":"\([^"]*\)".*/\1/' "$a/config.json");; esac
@@ -70,18 +78,18 @@ done
 n=$(cat %[1]s/n 2>/dev/null || echo 0)
 if [ "$create" ] && [ "$n" -lt %[2]d ]; then
 	echo $((n+1)) >%[1]s/n
-	echo '{"level":"error","msg":"runc create failed: unable to start container process: unable to apply cgroup configuration: mkdir /sys/fs/cgroup/cpuacct'"${cg%%/*}"': no such file or directory"}' >>"$log"
+	echo '{"level":"error","msg":"%[3]s"}' >>"$log"
 	exit 1
 fi
-exec runc "$@"
-`, dir, times), 0o755)
+exec %[4]s "$@"
+`, dir, row.times, said, row.rt), 0o755)
 			if err != nil {
 				t.Fatal(err)
 			}
 			e, img := newEngine(t, script)
 			sb := openSandbox(t, e, berth.SandboxSpec{ID: "t1"})
 			c, err := sb.Start(t.Context(), berth.StepSpec{ID: "s1", Image: img, Command: []string{"sh", "-c", "exit 5"}})
-			if times > 1 {
+			if row.times > 1 {
 				if err == nil || !strings.Contains(err.Error(), "unable to apply cgroup configuration") {
 					t.Errorf("a cgroup that is lost each time: %v", err)
 				}
@@ -90,7 +98,7 @@ exec runc "$@"
 			} else if exit, err := c.Wait(t.Context()); err != nil || exit.Code != 5 {
 				t.Errorf("%+v, %v", exit, err)
 			}
-			if n, err := os.ReadFile(filepath.Join(dir, "n")); err != nil || strings.TrimSpace(string(n)) != fmt.Sprint(min(times, 10)) {
+			if n, err := os.ReadFile(filepath.Join(dir, "n")); err != nil || strings.TrimSpace(string(n)) != fmt.Sprint(min(row.times, 10)) {
 				t.Errorf("it was lost %s times, %v", n, err)
 			}
 			if err := sb.Close(t.Context()); err != nil {

@@ -535,9 +535,12 @@ func (c *container) release() {
 // discard removes what a failed launch left.
 func (c *container) discard() {
 	for _, w := range c.logs {
-		w.Abandon()
+		w.Cut()
 	}
 	c.pumps.Wait()
+	for _, w := range c.logs {
+		w.Abandon() // what was not pumped
+	}
 	c.release()
 	for _, stream := range []string{"stdout", "stderr"} {
 		if c.logs[stream] != nil && c.step.LogDir != "" {

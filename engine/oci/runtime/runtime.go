@@ -286,7 +286,8 @@ const createTries = 10
 // has removed it when it ended, as it was empty. In hierarchies that berth itself does not use, nothing of ours keeps it.
 func lostCgroup(err error, cgroup string) bool {
 	text := strings.ToLower(err.Error())
-	return cgroup != "" && strings.Contains(text, "mkdir") && strings.Contains(text, strings.ToLower(path.Dir(cgroup))) && strings.Contains(text, "no such file or directory")
+	making := strings.Contains(text, "mkdir") || strings.Contains(text, "creating cgroup directory") // runc's words, and crun's
+	return cgroup != "" && making && strings.Contains(text, strings.ToLower(path.Dir(cgroup))) && strings.Contains(text, "no such file or directory")
 }
 
 func (p *process) createOnce(ctx context.Context, b *bundle.Bundle, report *os.File) error {
