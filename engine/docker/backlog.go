@@ -85,11 +85,11 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 		return err
 	}
 	b.Reader = conn
-	anew := b.now
+	is := sight{anew: b.now, born: o.l.e.born()}
 	b.goOnFrom(o.log)
 	for _, r := range []*resumer{b.out, b.err} {
 		if r != nil {
-			r.anew, r.unsure = anew, host.unsure
+			r.is, r.unsure = is, host.unsure
 			r.broke = o.l.broke.since(r.s.last.Add(-stopsIn))
 			r.gone = o.l.refused.since(r.s.last.Add(-stopsIn))
 		}
@@ -205,6 +205,9 @@ func (b *backlog) readRaw() error {
 		return err
 	}
 	b.Reader, b.out.at = conn, last.Add(endsFor+beginsIn+b.out.unsure)
+	if b.out.is.born.After(b.out.at) { // what is from before that comes with it: it cannot be told apart
+		b.out.at = b.out.is.born
+	}
 	return copyAll(w, conn)
 }
 
@@ -295,7 +298,7 @@ type resumer struct {
 	whole             bool      // while seeking: buf begins where the log does
 	at                time.Time // of the message that is taken
 	before            time.Time // of the one before it
-	anew              time.Time // when the log was asked for
+	is                sight
 
 	other *resumer // of the other stream, where one of both seeks
 	late  []byte   // what is younger than ours by its time, while ours may end in it; see lateBytes
@@ -401,7 +404,7 @@ func (r *resumer) write(p []byte) (int, error) {
 	r.left -= skip
 	if int(skip) < len(p) {
 		r.wrote = true
-		r.s.sew(r.at, r.before, r.anew)
+		r.s.sew(r.at, r.before, r.is)
 		if _, err := r.s.Write(p[skip:]); err != nil {
 			return 0, err
 		}

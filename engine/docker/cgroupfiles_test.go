@@ -143,7 +143,7 @@ func TestPeakAtLimit(t *testing.T) {
 	state := &container.State{Status: container.StateExited, ExitCode: 137, OOMKilled: true, StartedAt: at, FinishedAt: at}
 	r := &record{Limits: berth.Limits{Memory: limit}}
 	l := &life{e: &Engine{host: &hostInfo{}}, dir: t.TempDir(), rec: r, used: berth.Usage{PeakMemory: new(int64(10 << 20))}}
-	if e := l.exitOf(r, state, nil); e.Reason != berth.OutOfMemory || e.Usage.PeakMemory == nil || *e.Usage.PeakMemory != limit {
+	if e := l.exitOf(r, state, nil, nil); e.Reason != berth.OutOfMemory || e.Usage.PeakMemory == nil || *e.Usage.PeakMemory != limit {
 		t.Errorf("exit %+v, usage %+v", e, e.Usage)
 	}
 }

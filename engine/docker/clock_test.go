@@ -44,7 +44,7 @@ func TestOtherClock(t *testing.T) {
 	exit := l.exitOf(r, &container.State{
 		Status: container.StateExited, ExitCode: 143,
 		StartedAt: ended.Add(behind - time.Minute).Format(time.RFC3339Nano), FinishedAt: ended.Add(behind).Format(time.RFC3339Nano),
-	}, nil)
+	}, nil, nil)
 	if exit.Reason != berth.Stopped || !exit.Ended.Equal(ended) || !exit.Started.Equal(ended.Add(-time.Minute)) {
 		t.Errorf("exit %+v", exit)
 	}

@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
@@ -55,29 +57,52 @@ func (e *Engine) isElsewhere(ctx context.Context, info system.Info, podman bool)
 
 // listensHere reports whether a daemon itself listens on a socket, or the process that starts it when it is needed.
 func listensHere(path string) bool {
+	pid, comm := listener(path)
+	return pid == 1 || slices.Contains([]string{"dockerd", "podman", "systemd"}, comm)
+}
+
+// listener is who listens on a socket; 0 where that is nobody who can be seen here.
+func listener(path string) (pid int, comm string) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return false
+		return 0, ""
 	}
 	defer func() { _ = c.Close() }()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return false
+		return 0, ""
 	}
 	var cred *unix.Ucred
 	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil || cred.Pid <= 0 {
-		return false
+		return 0, ""
 	}
-	if cred.Pid == 1 {
-		return true
+	said, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cred.Pid))
+	if err != nil {
+		return int(cred.Pid), ""
 	}
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cred.Pid))
-	switch strings.TrimSpace(string(comm)) {
-	case "dockerd", "podman", "systemd":
-		return err == nil
-	}
-	return false
+	return int(cred.Pid), strings.TrimSpace(string(said))
 }
+
+// born is when the daemon's process was started; zero where that cannot be seen, as of one whose socket is systemd's.
+func (e *Engine) born() time.Time {
+	path, local := strings.CutPrefix(e.at.Host, "unix://")
+	if !local {
+		return time.Time{}
+	}
+	pid, comm := listener(path)
+	if comm != "dockerd" {
+		return time.Time{}
+	}
+	p, err := lookAt(pid)
+	var up unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(time.Duration(p.began)*(time.Second/ticksIn) - time.Duration(up.Nano()))
+}
+
+// ticksIn is how many ticks a second has in /proc, on every platform of Linux that Go knows.
+const ticksIn = 100
 
 // noImage is a name that no image has.
 const noImage = "berth.invalid/none:none"

@@ -22,6 +22,8 @@ const (
 	endsFor = 100 * time.Millisecond
 	// beginsIn is less than a daemon takes to log something after another has ended.
 	beginsIn = 150 * time.Millisecond
+	// halts is for how long a daemon on a busy machine may log nothing of what comes fast, where it is known when the next one began.
+	halts = time.Second
 	// justNow is how long ago the last bytes of a stream came that was cut off in the middle of them.
 	justNow = 100 * time.Millisecond
 	// A stream of as much as flood bytes in floodFor or two of them may have been cut off in the middle of more even if none came for
@@ -93,15 +95,15 @@ func (o *output) noteTears() {
 // sew marks where some may be missing: before what comes, if that is the first that another daemon has logged. It is a message of a time
 // (zero is unknown), after one of before. One that ends may log for a while when nobody is attached any more, and the next takes its time to
 // begin. Where messages come without a break until a daemon was found to be there, at anew, it is the same.
-func (s *sink) sew(at, before, anew time.Time) {
+func (s *sink) sew(at, before time.Time, is sight) {
 	if s.tear.IsZero() || !at.IsZero() && !at.After(s.tear) {
 		return
 	}
 	if last := s.tear.Add(-endsFor); before.Before(last) {
 		before = last
 	}
-	if goesOn := !at.IsZero() && at.Sub(before) < beginsIn; goesOn {
-		if !at.Before(anew) {
+	if goesOn := !at.IsZero() && !is.parts(at, before); goesOn {
+		if !at.Before(is.anew) {
 			s.tear = time.Time{}
 		}
 		return
@@ -114,10 +116,25 @@ func (s *sink) sew(at, before, anew time.Time) {
 	s.tears = append(s.tears, s.n)
 }
 
+// sight is what is known of the daemon whose log is read.
+type sight struct {
+	anew time.Time // when the log was asked for
+	born time.Time // when its process was started; zero where that is not known
+}
+
+// parts reports whether another daemon may have begun between two messages, the second of which came after the last of ours. Where the
+// last to begin is known, two may have still, one after the other.
+func (d sight) parts(at, before time.Time) bool {
+	if d.born.After(before) {
+		return !at.Before(d.born) || at.Sub(before) >= halts
+	}
+	return at.Sub(before) >= beginsIn
+}
+
 // tornIn tells of what may be missing since the daemon ended. There is nothing more to come.
 func (o *output) tornIn() error {
 	all := o.places(func(s *sink) []int64 {
-		s.sew(time.Time{}, time.Time{}, time.Time{})
+		s.sew(time.Time{}, time.Time{}, sight{})
 		return s.tears
 	})
 	if all == "" {
@@ -146,7 +163,7 @@ func (r *resumer) breaks(at, before time.Time) bool {
 	if last := r.s.last.Add(r.unsure); before.Before(last) {
 		before = last
 	}
-	return at.Sub(before) >= beginsIn
+	return r.is.parts(at, before)
 }
 
 // doubt takes what by count is ours, and by time is not: a loaded daemon has logged it late, or it is what came after a daemon that
@@ -191,7 +208,7 @@ func (r *resumer) notOurs() error {
 	rest := r.held
 	err := r.s.lack(r.left)
 	r.held, r.left = nil, 0
-	r.s.sew(r.heldAt, r.heldAfter, r.anew)
+	r.s.sew(r.heldAt, r.heldAfter, r.is)
 	_, werr := r.write(rest)
 	return errors.Join(werr, err)
 }

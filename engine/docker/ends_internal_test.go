@@ -36,9 +36,10 @@ func TestLogLacksOurs(t *testing.T) {
 		log   []message
 		gone  bool
 		tear  bool
-		want  string // after ours
-		after int64  // what it lacks
-		torn  bool   // with a mark after ours
+		born  time.Duration // after the last of ours, when the daemon began; 0 is not known
+		want  string        // after ours
+		after int64         // what it lacks
+		torn  bool          // with a mark after ours
 	}{
 		{name: "all of it is there", ours: lines, gone: true, log: []message{{soon, lines}, {later, "new\n"}}, want: "new\n"},
 		{name: "the end of ours is not", ours: lines, gone: true, log: []message{{soon, lines[:9000]}, {later, "new\n"}, {later, lines[:5000]}}, want: "new\n" + lines[:5000], after: int64(len(lines) - 9000)},
@@ -60,6 +61,9 @@ func TestLogLacksOurs(t *testing.T) {
 		{name: "some may be missing", ours: lines, gone: true, tear: true, log: []message{{soon, lines[:9000]}, {later, "new\n"}}, want: "new\n", after: int64(len(lines) - 9000), torn: true},
 		{name: "some may be missing, after what ours lacks", ours: lines, gone: true, tear: true, log: []message{{soon, lines + "more\n"}, {later, "new\n"}}, want: "more\nnew\n", torn: true},
 		{name: "some may be missing, after what the first daemon still logs", ours: lines, gone: true, tear: true, log: []message{{soon, lines}, {endsFor, "more\n"}, {2 * endsFor, "and more\n"}, {later, "new\n"}}, want: "more\nand more\nnew\n", torn: true},
+		{name: "some may be missing, after what the first daemon logs as slowly as a busy machine has it", ours: lines, gone: true, tear: true, born: later - 1, log: []message{{soon, lines}, {3 * endsFor, "more\n"}, {6 * endsFor, "and more\n"}, {later, "new\n"}}, want: "more\nand more\nnew\n", torn: true},
+		{name: "a little was logged slowly, and then the daemon was gone", ours: lines, gone: true, born: later - 1, log: []message{{soon, lines[:9000]}, {3 * endsFor, lines[9000:9020]}, {6 * endsFor, lines[9020:9100]}, {later, "new\n"}}, want: "new\n", after: int64(len(lines) - 9100)},
+		{name: "some may be missing of what a second daemon did, before a third began", ours: lines, gone: true, tear: true, born: 2 * halts, log: []message{{soon, lines}, {halts + 1, "new\n"}}, want: "new\n", torn: true},
 		{name: "some may be missing, and nothing follows", ours: lines, gone: true, tear: true, log: []message{{soon, lines}}, torn: true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -78,7 +82,10 @@ func TestLogLacksOurs(t *testing.T) {
 				}
 			}
 			b := &backlog{Reader: strings.NewReader(in.String()), stamps: true, now: time.Now(), most: 1 << 20, out: newResumer(s, false), err: newResumer(errs, false)}
-			b.out.gone, b.out.anew = row.gone, time.Now()
+			b.out.gone, b.out.is.anew = row.gone, time.Now()
+			if row.born > 0 {
+				b.out.is.born = last.Add(row.born)
+			}
 			if err := b.read(); err != nil {
 				t.Fatal(err)
 			}

@@ -30,6 +30,7 @@ type history struct {
 	gone      bool      // it did not, and is not there: see Engine.gone
 	restarted bool      // it was started anew after the container was
 	died      bool      // it has seen the container's end
+	oom       bool      // it has heard that the kernel killed processes of the container at its memory limit
 	killed    []int     // the signals that it has sent to the container, for whomever
 	at        time.Time // of the first of them
 	// oldest is the time of the first event that it remembers, where it remembers no more: what came before is forgotten.
@@ -48,7 +49,7 @@ func (l *life) history(ctx context.Context, r *record) history {
 	ctx, cancel := context.WithTimeout(ctx, min(eventsTime, l.e.cfg.CallMax))
 	defer cancel()
 	since := r.Created.Add(-time.Minute) // however well the daemon's clock is known
-	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill").Add("event", "die")
+	own := client.Filters{}.Add("type", "container").Add("container", l.docker()).Add("event", "start").Add("event", "kill").Add("event", "die").Add("event", "oom")
 	var h history
 	started := false
 	err := l.e.events(ctx, since, own, func(m events.Message) {
@@ -59,6 +60,8 @@ func (l *life) history(ctx context.Context, r *record) history {
 			h.add(&m)
 		case events.ActionDie:
 			h.died = true
+		case events.ActionOOM:
+			h.oom = true
 		default:
 		}
 	})

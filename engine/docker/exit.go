@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
 )
 
 // Shells' codes for a command that cannot be run and one that is not there.
@@ -23,8 +24,9 @@ const (
 // containerd so for pid 1. Only for a signal that berth sent is it known; else the exit is Exited with that
 // code, and Detail says what it may mean.
 //
-// says is what may be the word of the daemon's init.
-func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
+// says is what may be the word of the daemon's init; past is what the daemon remembers of the container, and nil where it is not
+// asked.
+func (l *life) exitOf(r *record, s *container.State, says []byte, past func() history) berth.Exit {
 	e := berth.Exit{Reason: berth.Exited, Code: s.ExitCode, Started: l.e.parseTime(s.StartedAt), Ended: l.e.parseTime(s.FinishedAt), Runtime: r.Runtime, Unverified: r.Unverified}
 	if !e.Ended.IsZero() && e.Ended.Before(e.Started) { // Podman takes its answer to the start for the beginning
 		e.Started = e.Ended
@@ -62,7 +64,7 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 	} else {
 		full = l.diskPassed()
 	}
-	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0) || l.toldLate(r, e.Code)
+	killed := s.OOMKilled || l.outOfMemory(r, e.Code == 0) || l.toldLate(r, e.Code, past)
 	reached := "the daemon's host was out of memory"
 	if r.Limits.Memory > 0 {
 		reached = fmt.Sprintf("the memory limit of %s was reached", berth.SizeInWords(r.Limits.Memory))
@@ -81,6 +83,9 @@ func (l *life) exitOf(r *record, s *container.State, says []byte) berth.Exit {
 		e.Reason, e.Detail = berth.Lost, "the daemon was away when the container ended, and does not know how"
 	case e.Code > 128 && e.Code <= 128+64:
 		e.Detail = fmt.Sprintf("exit code %d, or killed by signal %d: the daemon does not tell them apart", e.Code, e.Code-128)
+		if e.Code == 128+int(unix.SIGKILL) && l.onlyTold(r) && !e.Ended.After(e.Started.Add(blindFor)) {
+			e.Detail += fmt.Sprintf(", and may not have seen that the memory limit of %s was reached so soon", berth.SizeInWords(r.Limits.Memory))
+		}
 	}
 	// Its cgroup, which alone counts refusals, is gone.
 	if most := r.Limits.PIDs; e.Reason == berth.Exited && e.Code != 0 && most > 0 && e.Usage.PeakPIDs != nil && *e.Usage.PeakPIDs >= most {

@@ -14,6 +14,9 @@ func LentNVIDIA(n berth.Node) berth.Grant {
 	return lentNVIDIA(n, 0, `{"hooks":[{"hookName":"createContainer","path":"/bin/true","args":["true","update-ldcache"]}]}`)
 }
 
+// Born is when the daemon was started.
+func Born(e *Engine) time.Time { return e.born() }
+
 // Lend does what a start does about what was lent, on a daemon that reads CDI specs in dirs.
 func Lend(s berth.Sandbox, dirs ...string) error {
 	_, err := s.(*Sandbox).lend(&hostInfo{cdiDirs: dirs}, &container.Config{}, &container.HostConfig{})

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -101,14 +102,15 @@ func TestDaemonRestarts(t *testing.T) {
 	}
 }
 
-// fastLines writes numbered lines until it is told to stop, and how many they were into the file in the volume that it is given.
+// fastLines writes numbered lines until it is told to stop, and how many they were into the file in the volume that it is given. It
+// counts between them, as a process that sleeps is away for seconds on a busy machine, and then nothing is cut off in the middle.
 const fastLines = `BEGIN {
 	for (i = 1; ; i++) {
 		printf "line %d\n", i
 		if (i % 100 == 0) {
 			fflush()
 			if ((getline line < "/vol/stop") >= 0) break
-			if (i % 1000 == 0) system("sleep 0.005")
+			for (j = 0; j < 2000; j++) ;
 		}
 	}
 	print i > "/vol/" ARGV[1]
@@ -120,6 +122,12 @@ const fastLines = `BEGIN {
 // container that wrote nothing then.
 func TestDaemonEndsInFlood(t *testing.T) {
 	t.Parallel()
+	var marked atomic.Int64
+	t.Cleanup(func() {
+		if marked.Load() == 0 {
+			t.Error("none was cut off in the middle of what it wrote")
+		}
+	})
 	for _, mode := range []struct {
 		name  string
 		end   func(*dockertest.Daemon) error
@@ -178,8 +186,12 @@ func TestDaemonEndsInFlood(t *testing.T) {
 			if err := mode.end(d); err != nil {
 				t.Fatal(err)
 			}
+			before := time.Now()
 			if err := d.Run(t.Context()); err != nil {
 				t.Fatal(err)
+			}
+			if born := docker.Born(e); born.Before(before.Add(-20*time.Millisecond)) || born.After(time.Now()) { // to ticks of 10 ms
+				t.Errorf("the daemon was born at %v, and started after %v", born, before)
 			}
 			had := map[berth.Container]int{}
 			for _, c := range floods {
@@ -221,9 +233,14 @@ func TestDaemonEndsInFlood(t *testing.T) {
 				}
 				lost := len(whole) - len(got)
 				t.Logf("%s: %d of %d bytes are missing, mark %v", name, lost, len(whole), ix.Gaps)
-				if exit.Reason != berth.Exited || exit.Code != 7 || !strings.Contains(exit.Detail, "may be missing of stdout after byte") {
+				told := strings.Contains(exit.Detail, "may be missing of stdout after byte")
+				if exit.Reason != berth.Exited || exit.Code != 7 || told != (len(ix.Gaps) > 0) {
 					t.Errorf("%s: exit %+v", name, exit)
 				}
+				if got == whole && !told { // on a busy machine it may have written nothing for a while when the daemon ended
+					continue
+				}
+				marked.Add(1)
 				if lost < 0 || lost > handMax || len(ix.Gaps) != 1 {
 					t.Errorf("%s: %d bytes are missing, %s", name, lost, differ(got, whole))
 					continue

@@ -61,13 +61,13 @@ func TestUnseenEnd(t *testing.T) {
 	for code, name := range map[int]string{0: "its code was never known", 255: "none is known"} {
 		l := &life{e: &Engine{host: &hostInfo{}}, dir: t.TempDir(), rec: &record{}}
 		state := &container.State{Status: container.StateExited, ExitCode: code, StartedAt: "2020-01-01T00:00:00Z", FinishedAt: "0001-01-01T00:00:00Z"}
-		if exit := l.exitOf(l.rec, state, nil); exit.Reason != berth.Lost || exit.Code != -1 || exit.Detail == "" {
+		if exit := l.exitOf(l.rec, state, nil, nil); exit.Reason != berth.Lost || exit.Code != -1 || exit.Detail == "" {
 			t.Errorf("%s: %+v", name, exit)
 		}
 		if err := writeJSON(filepath.Join(l.dir, intentFile), intent{Reason: berth.TimedOut, At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
-		if exit := l.exitOf(l.rec, state, nil); exit.Reason != berth.TimedOut {
+		if exit := l.exitOf(l.rec, state, nil, nil); exit.Reason != berth.TimedOut {
 			t.Errorf("%s, and berth has ended it: %+v", name, exit)
 		}
 	}

@@ -169,7 +169,7 @@ func (s *sink) endWith(p []byte, at int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	s.sew(time.Time{}, time.Time{}, time.Time{})
+	s.sew(time.Time{}, time.Time{}, sight{})
 	_, err := s.Write(p)
 	return err
 }

@@ -227,7 +227,7 @@ func (l *life) look(ctx context.Context, id string) (berth.ContainerState, *bert
 		if err != nil {
 			r = &record{}
 		}
-		exit := l.exitOf(r, c.State, nil)
+		exit := l.exitOf(r, c.State, nil, nil)
 		return berth.ContainerEnded, &exit, nil
 	case c.State.Status == container.StateCreated:
 		return berth.ContainerCreated, nil, nil

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 )
@@ -153,28 +154,42 @@ func (l *life) outOfMemory(r *record, ok bool) bool {
 	}
 }
 
-// lateMax is how much later than the end of a container a daemon may tell that its memory was out.
-const lateMax = time.Second
+const (
+	// lateMax is how much later than the end of a container a daemon may tell that its memory was out.
+	lateMax = time.Second
+	// blindFor is for how long from its start a container's memory may be out and no daemon ever tell: containerd begins to listen to
+	// the kernel for it when it has started it.
+	blindFor = time.Second
+)
 
-// toldLate asks the daemon again whether the memory limit was why a container failed, where nothing else can be asked: it may
-// hear of the end first. On this machine a process that was killed, and is not the one that the container ends with, was so well
-// before the end.
-func (l *life) toldLate(r *record, code int) bool {
-	if r.Limits.Memory == 0 || code == 0 || !l.isRemote() && (r.Cgroup != "" || code != 128+int(unix.SIGKILL)) {
+// onlyTold reports whether nobody but the daemon can say that the container's memory was out.
+func (l *life) onlyTold(r *record) bool {
+	return r.Limits.Memory > 0 && (r.Cgroup == "" || l.isRemote())
+}
+
+// toldLate reports whether the daemon says that the container reached its memory limit, where it does not say so of its end: it may hear
+// of the end first, and tells of the other then as of something that has happened. Only for a container that failed is that waited for. On this
+// machine a process that was killed, and is not the one that the container ends with, was so well before the end.
+func (l *life) toldLate(r *record, code int, past func() history) bool {
+	if !l.onlyTold(r) || !l.isRemote() && code != 128+int(unix.SIGKILL) {
 		return false
+	}
+	if past != nil && past().oom {
+		return true
 	}
 	l.mu.Lock()
 	id := l.id
 	l.mu.Unlock()
-	for end := time.Now().Add(lateMax); ; {
+	for end := time.Now().Add(lateMax); code != 0; {
 		ctx, cancel := l.e.call(l.e.ctx)
 		res, err := l.e.api().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
-		cancel()
-		if err != nil || res.Container.State == nil {
-			return false
+		told := err == nil && res.Container.State != nil && res.Container.State.OOMKilled
+		if err == nil && !told {
+			err = l.e.events(ctx, r.Created.Add(-time.Minute), client.Filters{}.Add("type", "container").Add("container", id).Add("event", "oom"), func(events.Message) { told = true })
 		}
-		if res.Container.State.OOMKilled || time.Now().After(end) {
-			return res.Container.State.OOMKilled
+		cancel()
+		if told || err != nil || time.Now().After(end) {
+			return told
 		}
 		select {
 		case <-time.After(lateMax / 10):
@@ -182,4 +197,5 @@ func (l *life) toldLate(r *record, code int) bool {
 			return false
 		}
 	}
+	return false
 }

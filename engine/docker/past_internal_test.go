@@ -224,26 +224,67 @@ func TestToldThenUnknown(t *testing.T) {
 }
 
 // TestOutOfMemoryToldLate: where the daemon alone can say that the memory limit was reached, and says it after it has told of the end,
-// that is waited for.
+// be it of what happened or of the container, that is waited for if the container failed. In what it remembers it is seen in any case.
 func TestOutOfMemoryToldLate(t *testing.T) {
 	t.Parallel()
+	const reached = "the memory limit of 64 MiB was reached"
 	for _, row := range []struct {
 		name   string
 		cgroup string
 		code   int
+		flag   bool // the daemon notes it in the container's state, too, as of version 23
+		past   history
 		want   berth.Reason
+		detail string
 	}{
-		{"killed", "", 137, berth.OutOfMemory},
-		{"killed, with a cgroup that counts", "/nothere", 137, berth.Exited},
-		{"ended by itself", "", 1, berth.Exited},
+		{"killed", "", 137, false, history{}, berth.OutOfMemory, reached},
+		{"killed, and noted", "", 137, true, history{}, berth.OutOfMemory, reached},
+		{"killed, and remembered", "", 137, false, history{oom: true}, berth.OutOfMemory, reached},
+		{"killed, with a cgroup that counts", "/nothere", 137, false, history{oom: true}, berth.Exited, "exit code 137, or killed by signal 9: the daemon does not tell them apart"},
+		{"ended by itself", "", 1, true, history{}, berth.Exited, ""},
+		{"ended well", "", 0, true, history{}, berth.Exited, ""},
 	} {
 		var asked atomic.Int64
-		l := fakeDaemon(t, func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = fmt.Fprintf(w, `{"Id":"x","State":{"Status":"exited","ExitCode":137,"OOMKilled":%v}}`, asked.Add(1) > 2)
+		l := fakeDaemon(t, func(w http.ResponseWriter, r *http.Request) {
+			late := asked.Add(1) > 4
+			switch {
+			case !strings.HasSuffix(r.URL.Path, "/events"):
+				_, _ = fmt.Fprintf(w, `{"Id":"x","State":{"Status":"exited","ExitCode":137,"OOMKilled":%v}}`, late && row.flag)
+			case late && !row.flag:
+				_, _ = fmt.Fprintln(w, `{"Type":"container","Action":"oom","Actor":{"ID":"x"},"timeNano":3}`)
+			}
 		})
-		r := &record{Cgroup: row.cgroup, Limits: berth.Limits{Memory: 1 << 26}, Spec: berth.StepSpec{NoInit: true}}
-		if e := l.exitOf(r, &container.State{Status: container.StateExited, ExitCode: row.code, FinishedAt: "2020-01-01T00:01:00Z"}, nil); e.Reason != row.want {
-			t.Errorf("%s: %+v, want %s", row.name, e, row.want)
+		r := &record{Created: time.Now(), Cgroup: row.cgroup, Limits: berth.Limits{Memory: 1 << 26}, Spec: berth.StepSpec{NoInit: true}}
+		state := &container.State{Status: container.StateExited, ExitCode: row.code, StartedAt: "2020-01-01T00:00:00Z", FinishedAt: "2020-01-01T00:01:00Z"}
+		if e := l.exitOf(r, state, nil, func() history { return row.past }); e.Reason != row.want || e.Detail != row.detail {
+			t.Errorf("%s: %+v, want %s, %q", row.name, e, row.want, row.detail)
 		}
+	}
+}
+
+// TestOutOfMemoryElsewhere: a container of a daemon elsewhere that ended well, and whose memory was out, has that told as far as the daemon
+// has said it by then; one that was killed in its first moments may have been so for what no daemon sees.
+func TestOutOfMemoryElsewhere(t *testing.T) {
+	t.Parallel()
+	l := fakeDaemon(t, func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/events") {
+			_, _ = fmt.Fprint(w, `{"Id":"x","State":{"Status":"exited","ExitCode":137}}`)
+		}
+	})
+	l.sb = &Sandbox{e: l.e, remote: true}
+	l.e.host = &hostInfo{remote: true}
+	r := &record{Created: time.Now(), Limits: berth.Limits{Memory: 1 << 26}, Spec: berth.StepSpec{NoInit: true}}
+	state := &container.State{Status: container.StateExited, StartedAt: "2020-01-01T00:00:00Z", FinishedAt: "2020-01-01T00:01:00Z"}
+	e := l.exitOf(r, state, nil, func() history { return history{oom: true} })
+	if want := "the memory limit of 64 MiB was reached; the kernel killed some of its processes"; e.Reason != berth.Exited || e.Code != 0 || e.Detail != want {
+		t.Errorf("%+v, want the detail %q", e, want)
+	}
+	if e := l.exitOf(r, state, nil, func() history { return history{} }); e.Reason != berth.Exited || e.Detail != "" {
+		t.Errorf("%+v of one whose memory was not out", e)
+	}
+	state.ExitCode, state.FinishedAt = 137, "2020-01-01T00:00:00.5Z"
+	e = l.exitOf(r, state, nil, nil)
+	if want := "exit code 137, or killed by signal 9: the daemon does not tell them apart, and may not have seen that the memory limit of 64 MiB was reached so soon"; e.Reason != berth.Exited || e.Detail != want {
+		t.Errorf("%+v, want the detail %q", e, want)
 	}
 }

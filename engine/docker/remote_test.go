@@ -67,6 +67,7 @@ func TestRemoteSuite(t *testing.T) {
 			return again, nil
 		},
 		Parallel: true,
+		Blind:    2 * time.Second, // containerd listens when it has started a container, and on a busy machine begins with that late
 		Lacks:    map[enginetest.Ability]string{enginetest.Grants: "GPUs are of this machine, and refused for a daemon on another; TestRemoteRefusals"},
 	}, also)
 }

@@ -89,12 +89,13 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	var guard pipeGuard
 	state, away, err := l.await(ctx, before, &guard)
 	cut := l.cutOff(r, away.ever)
-	happened := make(chan history, 1)
+	answer := make(chan history, 1)
 	if err == nil && state.Status != container.StateCreated {
-		l.e.wg.Go(func() { happened <- before.of(ctx, state) })
+		l.e.wg.Go(func() { answer <- before.of(ctx, state) })
 	} else {
-		happened <- history{}
+		answer <- history{}
 	}
+	happened := sync.OnceValue(func() history { return <-answer })
 	out.ease()
 	close(over)
 	stop()
@@ -122,7 +123,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err != nil {
 		exit.Detail = err.Error()
 	} else {
-		exit = l.exitOf(r, state, out.initSays())
+		exit = l.exitOf(r, state, out.initSays(), happened)
 		out.refused = exit.Reason == berth.NeverStarted
 	}
 	if cut != "" && exit.Reason == berth.Exited {
@@ -130,7 +131,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		exit.Reason, exit.Code = berth.Lost, -1
 	}
 	if exit.Reason == berth.Exited {
-		h := <-happened
+		h := happened()
 		if exit.Code == unknownCode && h.known && !h.died && h.anew(away.since) { // it may tell of the end a little after it
 			h = l.history(ctx, r).after(h)
 		}

@@ -28,6 +28,9 @@ type Env struct {
 	Parallel bool
 	// Lendable are device nodes that stand for GPUs, as FakeGPUs makes them.
 	Lendable []berth.Node
+	// Blind is for how long from a container's start on the engine may not learn that its memory was out, and of what ended well also
+	// until its end; 0 is an engine that always learns it.
+	Blind time.Duration
 	// Lacks says what this engine or this host cannot do, each with its reason.
 	Lacks map[Ability]string
 }

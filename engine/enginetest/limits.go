@@ -38,6 +38,14 @@ const memory = 48 << 20
 // hog takes 200 MB of memory, if it may.
 const hog = "dd if=/dev/zero of=/dev/null bs=200M count=1"
 
+// seen is a script that begins when the engine sees that the memory is out.
+func (t *trial) seen(script string) string {
+	if t.env.Blind == 0 {
+		return script
+	}
+	return fmt.Sprintf("sleep %g; %s", t.env.Blind.Seconds(), script)
+}
+
 func isOutOfMemory(o outcome) error {
 	if o.Reason != berth.OutOfMemory || o.Code == 0 || !strings.Contains(o.Detail, "48") && !strings.Contains(o.Detail, strconv.Itoa(memory)) {
 		return fmt.Errorf("over its memory limit of 48 MiB it ended with %s; want OutOfMemory, a code that is not 0, and a detail with the limit", o)
@@ -46,7 +54,7 @@ func isOutOfMemory(o outcome) error {
 }
 
 func outOfMemory(t *trial) error {
-	o, err := t.sh("echo before; exec "+hog+"", limited(berth.Limits{Memory: memory}))
+	o, err := t.sh(t.seen("echo before; exec "+hog), limited(berth.Limits{Memory: memory}))
 	if err != nil {
 		return err
 	}
@@ -57,7 +65,7 @@ func outOfMemory(t *trial) error {
 }
 
 func outOfMemoryInChild(t *trial) error {
-	o, err := t.sh(hog+" 2>/dev/null; exit 3", limited(berth.Limits{Memory: memory}))
+	o, err := t.sh(t.seen(hog+" 2>/dev/null; exit 3"), limited(berth.Limits{Memory: memory}))
 	if err != nil {
 		return err
 	}
@@ -66,7 +74,7 @@ func outOfMemoryInChild(t *trial) error {
 
 // outOfMemorySurvived: a child was killed, and the command made do without it; which is told all the same.
 func outOfMemorySurvived(t *trial) error {
-	o, err := t.sh(hog+" 2>/dev/null; exit 0", limited(berth.Limits{Memory: memory}))
+	o, err := t.sh(t.seen(hog+" 2>/dev/null; "+t.seen("exit 0")), limited(berth.Limits{Memory: memory}))
 	if err != nil {
 		return err
 	}
@@ -85,7 +93,7 @@ func killedIsNotOutOfMemory(t *trial) error {
 }
 
 func memoryOfSandbox(t *trial) error {
-	o, err := t.sh(hog+" || exit 3; exit 4", sandbox(func(s *berth.SandboxSpec) { s.Limits.Memory = memory }))
+	o, err := t.sh(t.seen(hog+" || exit 3; exit 4"), sandbox(func(s *berth.SandboxSpec) { s.Limits.Memory = memory }))
 	if err != nil {
 		return err
 	}
@@ -94,7 +102,7 @@ func memoryOfSandbox(t *trial) error {
 
 // noSwap: with a limit on memory, no memory beyond it is had on disk.
 func noSwap(t *trial) error {
-	o, err := t.sh("dd if=/dev/zero of=/dev/shm/big bs=1M count=150 || exit 3; exit 4", limited(berth.Limits{Memory: memory}),
+	o, err := t.sh(t.seen("dd if=/dev/zero of=/dev/shm/big bs=1M count=150 || exit 3; exit 4"), limited(berth.Limits{Memory: memory}),
 		step(func(s *berth.StepSpec) { s.ShmSize = 200 << 20 }))
 	if err != nil {
 		return err
