@@ -169,6 +169,9 @@ const endMax = 5 * time.Second
 // errNotRunning: a container is not connected to again, as it runs no more.
 var errNotRunning = errors.New("the container does not run")
 
+// errUnattached: what an ephemeral container writes meanwhile goes nowhere, unless it stays in its pipes.
+var errUnattached = errors.New("what it wrote last may be missing, as it could not be connected to again before it ended")
+
 // again is how soon a stream that has ended is connected to anew where nothing keeps what comes meanwhile.
 const again = 50 * time.Millisecond
 
@@ -234,6 +237,9 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		if lerr != nil {
 			o.hangUp()
 			err = lerr
+			if o.ephemeral {
+				err = fmt.Errorf("%w: %w", errUnattached, lerr)
+			}
 		}
 	}
 }

@@ -142,6 +142,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		guard.end(restWait)
 		var rerr error
 		whole, rerr = l.takeRest(out)
+		if whole && errors.Is(late, errUnattached) { // it was not: all of it was in its pipes
+			late = nil
+		}
 		late = errors.Join(late, rerr)
 	}
 	if err == nil && late == nil && !away.since.IsZero() && !whole {
