@@ -42,6 +42,9 @@ type backlog struct {
 	none   bool                          // nothing is ours
 	old    int64                         // bytes in the log of messages from before it was asked for, about
 	short  bool                          // it may end with its container, though the daemon has more of it
+	turn   *rotation                     // nil where the daemon follows its log whatever becomes of its files
+	asked  string                        // since when, of such a daemon: it may answer as if what it rotated away last were not there
+	follow bool                          // of such a daemon
 	most   int64                         // from here on some may be gone
 	late   func() (io.ReadCloser, error) // reads what was logged after ours, with a terminal; nil where nothing is ours
 }
@@ -72,6 +75,16 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 		return res, nil
 	}
 	since, until := o.log.since(), ""
+	if b.stamps && host.mend {
+		if o.turn == nil {
+			o.turn = newRotation(o.l.e.cfg.LogKeep / logFiles)
+		}
+		if b.turn = o.turn; b.turn.near() {
+			follow, since = false, o.log.sincePoll(since)
+			b.turn.begin()
+		}
+		b.asked, b.follow = since, follow
+	}
 	if o.tty && !host.podman && o.out.n > 0 { // its messages have no times, so what is late is asked for by itself
 		late := o.out.last.Add(endsFor - host.unsure)
 		if late.After(b.now) {
@@ -87,6 +100,9 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	b.Reader = conn
 	is := sight{anew: b.now, born: o.l.e.born()}
 	b.goOnFrom(o.log)
+	if b.turn.near() {
+		b.together(since)
+	}
 	for _, r := range []*resumer{b.out, b.err} {
 		if r != nil {
 			r.is, r.unsure = is, host.unsure
@@ -241,12 +257,22 @@ func (m *message) end() error {
 	if !ok || err != nil {
 		return fmt.Errorf("message of the daemon's log without its time: %.40q", m.text.Bytes())
 	}
+	if m.b.asked != "" && m.to.passing && at.After(m.to.mark) {
+		m.b.turn.whole = true
+		return errRotated
+	}
 	if m.to.pass(at) { // by the daemon's clock
 		return nil
 	}
 	at = at.Add(-m.b.ahead)
 	m.b.begin(at, len(text))
-	return m.to.take(text, at)
+	if err := m.to.take(text, at); err != nil {
+		return err
+	}
+	if m.b.turn.add(len(text)+messageCost, at, m.b.follow) {
+		return errNear
+	}
+	return nil
 }
 
 // messageCost is about what the driver local adds to a message, in bytes.
@@ -306,6 +332,10 @@ type resumer struct {
 	mark       time.Time
 	nth, again int
 	passing    bool
+	// In a log that is asked for again and again: the other stream's, whether the message was found that was taken last, and whether that is
+	// from so long ago that it was not asked for.
+	peer        *resumer
+	seen, quiet bool
 
 	waits bool      // nothing is ours, and whether something is gone is known when other has found its end; late is held
 	until time.Time // while it waits: the time of a message that ends it
@@ -340,11 +370,18 @@ func (r *resumer) pass(at time.Time) bool {
 	case at.Before(r.mark):
 		return true
 	case at.Equal(r.mark):
+		r.seen = true
 		r.again--
 		r.passing = r.again > 0
 		return true
 	default: // the log has lost those up to it since, and perhaps more
 		r.passing = false
+		if p := r.peer; p != nil && p.mark.After(r.mark) && (p.seen || !at.After(p.mark)) { // it was read beyond, up to what is there
+			break
+		} else if p != nil && (p.passing || p.quiet) && !p.mark.After(r.mark) {
+			p.passing, p.quiet = false, false
+			p.s.gap(p.s.n)
+		}
 		r.s.gap(r.s.n)
 	}
 	if r.nth++; !at.Equal(r.mark) {

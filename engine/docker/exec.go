@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -152,10 +153,34 @@ func (x *execution) run(ctx context.Context) (berth.Exit, error) {
 	if err != nil && x.late.Load() {
 		err = x.c.life.streamsLate()
 	}
+	if brokenOff := x.podman && x.stdio.In != nil && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)); brokenOff {
+		if err = x.awaitAlone(ctx); err == nil {
+			exit, err := x.exit(ctx, refused)
+			exit.Detail = strings.TrimPrefix(exit.Detail+"; Podman broke the connection off, as the command did not take all of its standard input: some of its output may be missing", "; ")
+			return exit, err
+		}
+	}
 	if err != nil {
 		return berth.Exit{}, fmt.Errorf("exec in %s: %w", x.c.life, err)
 	}
 	return x.exit(ctx, refused)
+}
+
+// awaitAlone waits for the end of a command that nobody is connected to.
+func (x *execution) awaitAlone(ctx context.Context) error {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, reconnect) {
+		cctx, cancel := x.c.life.e.call(ctx)
+		i, err := x.c.life.e.api().ExecInspect(cctx, x.id, client.ExecInspectOptions{})
+		cancel()
+		if err != nil || !i.Running {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
 }
 
 // userFault is what Podman says of a user that the container does not have, which the client drops where it attaches itself. It is asked with

@@ -75,6 +75,9 @@ func (e *Engine) daemon(ctx context.Context) (*hostInfo, error) {
 	}
 	h.live = h.live || h.podman // its containers are no children of its service
 	h.mend = !h.podman && apiBefore(said.version.APIVersion, 42)
+	if h.mend { // it unpacks all that it keeps each time that it is asked for its log, and leaves some out: see rotation
+		h.log.Config["compress"] = "false"
+	}
 	if h.remote = e.isElsewhere(ctx, info, h.podman); h.remote {
 		h.root, h.cdiDirs = "", nil
 		h.ahead, h.unsure = clockAhead(info.SystemTime, said.asked, said.answered)

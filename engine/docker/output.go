@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berth-project/berth"
@@ -36,7 +37,9 @@ type output struct {
 	mu      sync.Mutex
 	conn    io.ReadCloser // what is read now; nil between
 	r       io.Reader
-	log     *backlog // what was read of the daemon's log last; of who reads
+	log     *backlog  // what was read of the daemon's log last; of who reads
+	in      io.Closer // the connection of the input, where that is another; nil else
+	turn    *rotation // of that log's files; nil where it is not followed, or need not be known
 	disk    logDisk
 }
 
@@ -151,6 +154,9 @@ func (o *output) hangUp() { o.set(nil, nil) }
 func (o *output) close() error {
 	o.disk.leave()
 	o.hangUp()
+	if o.in != nil {
+		_ = o.in.Close()
+	}
 	return errors.Join(o.out.close(o.refused), o.err.close(o.refused))
 }
 
@@ -195,7 +201,14 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		if r != nil {
 			err = o.copy(r)
 			cut = time.Now()
-			o.noteCut(cut)
+			b, _ := r.(*backlog)
+			polls := b.polls(err)
+			if polls {
+				err = nil
+				b.turn.end()
+			} else {
+				o.noteCut(cut)
+			}
 			o.mu.Lock()
 			if o.left && errors.Is(err, net.ErrClosed) {
 				err = nil
@@ -203,6 +216,12 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			o.mu.Unlock()
 			if err == nil {
 				pause = endMax
+			}
+			switch {
+			case polls && b.follow:
+				pause = 0
+			case polls:
+				pause = b.turn.pause()
 			}
 			if o.ephemeral {
 				pause = again
@@ -222,6 +241,11 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		case <-over:
 			return errors.Join(err, ended(r, err))
 		default:
+		}
+		if o.turn.near() && o.l.broke.since(o.turn.began) {
+			o.cutBetween()
+		} else if r != nil && pause > 0 && o.turn.near() && o.same(ctx) {
+			continue
 		}
 		o.noteTears()
 		o.disk.watch(ctx, o)
@@ -293,7 +317,17 @@ func (o *output) catchUp(ctx context.Context) error {
 	if r == nil {
 		return io.ErrUnexpectedEOF
 	}
-	return errors.Join(o.copy(r), settle(r))
+	err := o.copy(r)
+	if errors.Is(err, errRotated) {
+		if err := o.openLog(ctx, false); err != nil {
+			return err
+		}
+		o.mu.Lock()
+		r = o.r
+		o.mu.Unlock()
+		err = o.copy(r)
+	}
+	return errors.Join(err, settle(r))
 }
 
 // copy reads a stream to its end.
@@ -325,32 +359,61 @@ func settle(r io.Reader) error {
 func (l *life) attach(ctx context.Context, o *output, in bool) error {
 	ctx, cancel := l.e.call(ctx) // of the handshake; the connection is not tied to it
 	defer cancel()
-	res, err := l.e.api().ContainerAttach(ctx, l.docker(), client.ContainerAttachOptions{Stream: true, Stdin: in, Stdout: true, Stderr: true, DetachKeys: noKeys})
+	connect := func(opts client.ContainerAttachOptions) (client.ContainerAttachResult, error) {
+		opts.Stream, opts.DetachKeys = true, noKeys
+		res, err := l.e.api().ContainerAttach(ctx, l.docker(), opts)
+		if err != nil {
+			err = wrap(ctx, "attach to "+l.String(), err)
+		}
+		return res, err
+	}
+	// Podman ends a connection when the command does not take what comes by it, and says so in the command's place.
+	apart := in && l.e.isPodman.Load()
+	res, err := connect(client.ContainerAttachOptions{Stdin: in && !apart, Stdout: true, Stderr: true})
 	if err != nil {
-		return wrap(ctx, "attach to "+l.String(), err)
+		return err
 	}
 	o.set(res.Conn, res.Reader)
-	if in {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.stdin = &stdin{conn: res.Conn}
+	if !in {
+		return nil
 	}
+	if apart {
+		if res, err = connect(client.ContainerAttachOptions{Stdin: true}); err != nil {
+			return err
+		}
+		o.in = res.Conn
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stdin = &stdin{conn: res.Conn}
 	return nil
 }
 
 // stdin is the write half of an attached stream.
 type stdin struct {
-	conn  net.Conn
-	taken bool
-	once  sync.Once
+	conn   net.Conn
+	taken  bool
+	once   sync.Once
+	failed atomic.Bool // to take something: the command does not want it, or the daemon is away
+	ended  atomic.Bool
 }
 
-func (s *stdin) Write(p []byte) (int, error) { return s.conn.Write(p) }
+// cut reports whether the input of an ended command was cut off, as the daemon was away. ends: for the command that is its end.
+func (s *stdin) cut(ends bool) bool { return s.failed.Load() || ends && !s.ended.Load() }
+
+func (s *stdin) Write(p []byte) (int, error) {
+	n, err := s.conn.Write(p)
+	if err != nil {
+		s.failed.Store(true)
+	}
+	return n, err
+}
 
 // Close is end of file for the container; what it writes is read on.
 func (s *stdin) Close() error {
 	var err error
 	s.once.Do(func() {
+		s.ended.Store(true)
 		if c, ok := s.conn.(client.CloseWriter); ok {
 			err = c.CloseWrite()
 		}
@@ -404,12 +467,15 @@ func (f *fedReader) Read(p []byte) (int, error) {
 // cutOff says why an ended command may have had less of its standard input than there is, though it wanted more; "" where
 // it had all, or would have no more.
 func (l *life) cutOff(r *record, away bool) string {
-	if r.Spec.Stdin == "" || exists(filepath.Join(l.dir, fedFile)) {
+	if exists(filepath.Join(l.dir, fedFile)) {
 		return ""
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case r.Spec.Stdin == "" && away && l.stdin != nil && l.stdin.cut(l.e.isPodman.Load() && !r.Spec.TTY):
+		return "the daemon was away meanwhile"
+	case r.Spec.Stdin == "":
 	case l.starved != nil:
 		return l.starved.Error()
 	case l.feeding == nil:

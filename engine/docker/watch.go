@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -127,7 +128,8 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		out.refused = exit.Reason == berth.NeverStarted
 	}
 	if cut != "" && exit.Reason == berth.Exited {
-		exit.Detail = fmt.Sprintf("standard input %s was not handed over to its end: %s; it exited with code %d", r.Spec.Stdin, cut, exit.Code)
+		input := strings.TrimSpace("standard input " + r.Spec.Stdin)
+		exit.Detail = fmt.Sprintf("%s was not handed over to its end: %s; it exited with code %d", input, cut, exit.Code)
 		exit.Reason, exit.Code = berth.Lost, -1
 	}
 	if exit.Reason == berth.Exited {

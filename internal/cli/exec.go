@@ -104,7 +104,9 @@ func (a *app) exec(ctx context.Context, o *execOptions, ref string, argv []strin
 			return exitOf(execCode(exit))
 		}
 	}
-	if exit.Reason != berth.Exited && exit.Reason != berth.Signaled && exit.Detail != "" {
+	if exit.Reason == berth.Exited && exit.Detail != "" {
+		a.say("warning: %s", exit.Detail)
+	} else if exit.Reason != berth.Signaled && exit.Detail != "" {
 		a.say("%s", colon(string(exit.Reason), exit.Detail))
 	}
 	return exitOf(execCode(exit))

@@ -134,6 +134,9 @@ func (d *Daemon) awaitReaped() {
 
 // Run starts the process, again after Stop or Kill.
 func (d *Daemon) Run(ctx context.Context) error {
+	if d.podman != nil {
+		return d.runPodman(ctx)
+	}
 	d.awaitReaped()
 	bridge := "none"
 	if d.bridge != "" {

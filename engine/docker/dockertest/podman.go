@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,15 +64,26 @@ func StartPodmanAs(ctx context.Context, opts Podman) (*Daemon, error) {
 		return nil, err
 	}
 	d.log = log
-	d.cmd = d.podmanCommand(context.Background(), "system", "service", "--time", "0", d.Host()) // it lives until Stop
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("podman (Debian's podman): %w", err)
-	}
-	if err := d.await(ctx); err != nil {
+	if err := d.runPodman(ctx); err != nil {
+		if d.done == nil {
+			return nil, err
+		}
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
+}
+
+// runPodman starts the service, and waits until it answers.
+func (d *Daemon) runPodman(ctx context.Context) error {
+	if err := os.Remove(d.path("sock")); err != nil && !errors.Is(err, fs.ErrNotExist) { // of one that was killed
+		return err
+	}
+	d.cmd = d.podmanCommand(context.Background(), "system", "service", "--time", "0", d.Host()) // it lives until Stop
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		return fmt.Errorf("podman (Debian's podman): %w", err)
+	}
+	return d.await(ctx)
 }
 
 // unified is where a host that has both has cgroup v2.
