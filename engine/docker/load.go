@@ -28,7 +28,8 @@ import (
 )
 
 // Load loads the images of an archive as docker save writes it, of an OCI archive, or of a directory in OCI layout.
-// What the daemon says of an archive that it cannot read is in the error.
+// What the daemon says of an archive that it cannot read is in the error. Where the image is given a name, those that the
+// archive has are not looked at: what the daemon has under them stays.
 func (im *Images) Load(ctx context.Context, path string, opts image.LoadOptions) ([]berth.Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -36,28 +37,50 @@ func (im *Images) Load(ctx context.Context, path string, opts image.LoadOptions)
 	}
 	defer func() { _ = f.Close() }()
 	st, err := f.Stat()
+	what := "load " + path
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("load %s: %w: %w", path, kindOfFile(err), err)
+		return nil, fmt.Errorf("%s: %w: %w", what, kindOfFile(err), err)
 	case st.IsDir():
-		return im.loadLayout(ctx, path, path, opts)
-	case st.Mode().IsRegular() && isOCIArchive(ctx, f):
-		return im.loadOCIArchive(ctx, path, f, opts)
+		return im.loadLayout(ctx, what, path, opts)
+	case !st.Mode().IsRegular(): // a pipe, such as a shell's <(…)
+		return im.spool(ctx, what, f, opts)
 	}
-	return im.load(ctx, path, f, opts)
+	return im.loadFile(ctx, what, f, opts)
 }
 
 // LoadReader is Load of a stream.
 func (im *Images) LoadReader(ctx context.Context, r io.Reader, opts image.LoadOptions) ([]berth.Image, error) {
+	return im.spool(ctx, "load", r, opts)
+}
+
+// spool loads what can be read only once.
+func (im *Images) spool(ctx context.Context, what string, r io.Reader, opts image.LoadOptions) ([]berth.Image, error) {
 	f, err := os.CreateTemp(filepath.Join(im.e.cfg.Dir, runDir), "load-*")
 	if err != nil {
-		return nil, fmt.Errorf("load: %w: %w", kindOf(err), err)
+		return nil, fmt.Errorf("%s: %w: %w", what, kindOf(err), err)
 	}
 	defer func() { _ = os.Remove(f.Name()); _ = f.Close() }()
-	if _, err := io.Copy(f, r); err != nil {
-		return nil, fmt.Errorf("load: %w: %w", kindOf(err), err)
+	if _, err = io.Copy(f, r); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
 	}
-	return im.Load(ctx, f.Name(), opts)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", what, kindOf(err), err)
+	}
+	return im.loadFile(ctx, what, f, opts)
+}
+
+// loadFile loads the images of an archive.
+func (im *Images) loadFile(ctx context.Context, what string, f *os.File, opts image.LoadOptions) ([]berth.Image, error) {
+	switch form, err := formOf(ctx, f); {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", what, err)
+	case form == ociForm:
+		return im.loadOCIArchive(ctx, what, f, opts)
+	case opts.Name != "":
+		return im.load(ctx, what, opts, func() ([]string, error) { return im.e.loadNameless(ctx, f, opts.Name) })
+	}
+	return im.load(ctx, what, opts, func() ([]string, error) { return im.e.loadArchive(ctx, f) })
 }
 
 func kindOfFile(err error) error {
@@ -67,34 +90,11 @@ func kindOfFile(err error) error {
 	return kindOf(err)
 }
 
-// isOCIArchive looks for what tells an OCI archive, which older daemons cannot load, from one of docker save.
-func isOCIArchive(ctx context.Context, f *os.File) bool {
-	defer func() { _, _ = f.Seek(0, io.SeekStart) }()
-	r, err := image.Decompress(ctx, f)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = r.Close() }()
-	oci := false
-	for t := tar.NewReader(r); ; {
-		h, err := t.Next()
-		if err != nil {
-			return oci && errors.Is(err, io.EOF)
-		}
-		switch filepath.Clean(h.Name) {
-		case "manifest.json":
-			return false
-		case "oci-layout":
-			oci = true
-		}
-	}
-}
-
 // loadOCIArchive unpacks an OCI archive, and loads it as a layout.
-func (im *Images) loadOCIArchive(ctx context.Context, path string, f *os.File, opts image.LoadOptions) ([]berth.Image, error) {
+func (im *Images) loadOCIArchive(ctx context.Context, what string, f *os.File, opts image.LoadOptions) ([]berth.Image, error) {
 	dir, err := os.MkdirTemp(filepath.Join(im.e.cfg.Dir, runDir), "oci-*")
 	if err != nil {
-		return nil, fmt.Errorf("load %s: %w: %w", path, kindOf(err), err)
+		return nil, fmt.Errorf("%s: %w: %w", what, kindOf(err), err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	root, err := os.OpenRoot(dir)
@@ -104,39 +104,50 @@ func (im *Images) loadOCIArchive(ctx context.Context, path string, f *os.File, o
 	defer func() { _ = root.Close() }()
 	r, err := image.Decompress(ctx, f)
 	if err != nil {
-		return nil, fmt.Errorf("load %s: %w: %w", path, berth.ErrInvalid, err)
+		return nil, fmt.Errorf("%s: %w: %w", what, berth.ErrInvalid, err)
 	}
 	defer func() { _ = r.Close() }()
 	if err := untar.Into(r, root); err != nil {
-		return nil, fmt.Errorf("load %s: %w: %w", path, kindOfArchive(err), err)
+		return nil, fmt.Errorf("%s: %w: %w", what, kindOfArchive(err), err)
 	}
-	return im.loadLayout(ctx, path, dir, opts)
+	return im.loadLayout(ctx, what, dir, opts)
 }
 
 // refAnnotation names an image of a layout.
 const refAnnotation = "org.opencontainers.image.ref.name"
 
+// noName stands for the name of an image that has none.
+const noName = "localhost/image@"
+
 // loadLayout loads a directory in OCI layout, as the archive of docker save that it amounts to.
-func (im *Images) loadLayout(ctx context.Context, path, dir string, opts image.LoadOptions) ([]berth.Image, error) {
+func (im *Images) loadLayout(ctx context.Context, what, dir string, opts image.LoadOptions) ([]berth.Image, error) {
 	want, err := im.platform(ctx, opts.Platform)
 	if err != nil {
 		return nil, err
 	}
 	index, err := layout.ImageIndexFromPath(dir)
 	if err != nil {
-		return nil, fmt.Errorf("load %s: %w: it is no OCI layout: %w", path, berth.ErrInvalid, err)
+		return nil, fmt.Errorf("%s: %w: it is no OCI layout: %w", what, berth.ErrInvalid, err)
 	}
 	images := map[name.Reference]v1.Image{}
 	if err := pick(index, want, "", images); err != nil {
-		return nil, fmt.Errorf("load %s: %w: %w", path, berth.ErrInvalid, err)
+		return nil, fmt.Errorf("%s: %w: %w", what, berth.ErrInvalid, err)
 	}
 	if len(images) == 0 {
-		return nil, fmt.Errorf("load %s: %w: it holds no image for %s", path, berth.ErrNotFound, want)
+		return nil, fmt.Errorf("%s: %w: it holds no image for %s", what, berth.ErrNotFound, want)
+	}
+	if opts.Name != "" {
+		if images, err = byDigest(images); err != nil {
+			return nil, fmt.Errorf("%s: %w: %w", what, berth.ErrInvalid, err)
+		}
+		if len(images) > 1 {
+			return nil, fmt.Errorf("%s: %w", what, severalError(opts.Name, len(images)))
+		}
 	}
 	r, w := io.Pipe()
 	go func() { _ = w.CloseWithError(tarball.MultiRefWrite(images, w)) }() // ends with the reader
 	defer func() { _ = r.Close() }()
-	return im.load(ctx, path, r, opts)
+	return im.load(ctx, what, opts, func() ([]string, error) { return im.e.loadArchive(ctx, r) })
 }
 
 // pick finds the images of an index, and of those in it, that are for a platform.
@@ -170,7 +181,7 @@ func pick(index v1.ImageIndex, want platform, named string, to map[name.Referenc
 			}
 			tag, err := name.ParseReference(ref)
 			if err != nil || !strings.ContainsAny(ref, "/:") { // a bare tag, or none
-				if tag, err = name.NewDigest("localhost/image@" + d.Digest.String()); err != nil {
+				if tag, err = name.NewDigest(noName + d.Digest.String()); err != nil {
 					return err
 				}
 			}
@@ -191,23 +202,25 @@ func (im *Images) platform(ctx context.Context, asked string) (platform, error) 
 	return host.platform, nil
 }
 
-// load gives an archive of docker save to the daemon.
-func (im *Images) load(ctx context.Context, what string, r io.Reader, opts image.LoadOptions) ([]berth.Image, error) {
+// load has give give an archive to the daemon. An image that is to have a name is given it when all else is right, lest it be
+// taken from another in vain.
+func (im *Images) load(ctx context.Context, what string, opts image.LoadOptions, give func() ([]string, error)) ([]berth.Image, error) {
 	want, err := im.platform(ctx, opts.Platform)
 	if err != nil {
 		return nil, err
 	}
-	refs, err := im.e.loadArchive(ctx, r)
+	var named reference.Named
+	if opts.Name != "" {
+		if named, err = parseTag(opts.Name); err != nil {
+			return nil, err
+		}
+	}
+	refs, err := give()
 	if err != nil {
-		return nil, fmt.Errorf("load %s: %w", what, err)
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if len(refs) == 0 {
-		return nil, fmt.Errorf("load %s: %w: it holds no image", what, berth.ErrInvalid)
-	}
-	if opts.Name != "" {
-		if refs, err = im.rename(ctx, refs, opts.Name); err != nil {
-			return nil, fmt.Errorf("load %s: %w", what, err)
-		}
+		return nil, fmt.Errorf("%s: %w: it holds no image", what, berth.ErrInvalid)
 	}
 	var all []berth.Image
 	for _, ref := range refs {
@@ -216,15 +229,42 @@ func (im *Images) load(ctx context.Context, what string, r io.Reader, opts image
 			return nil, err
 		}
 		if found := platformOf(img); opts.Platform != "" && (found.os != want.os || found.arch != want.arch) {
-			return nil, fmt.Errorf("load %s: %w for %s: the daemon loaded %s, for %s", what, berth.ErrNotFound, want, ref, there)
+			return nil, fmt.Errorf("%s: %w for %s: the daemon loaded %s, for %s", what, berth.ErrNotFound, want, ref, there)
 		}
 		if strings.HasPrefix(ref, "sha256:") {
 			img.Ref = ""
 		}
-		im.e.claimImage(img, false)
 		all = append(all, img)
 	}
+	if named != nil {
+		img, err := im.name(ctx, all, named, want)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		all = []berth.Image{img}
+	}
+	for _, img := range all {
+		im.e.claimImage(img, false)
+	}
 	return all, nil
+}
+
+// name names the one image that was loaded.
+func (im *Images) name(ctx context.Context, all []berth.Image, named reference.Named, want platform) (berth.Image, error) {
+	ids := map[string]bool{}
+	for _, img := range all {
+		ids[img.ID] = true
+	}
+	if len(ids) > 1 {
+		return berth.Image{}, severalError(named.String(), len(ids))
+	}
+	cctx, cancel := im.e.call(ctx)
+	defer cancel()
+	if _, err := im.e.api().ImageTag(cctx, client.ImageTagOptions{Source: all[0].ID, Target: named.String()}); err != nil {
+		return berth.Image{}, wrap(cctx, "name "+named.String(), err)
+	}
+	img, _, err := im.e.imageFor(ctx, named.String(), want)
+	return img, err
 }
 
 // loadArchive answers the names of what the daemon has loaded, or the IDs of what has none. The daemon's stream is
@@ -262,10 +302,14 @@ func (e *Engine) loadArchive(ctx context.Context, r io.Reader) ([]string, error)
 			line = strings.TrimSpace(line)
 			if id, ok := strings.CutPrefix(line, "Loaded image ID: "); ok {
 				refs = append(refs, id)
-			} else if ref, ok := strings.CutPrefix(line, "Loaded image: "); ok {
-				refs = append(refs, wholeRef(ref))
-			} else if many, ok := strings.CutPrefix(line, "Loaded image(s): "); ok { // Podman's
-				for ref := range strings.SplitSeq(many, ",") {
+				continue
+			}
+			many, ok := strings.CutPrefix(line, "Loaded image: ")
+			if !ok {
+				many, ok = strings.CutPrefix(line, "Loaded image(s): ") // Podman's, of some versions
+			}
+			if ok {
+				for ref := range strings.SplitSeq(many, ",") { // Podman's are all in one line
 					refs = append(refs, wholeRef(ref))
 				}
 			}
@@ -295,38 +339,6 @@ func wholeRef(s string) string {
 	return s
 }
 
-// rename gives the one image that was loaded a name in place of those it came with.
-func (im *Images) rename(ctx context.Context, refs []string, to string) ([]string, error) {
-	named, err := parseRef(to)
-	if err != nil {
-		return nil, err
-	}
-	ids := map[string]bool{}
-	for _, ref := range refs {
-		img, _, err := im.e.imageFor(ctx, ref, platform{})
-		if err != nil {
-			return nil, err
-		}
-		ids[img.ID] = true
-	}
-	if len(ids) > 1 {
-		return nil, fmt.Errorf("name %s: %w: the archive holds %d images", to, berth.ErrInvalid, len(ids))
-	}
-	cctx, cancel := im.e.call(ctx)
-	defer cancel()
-	if _, err := im.e.api().ImageTag(cctx, client.ImageTagOptions{Source: refs[0], Target: named.String()}); err != nil {
-		return nil, wrap(cctx, "name "+to, err)
-	}
-	for _, ref := range refs {
-		if old, err := parseRef(ref); err == nil && old.String() != named.String() && !strings.HasPrefix(ref, "sha256:") {
-			if _, err := im.e.api().ImageRemove(cctx, ref, client.ImageRemoveOptions{}); err != nil && !is(err, berth.ErrNotFound) {
-				return nil, wrap(cctx, "name "+to, err)
-			}
-		}
-	}
-	return []string{named.String()}, nil
-}
-
 // Import makes an image of one layer from an archive of a root file system. The daemon's own import takes neither a
 // stop signal nor all compressions; so it is given the archive of the image.
 func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts image.ImportOptions) (berth.Image, error) {
@@ -336,12 +348,9 @@ func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts
 	}
 	tag := ""
 	if as != "" {
-		named, err := parseRef(as)
+		named, err := parseTag(as)
 		if err != nil {
 			return berth.Image{}, err
-		}
-		if _, ok := named.(reference.Digested); ok {
-			return berth.Image{}, fmt.Errorf("image %q: %w: an image cannot be given a digest as its name", as, berth.ErrInvalid)
 		}
 		tag = named.String()
 	}
@@ -393,6 +402,18 @@ func (im *Images) Import(ctx context.Context, archive io.Reader, as string, opts
 		im.e.claimImage(img, false)
 	}
 	return img, err
+}
+
+// parseTag reads a name that an image is to be given.
+func parseTag(s string) (reference.Named, error) {
+	named, err := parseRef(s)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := named.(reference.Digested); ok {
+		return nil, fmt.Errorf("image %q: %w: an image cannot be given a digest as its name", s, berth.ErrInvalid)
+	}
+	return named, nil
 }
 
 func kindOfArchive(err error) error {
