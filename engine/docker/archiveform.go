@@ -17,9 +17,9 @@ import (
 type form int
 
 const (
-	unread     form = iota // berth cannot read it to its end: the daemon says what is wrong with it, or can
-	dockerForm             // as docker save writes it
-	ociForm                // OCI's alone, which older daemons cannot load
+	unknownForm form = iota // berth cannot read it to its end: the daemon says what is wrong with it, or can
+	dockerForm              // as docker save writes it
+	ociForm                 // OCI's alone, which older daemons cannot load
 )
 
 // formOf looks for what tells archives of images apart. One that is whole and none is refused: what daemons say of it is
@@ -28,7 +28,7 @@ func formOf(ctx context.Context, f *os.File) (form, error) {
 	defer func() { _, _ = f.Seek(0, io.SeekStart) }()
 	r, err := image.Decompress(ctx, f)
 	if err != nil {
-		return unread, nil // the daemon may have what this lacks
+		return unknownForm, nil // the daemon may have what this lacks
 	}
 	defer func() { _ = r.Close() }()
 	end := &lastBlock{Reader: r}
@@ -39,9 +39,9 @@ func formOf(ctx context.Context, f *os.File) (form, error) {
 		case errors.Is(err, io.EOF) && oci:
 			return ociForm, nil
 		case errors.Is(err, io.EOF):
-			return unread, strange(end, root)
+			return unknownForm, strange(end, root)
 		case err != nil:
-			return unread, nil // the daemon says it
+			return unknownForm, nil // the daemon says it
 		}
 		switch file := inArchive(h); file {
 		case "manifest.json":

@@ -1,10 +1,13 @@
 package docker
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // A frame of Docker's multiplexed streams is a header (the stream, three zero bytes, the length in big-endian)
@@ -13,10 +16,22 @@ const (
 	frameHeader  = 8
 	streamStdout = 1
 	streamStderr = 2
+	streamErrors = 3 // what the daemon itself has to say
 )
 
+// daemonWord is what the daemon says in a stream as it cannot give all of it.
+type daemonWord string
+
+func (w daemonWord) Error() string { return "the daemon says: " + string(w) }
+
+// unread reports whether the daemon has said so.
+func unread(err error) bool {
+	var w daemonWord
+	return errors.As(err, &w)
+}
+
 // demux copies a multiplexed stream into its parts until its end. A stream that is cut within a frame, or
-// that holds anything but stdout and stderr, is an error.
+// that holds anything but stdout and stderr, is an error; what the daemon says is one, at the end.
 func demux(r io.Reader, stdout, stderr io.Writer) error {
 	return demuxFrames(r, stdout, stderr, func(io.Writer) error { return nil })
 }
@@ -25,9 +40,11 @@ func demux(r io.Reader, stdout, stderr io.Writer) error {
 func demuxFrames(r io.Reader, stdout, stderr io.Writer, end func(io.Writer) error) error {
 	var h [frameHeader]byte
 	buf := make([]byte, 32<<10)
+	var said error
+	var word bytes.Buffer
 	for {
 		if _, err := io.ReadFull(r, h[:]); errors.Is(err, io.EOF) {
-			return nil
+			return said
 		} else if err != nil {
 			return fmt.Errorf("frame header: %w", err)
 		}
@@ -37,6 +54,8 @@ func demuxFrames(r io.Reader, stdout, stderr io.Writer, end func(io.Writer) erro
 			w = stdout
 		case streamStderr:
 			w = stderr
+		case streamErrors:
+			w = &word
 		default:
 			return fmt.Errorf("frame of unknown stream %d", h[0])
 		}
@@ -50,6 +69,11 @@ func demuxFrames(r io.Reader, stdout, stderr io.Writer, end func(io.Writer) erro
 		}
 		if n < size {
 			return fmt.Errorf("frame of %d bytes: %w after %d", size, io.ErrUnexpectedEOF, n)
+		}
+		if w == &word {
+			said = daemonWord(cmp.Or(strings.TrimPrefix(strings.TrimSpace(word.String()), "Error grabbing logs: "), "an error without a word"))
+			word.Reset()
+			continue
 		}
 		if err := end(w); err != nil {
 			return err

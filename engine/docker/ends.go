@@ -96,6 +96,7 @@ func (o *output) noteTears() {
 // (zero is unknown), after one of before. One that ends may log for a while when nobody is attached any more, and the next takes its time to
 // begin. Where messages come without a break until a daemon was found to be there, at anew, it is the same.
 func (s *sink) sew(at, before time.Time, is sight) {
+	s.hole(at)
 	if s.tear.IsZero() || !at.IsZero() && !at.After(s.tear) {
 		return
 	}

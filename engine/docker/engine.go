@@ -111,11 +111,12 @@ type Engine struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	keeper keeperClient
-	stay   sync.Once
-	sizes  volumeSizes
-	shims  shims
-	opened openers
+	keeper  keeperClient
+	stay    sync.Once
+	sizes   volumeSizes
+	shims   shims
+	opened  openers
+	logDisk logDisk
 
 	mu    sync.Mutex
 	lives map[string]*life    // by container name

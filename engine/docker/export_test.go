@@ -37,6 +37,9 @@ func HaveSpecs(ctx context.Context, e *Engine, dirs ...string) error {
 	return nil
 }
 
+// RoomOf is what can be written yet to the file system of a directory, by root or by others.
+func RoomOf(dir string, root bool) (int64, error) { return roomOf(dir, root) }
+
 // Made is how many containers of Podman's an engine takes for its own, and for there.
 func Made(e *Engine) int { return e.made.there() }
 

@@ -37,10 +37,12 @@ type output struct {
 	mu      sync.Mutex
 	conn    io.ReadCloser // what is read now; nil between
 	r       io.Reader
-	log     *backlog  // what was read of the daemon's log last; of who reads
-	in      io.Closer // the connection of the input, where that is another; nil else
-	turn    *rotation // of that log's files; nil where it is not followed, or need not be known
-	disk    logDisk
+	log     *backlog   // what was read of the daemon's log last; of who reads
+	in      io.Closer  // the connection of the input, where that is another; nil else
+	turn    *rotation  // of that log's files; nil where it is not followed, or need not be known
+	disk    *logDisk   // of the daemon's log, once that is followed; nil where it is another machine's
+	turns   int        // of the disk, before
+	said    daemonWord // of its log, which it could not read on
 }
 
 // sinks are the logs of its streams.
@@ -152,7 +154,10 @@ func (o *output) ease() {
 func (o *output) hangUp() { o.set(nil, nil) }
 
 func (o *output) close() error {
-	o.disk.leave()
+	if o.disk != nil {
+		o.disk.leave()
+		o.disk = nil
+	}
 	o.hangUp()
 	if o.in != nil {
 		_ = o.in.Close()
@@ -214,7 +219,7 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 				err = nil
 			}
 			o.mu.Unlock()
-			if err == nil {
+			if err == nil || unread(err) { // which it says again
 				pause = endMax
 			}
 			switch {
@@ -226,6 +231,8 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			if o.ephemeral {
 				pause = again
 			}
+		} else {
+			o.watchDisk(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -248,7 +255,7 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			continue
 		}
 		o.noteTears()
-		o.disk.watch(ctx, o)
+		o.watchDisk(ctx)
 		lerr := o.openLog(ctx, true)
 		if errors.Is(lerr, errNotRunning) { // there is no more to come, and its end is about to be told
 			select {
@@ -307,6 +314,7 @@ func (o *output) endWithContainer(over, done <-chan struct{}) {
 
 // catchUp reads what the daemon's log has beyond ours.
 func (o *output) catchUp(ctx context.Context) error {
+	o.watchDisk(ctx)
 	if err := o.openLog(ctx, false); err != nil {
 		return err
 	}
@@ -335,7 +343,13 @@ func (o *output) copy(r io.Reader) error {
 	b, ok := r.(*backlog)
 	switch {
 	case ok:
-		return b.read()
+		err := b.read()
+		if errors.As(err, &o.said) { // where it is asked again it may end the log there without a word
+			for _, s := range o.sinks() {
+				s.unread = true
+			}
+		}
+		return err
 	case o.tty:
 		return copyAll(o.out, r)
 	}

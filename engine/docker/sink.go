@@ -31,6 +31,11 @@ type sink struct {
 	tear        time.Time // messages of the daemon's log from after it are another daemon's than who was cut off in the middle of some; zero where none was
 	tears       []int64   // where some may be missing for that
 	marks       []int64   // where some may be missing, as another process has found
+	disk        *logDisk  // of the daemon's log that comes; nil where it is not looked at
+	turns       int       // of the disk, which were seen to
+	timed       bool      // the messages of the log have their times
+	unread      bool      // the daemon could not read its log from here on
+	holes       []int64   // where some may be missing for either
 }
 
 func (s *sink) Write(p []byte) (int, error) {

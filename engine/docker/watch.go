@@ -152,7 +152,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err == nil && late == nil && !away.since.IsZero() && !whole {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
-	late = errors.Join(late, out.marksIn(), out.tornIn(), out.disk.wasFull(), unfilled, out.close())
+	late = errors.Join(late, out.marksIn(), out.tornIn(), out.holesIn(), unfilled, out.close())
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}
@@ -199,6 +199,9 @@ func (l *life) catchUp(ctx context.Context, out *output, first error) error {
 	err := out.catchUp(ctx)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if unread(err) && (unread(first) || errors.Is(first, errUnread)) {
+		return nil // holesIn tells of it
 	}
 	if err != nil && first != nil {
 		return fmt.Errorf("%w; then: %w", first, err)
