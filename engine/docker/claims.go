@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +48,11 @@ func (e *Engine) useImage(img berth.Image) {
 // claimed are the names under which this data directory has brought an image to the daemon, those of them under
 // which it did not pull it, whether it pulled it under any, and its last use.
 func (e *Engine) claimed(i image.Info) (names, local []string, pulled bool, used time.Time) {
-	for _, n := range append(slices.Clone(i.Refs), i.ID) {
+	all := i.Refs
+	if len(all) == 0 { // else somebody has given it the names since: to remove it by its ID would take the last of them along
+		all = []string{i.ID}
+	}
+	for _, n := range all {
 		raw, err := os.ReadFile(e.claimFile(n))
 		id, marked := strings.CutSuffix(string(raw), pulledMark)
 		if err != nil || id != i.ID {

@@ -36,4 +36,8 @@ func TestClaimedByID(t *testing.T) {
 	if _, _, pulled, _ := e.claimed(i); !pulled {
 		t.Error("it was pulled, and is not said to be")
 	}
+	i.Refs = []string{"the-users:1"}
+	if names, local, pulled, used := e.claimed(i); len(names) > 0 || len(local) > 0 || pulled || !used.IsZero() {
+		t.Errorf("the user has named it since: claimed %v, of them local %v, pulled %v, used %s", names, local, pulled, used)
+	}
 }

@@ -170,9 +170,13 @@ func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
 			sig = n
 		}
 		e.Reason, e.Signal = berth.Signaled, sig
-		e.Detail = fmt.Sprintf("signal %d (%s) was sent through the daemon, and not by berth", sig, signalName(sig))
+		what := fmt.Sprintf("signal %d (%s)", sig, signalName(sig))
 		if sig == 0 { // Podman does not say which
-			e.Detail = "a signal was sent through the daemon, and not by berth"
+			what = "a signal"
+		}
+		e.Detail = what + ", which the daemon sent, and not for berth: for somebody else, or as it was stopped"
+		if !live && !away.IsZero() {
+			e.Detail = what + ", which the daemon sent as it was stopped"
 		}
 	case live && e.Code == unknownCode && h.known && !h.died && h.anew(away):
 		e.Reason, e.Code = berth.Lost, -1

@@ -30,7 +30,10 @@ func (a *app) execCommand() *cobra.Command {
 		Use:   "exec [flags] TASK COMMAND [ARG...]",
 		Short: "Run a further command in a running task",
 		Long: `Run a command in the container of a task's running step, with the same limits; where the task does not run
-yet, berth waits until it does. Flags end at TASK. The exit code is the command's; 126 and 127 where it cannot be run or is not there; 125 for all that is berth's own.`,
+yet, berth waits until it does. Flags end at TASK. The exit code is the command's; 126 and 127 where it cannot be run or is not there; 125 for all that is berth's own.
+
+On Docker and Podman, a command runs on in its container when berth exec is interrupted, and may when the daemon goes away:
+they have no call that ends it. It ends with the task at the latest.`,
 		Example: `  berth exec -it align sh
   berth exec align ps`,
 		Args:        argCount(2, -1),

@@ -33,7 +33,9 @@ func (a *app) logsCommand() *cobra.Command {
 standard error, exact to the byte. Of each stream of a step the last 64 MiB are kept (at times up to 72 MiB): what was
 dropped before is told on standard error. What berth run shows in the foreground is whole, and so is what --stdout and
 --stderr of berth run write to files, however much it is; but for what a full disk of the data directory, by which all
-of it goes, has no room for: a warning says so.`,
+of it goes, has no room for: a warning says so. On Docker, what detached tasks write goes by the daemon's log, which
+keeps 128 MiB of a container: a Docker before 23 reads that more slowly than it writes it, and of a flood that is
+ahead by more than that some is missing, of which the task's exit tells.`,
 		Example: `  berth logs -f align
   berth logs --tail 20 --stream stderr align`,
 		Args: argCount(1, 1),
