@@ -396,6 +396,8 @@ func (l *life) attach(ctx context.Context, o *output, in bool) error {
 			return err
 		}
 		o.in = res.Conn
+		from := res.Reader
+		l.e.wg.Go(func() { _, _ = io.Copy(io.Discard, from) }) // it sends what comes of the command all the same; ends with the connection
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
