@@ -155,8 +155,9 @@ func (l *life) outOfMemory(r *record, ok bool) bool {
 }
 
 const (
-	// lateMax is how much later than the end of a container a daemon may tell that its memory was out.
-	lateMax = time.Second
+	// lateMax is how much later than the end of a container a daemon may tell that its memory was out, and lateKilled of one that was killed.
+	lateMax    = time.Second
+	lateKilled = 3 * time.Second
 	// blindFor is for how long from its start a container's memory may be out and no daemon ever tell: containerd begins to listen to
 	// the kernel for it when it has started it.
 	blindFor = time.Second
@@ -180,7 +181,11 @@ func (l *life) toldLate(r *record, code int, past func() history) bool {
 	l.mu.Lock()
 	id := l.id
 	l.mu.Unlock()
-	for end := time.Now().Add(lateMax); code != 0; {
+	late := lateMax
+	if code == 128+int(unix.SIGKILL) {
+		late = lateKilled
+	}
+	for end := time.Now().Add(late); code != 0; {
 		ctx, cancel := l.e.call(l.e.ctx)
 		res, err := l.e.api().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 		told := err == nil && res.Container.State != nil && res.Container.State.OOMKilled

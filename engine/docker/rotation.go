@@ -143,10 +143,11 @@ func (o *output) same(ctx context.Context) bool {
 	return before != nil && os.SameFile(before, o.turn.seen) && before.Size() == o.turn.seen.Size()
 }
 
-// cutBetween notes that the daemon has gone between two looks at a log, of which the end may have been to come.
+// cutBetween notes that the daemon has gone between two looks at a log, of which more was to come: as in sink.flows, by how much came of
+// late.
 func (o *output) cutBetween() {
 	for _, s := range o.sinks() {
-		if !s.last.IsZero() && time.Since(s.last) < 2*pollMost {
+		if !s.last.IsZero() && time.Since(s.last) < 2*pollMost && s.rate.before+s.rate.came >= flood {
 			s.cut = true
 		}
 	}

@@ -65,7 +65,7 @@ func outOfMemory(t *trial) error {
 }
 
 func outOfMemoryInChild(t *trial) error {
-	o, err := t.sh(t.seen(hog+" 2>/dev/null; exit 3"), limited(berth.Limits{Memory: memory}))
+	o, err := t.sh(t.seen(hog+" 2>/dev/null; "+t.seen("exit 3")), limited(berth.Limits{Memory: memory}))
 	if err != nil {
 		return err
 	}
