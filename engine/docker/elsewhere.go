@@ -86,8 +86,8 @@ func listener(path string) (pid int, comm string) {
 // born is when the daemon's process was started; zero where that cannot be seen, as of one whose socket is systemd's.
 func (e *Engine) born() time.Time {
 	path, local := strings.CutPrefix(e.at.Host, "unix://")
-	if !local {
-		return time.Time{}
+	if !local || !e.bornAt.IsZero() {
+		return e.bornAt
 	}
 	pid, comm := listener(path)
 	if comm != "dockerd" {

@@ -94,6 +94,7 @@ type Engine struct {
 	owner    string
 	group    string // begins the names of cgroups: an owner may have several data directories, one for each daemon
 	at       endpoint
+	bornAt   time.Time // where it is set, for born
 	client   atomic.Pointer[client.Client]
 	version  atomic.Pointer[string] // of the API, which the daemon has told last
 	another  atomic.Bool            // it has told another since the client was made

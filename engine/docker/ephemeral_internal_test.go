@@ -50,6 +50,7 @@ func TestEndsBeforeItIsAttachedToAgain(t *testing.T) {
 				}
 			})
 			l.rec.Spec.NoInit, l.rest, l.sb = true, row.left, &Sandbox{e: l.e}
+			l.e.bornAt = time.Now().Add(time.Minute) // the daemon that is there
 			o := &output{l: l, ephemeral: true, out: newSink(t, "stdout", ""), err: newSink(t, "stderr", "")}
 			log := o.out.w.Path()
 			stream, daemon := io.Pipe()

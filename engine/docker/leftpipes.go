@@ -128,8 +128,9 @@ func (l *life) putRest(r *rest) error {
 	return f.Close()
 }
 
-// takeRest ends the logs of an ended container with what it left in its pipes, and reports whether that is all.
-func (l *life) takeRest(o *output) (whole bool, err error) {
+// takeRest ends the logs of an ended container with what it left in its pipes, and reports whether that is all. alone: no daemon can have read
+// of it that logged it nowhere.
+func (l *life) takeRest(o *output, alone bool) (whole bool, err error) {
 	l.mu.Lock()
 	left := l.rest
 	l.mu.Unlock()
@@ -141,6 +142,7 @@ func (l *life) takeRest(o *output) (whole bool, err error) {
 			return false, fmt.Errorf("what the command wrote last: %w", err)
 		}
 	}
+	left.Whole = left.Whole && alone
 	if left.At == nil {
 		left.At = &restAt{Stdout: o.out.n}
 		if o.err != nil {

@@ -143,7 +143,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if away.ever || resumed {
 		guard.end(restWait)
 		var rerr error
-		whole, rerr = l.takeRest(out)
+		// Of one that a daemon may have seen run again, that may have read of it what nobody was attached for.
+		alone := !out.ephemeral || err == nil && l.e.parseTime(state.FinishedAt).Before(l.e.born())
+		whole, rerr = l.takeRest(out, alone)
 		if whole && errors.Is(late, errUnattached) { // it was not: all of it was in its pipes
 			late = nil
 		}
