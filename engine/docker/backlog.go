@@ -77,7 +77,7 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	since, until := o.log.since(), ""
 	if b.stamps && host.mend {
 		if o.turn == nil {
-			o.turn = newRotation(o.l.e.cfg.LogKeep / logFiles)
+			o.turn = &rotation{file: o.l.e.cfg.LogKeep / logFiles}
 		}
 		if b.turn = o.turn; b.turn.near() {
 			follow, since = false, o.log.sincePoll(since)

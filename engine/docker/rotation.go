@@ -41,10 +41,10 @@ const (
 	pollQuiet = 10 * time.Second
 )
 
-func newRotation(file int64) *rotation { return &rotation{file: file} }
-
-// near reports whether a file may end before more of it has come than was asked for.
-func (t *rotation) near() bool { return t != nil && (t.behind || t.logged >= t.file-t.file/8) }
+// near reports whether a file may end before more of it has come than was asked for, or has.
+func (t *rotation) near() bool {
+	return t != nil && (t.whole || t.behind || t.logged >= t.file-t.file/8)
+}
 
 var (
 	errNear    = errors.New("a file of the log is about to end")                       // it is not to be followed further

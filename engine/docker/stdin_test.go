@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -86,22 +85,7 @@ func TestPodmanExecInputLeftUnread(t *testing.T) {
 // whose input was at its end has its own exit.
 func TestOpenInputCutOff(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("/var/tmp", "berth-podman-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := dockertest.StartPodman(context.Background(), dir)
-	if err != nil {
-		t.Fatal("needs Podman:", err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := importImage(t.Context(), d); err != nil {
-		t.Fatal(err)
-	}
+	d := podmanAs(t, dockertest.Podman{})
 	e, img := newEngine(t, docker.Config{Host: d.Host(), Dir: t.TempDir(), Watchdog: 20 * time.Second})
 	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
 	if err != nil {
