@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -214,8 +215,10 @@ func TestClientKilled(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "started\n" {
-				t.Fatalf("the client said %q, %v", line, err)
+			r := bufio.NewReader(out)
+			if line, err := r.ReadString('\n'); err != nil || line != "started\n" {
+				rest, _ := io.ReadAll(r)
+				t.Fatalf("the client said %q, %v, %s", line, err, rest)
 			}
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
