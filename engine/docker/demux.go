@@ -38,47 +38,70 @@ func demux(r io.Reader, stdout, stderr io.Writer) error {
 
 // demuxFrames calls end after each frame.
 func demuxFrames(r io.Reader, stdout, stderr io.Writer, end func(io.Writer) error) error {
-	var h [frameHeader]byte
+	return (&frames{r: r}).demux(stdout, stderr, end)
+}
+
+// frames is a multiplexed stream that is read.
+type frames struct {
+	r    io.Reader
+	h    [frameHeader]byte
+	have int          // bytes of h that were read
+	left int64        // bytes of that frame that were not
+	word bytes.Buffer // of the daemon itself
+}
+
+func (f *frames) demux(stdout, stderr io.Writer, end func(io.Writer) error) error {
 	buf := make([]byte, 32<<10)
 	var said error
-	var word bytes.Buffer
 	for {
-		if _, err := io.ReadFull(r, h[:]); errors.Is(err, io.EOF) {
+		n, err := io.ReadFull(f.r, f.h[:])
+		if f.have = n; errors.Is(err, io.EOF) {
 			return said
 		} else if err != nil {
 			return fmt.Errorf("frame header: %w", err)
 		}
 		var w io.Writer
-		switch h[0] {
+		switch f.h[0] {
 		case streamStdout:
 			w = stdout
 		case streamStderr:
 			w = stderr
 		case streamErrors:
-			w = &word
+			w = &f.word
 		default:
-			return fmt.Errorf("frame of unknown stream %d", h[0])
+			return fmt.Errorf("frame of unknown stream %d", f.h[0])
 		}
-		if h[1]|h[2]|h[3] != 0 {
-			return fmt.Errorf("frame header % x", h)
+		if f.h[1]|f.h[2]|f.h[3] != 0 {
+			return fmt.Errorf("frame header % x", f.h)
 		}
-		size := int64(binary.BigEndian.Uint32(h[4:]))
-		n, err := io.CopyBuffer(onlyWriter{w}, io.LimitReader(r, size), buf)
-		if err != nil {
+		size := int64(binary.BigEndian.Uint32(f.h[4:]))
+		came, err := io.CopyBuffer(onlyWriter{w}, io.LimitReader(f.r, size), buf)
+		if f.left = size - came; err != nil {
 			return err
 		}
-		if n < size {
-			return fmt.Errorf("frame of %d bytes: %w after %d", size, io.ErrUnexpectedEOF, n)
+		if came < size {
+			return fmt.Errorf("frame of %d bytes: %w after %d", size, io.ErrUnexpectedEOF, came)
 		}
-		if w == &word {
-			said = daemonWord(cmp.Or(strings.TrimPrefix(strings.TrimSpace(word.String()), "Error grabbing logs: "), "an error without a word"))
-			word.Reset()
+		f.have = 0
+		if w == &f.word {
+			said = daemonWord(cmp.Or(strings.TrimPrefix(strings.TrimSpace(f.word.String()), "Error grabbing logs: "), "an error without a word"))
+			f.word.Reset()
 			continue
 		}
 		if err := end(w); err != nil {
 			return err
 		}
 	}
+}
+
+// unfinished is what a reader of the rest needs of the frame in which the reading stopped.
+func (f *frames) unfinished() []byte {
+	if f.have < frameHeader {
+		return f.h[:f.have]
+	}
+	h := f.h
+	binary.BigEndian.PutUint32(h[4:], uint32(f.left)+uint32(f.word.Len()))
+	return append(h[:], f.word.Bytes()...)
 }
 
 // logMessageMax is where daemons cut a line into several messages of their logs.

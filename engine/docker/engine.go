@@ -231,6 +231,7 @@ func (e *Engine) Owner() string { return e.owner }
 
 // Close ends the engine's own work. Containers run on; who opens the engine anew finds them. Bound sandboxes end.
 func (e *Engine) Close() error {
+	e.giveAway()
 	e.cancel(berth.ErrShutdown)
 	e.wg.Wait()
 	e.mu.Lock()

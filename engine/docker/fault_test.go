@@ -94,6 +94,11 @@ func TestDaemonRestarts(t *testing.T) {
 			if one.Reason != berth.Signaled && one.Reason != berth.Lost || two.Reason != berth.Signaled && two.Reason != berth.Lost {
 				t.Errorf("exits %+v, %+v", one, two)
 			}
+			for _, x := range []berth.Exit{one, two} {
+				if !strings.Contains(x.Detail, "the daemon") || !strings.Contains(x.Detail, "stopped") && !strings.Contains(x.Detail, "started anew") {
+					t.Errorf("%s: %q does not tell of the daemon's stop", x.Reason, x.Detail)
+				}
+			}
 			got := logs(t, plain, false)
 			if !strings.HasPrefix(whole, got) || len(got) < len("line 0\nline 1\n") {
 				t.Errorf("%d bytes, which are not the beginning of what was written", len(got))

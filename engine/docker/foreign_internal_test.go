@@ -55,6 +55,29 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestSignalWords: a signal that the daemon sent, and berth did not ask for, is told as somebody's only where it may be.
+func TestSignalWords(t *testing.T) {
+	now := time.Now()
+	for _, row := range []struct {
+		name string
+		sigs []int
+		live bool
+		away time.Time
+		want string
+	}{
+		{"it has not been away", []int{15}, false, time.Time{}, "signal 15 (SIGTERM), which the daemon sent, and not for berth: for somebody else, or as it was stopped"},
+		{"it went away", []int{15}, false, now, "signal 15 (SIGTERM), which the daemon sent as it was stopped"},
+		{"it went away, and leaves containers alone", []int{15}, true, now, "signal 15 (SIGTERM), which the daemon sent, and not for berth: for somebody else, or as it was stopped"},
+		{"Podman", []int{0}, false, time.Time{}, "a signal, which the daemon sent, and not for berth: for somebody else, or as it was stopped"},
+	} {
+		l := &life{dir: t.TempDir(), rec: &record{}}
+		e := berth.Exit{Reason: berth.Exited, Ended: now}
+		if l.foreign(&e, history{known: true, killed: row.sigs}, row.live, row.away); e.Reason != berth.Signaled || e.Detail != row.want {
+			t.Errorf("%s: %s, %q; want %q", row.name, e.Reason, e.Detail, row.want)
+		}
+	}
+}
+
 // TestUnseenEnd: a container of which the daemon knows no end has none that it could tell, be the code 0; that berth has ended it is
 // known.
 func TestUnseenEnd(t *testing.T) {

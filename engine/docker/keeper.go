@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -67,7 +68,8 @@ type keeper struct {
 	mu      sync.Mutex
 	tended  map[string]*tended // by sandbox
 	clients int
-	workers int       // see working
+	workers int // see working
+	handed  map[string]*handed
 	quiet   time.Time // since when nobody needs it, perhaps
 	ending  bool
 
@@ -134,7 +136,7 @@ func runKeeper(ctx context.Context, dir string, cfg keeperConfig, log *slog.Logg
 		return err
 	}
 	defer func() { _ = e.Close() }()
-	k := &keeper{e: e, cfg: cfg, tended: map[string]*tended{}, quiet: time.Now()}
+	k := &keeper{e: e, cfg: cfg, tended: map[string]*tended{}, handed: map[string]*handed{}, quiet: time.Now()}
 	return k.serve(ctx, ready)
 }
 
@@ -236,13 +238,20 @@ func (k *keeper) idle() bool {
 	return k.ending
 }
 
-// handle serves a connection: each line names a sandbox to look after, or none. The answer is this process's id.
-func (k *keeper) handle(ctx context.Context, c net.Conn) {
+// handle serves a connection: each line names a sandbox to look after, or none, or hands over a container's streams. The answer is this
+// process's id.
+func (k *keeper) handle(ctx context.Context, c *net.UnixConn) {
 	defer func() { _ = c.Close() }()
 	named := map[string]bool{}
-	lines := bufio.NewScanner(c)
+	in := &handReader{c: c}
+	defer in.close()
+	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		id := lines.Text()
+		if word, ok := strings.CutPrefix(id, handWord); ok {
+			k.take(ctx, word, in.next())
+			id = ""
+		}
 		if id != "" && k.tend(ctx, id) && !named[id] {
 			named[id] = true
 			k.use(id)
@@ -396,10 +405,11 @@ func (k *keeper) seeToEnd(ctx context.Context, t *tended, step string) {
 // watchStep answers whether the step has ended: it may not have been started, or be gone.
 func (k *keeper) watchStep(ctx context.Context, sb *Sandbox, step string) bool {
 	l := k.e.life(sb.spec.ID, step)
-	lock, err := l.lock(ctx)
+	lock, err := k.lock(ctx, l)
 	if err != nil {
 		return false // gone, or the keeper ends
 	}
+	defer l.setHanded(nil)
 	for !l.known() {
 		c, err := l.inspect(ctx, l.docker())
 		if ctx.Err() != nil {

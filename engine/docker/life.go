@@ -39,6 +39,9 @@ type life struct {
 	rec      *record
 	id       string // the daemon's
 	writers  map[string]*logfile.Writer
+	out      *output  // while this process reads it
+	handed   *handed  // what this process is to read first
+	locked   *os.File // the step's lock, while this process has it
 	stdin    *stdin
 	feeding  chan struct{} // closed when stdin is no longer fed from a file; nil where it never was, here
 	starved  error         // why that file could not be read to its end

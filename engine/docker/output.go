@@ -37,6 +37,11 @@ type output struct {
 	mu      sync.Mutex
 	conn    io.ReadCloser // what is read now; nil between
 	r       io.Reader
+	frames  *frames      // of what is read now, where that is multiplexed
+	giving  chan *handed // what is read now is to be given away; nil else
+	reading bool         // what may be given away
+	closing sync.Once    // of the logs
+	closed  error
 	log     *backlog   // what was read of the daemon's log last; of who reads
 	in      io.Closer  // the connection of the input, where that is another; nil else
 	turn    *rotation  // of that log's files; nil where it is not followed, or need not be known
@@ -162,7 +167,13 @@ func (o *output) close() error {
 	if o.in != nil {
 		_ = o.in.Close()
 	}
-	return errors.Join(o.out.close(o.refused), o.err.close(o.refused))
+	return o.closeLogs()
+}
+
+// closeLogs ends the logs, once.
+func (o *output) closeLogs() error {
+	o.closing.Do(func() { o.closed = errors.Join(o.out.close(o.refused), o.err.close(o.refused)) })
+	return o.closed
 }
 
 // initSays is what may be the word of the daemon's init.
@@ -204,7 +215,11 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 		o.mu.Unlock()
 		pause := reconnect
 		if r != nil {
+			o.mayGive(r)
 			err = o.copy(r)
+			if o.given(err) {
+				return errGiven
+			}
 			cut = time.Now()
 			b, _ := r.(*backlog)
 			polls := b.polls(err)
@@ -353,7 +368,8 @@ func (o *output) copy(r io.Reader) error {
 	case o.tty:
 		return copyAll(o.out, r)
 	}
-	return demux(r, o.out, o.err)
+	o.frames = &frames{r: r}
+	return o.frames.demux(o.out, o.err, func(io.Writer) error { return nil })
 }
 
 func copyAll(w io.Writer, r io.Reader) error {

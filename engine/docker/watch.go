@@ -37,6 +37,8 @@ func (l *life) watch(sb *Sandbox, lock *os.File, out *output) {
 			}
 		}
 		defer func() { _ = lock.Close() }()
+		l.setLocked(lock)
+		defer l.setLocked(nil)
 		if l.known() {
 			return
 		}
@@ -69,6 +71,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 		if out, unfilled, err = l.resumeOutput(ctx, r); err != nil {
 			return err
 		}
+		l.takeHanded(out)
 	}
 	l.watchOOM(r) // where another process has started it
 	if resumed {
@@ -78,6 +81,8 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	drained := make(chan error, 1)
 	draining, endDrain := context.WithCancel(ctx)
 	defer endDrain()
+	l.setOutput(out)
+	defer l.setOutput(nil)
 	l.e.wg.Go(func() { drained <- out.drain(draining, over) })
 	limits, stop := context.WithCancel(ctx)
 	var guards sync.WaitGroup
@@ -108,6 +113,10 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	var late error
 	select {
 	case late = <-drained:
+		if errors.Is(late, errGiven) { // as this process ends: it is another one's to say how it ended
+			<-ctx.Done()
+			return errors.Join(context.Cause(ctx), out.close())
+		}
 	case <-time.After(l.e.cfg.StreamsMax):
 		endDrain() // which hangs up, and ends a call that the daemon does not answer
 		late = l.streamsLate()
