@@ -71,6 +71,8 @@ type Cgroup interface {
 	PathV1(controllers string) (path string, known bool)
 	// Path is the cgroup's path below the roots of its hierarchies, for Spec.Linux.CgroupsPath.
 	Path() string
+	// Spread makes the cgroup in hierarchies that only an OCI runtime uses, which it is called before.
+	Spread()
 }
 
 // Starter starts bundles.

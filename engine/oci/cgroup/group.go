@@ -36,6 +36,7 @@ type Group struct {
 
 	beneath Spec      // it was made with; see Host.leave
 	left    sync.Once // of Host.leave
+	others  []string  // directories that Spread has made
 
 	held  held // files that the pool has it keep open
 	mu    sync.Mutex
@@ -314,6 +315,8 @@ func (h *Host) parentLocked(t *tree, dir string) error {
 		}
 	} else if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
+	} else if err == nil && dir == t.mount+t.base {
+		t.sum()
 	}
 	if t.v2 && count(h.v2has) > 0 {
 		if err := h.enableAll(t, dir); err != nil {
@@ -377,7 +380,22 @@ func (g *Group) dirs() []string {
 	if g.v2 != "" {
 		dirs = append(dirs, g.v2)
 	}
-	return dirs
+	return append(dirs, g.others...)
+}
+
+// Spread makes the group in the v1 hierarchies that berth has no need of as well, for an OCI runtime, which uses all: berths that end remove what is
+// above it there as soon as it is empty, and a runtime fails then. What cannot be made is left to the runtime, which says why.
+func (g *Group) Spread() {
+	if g.path == "" {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, t := range append(g.host.trees(), g.host.others...) {
+		if dir := t.mount + g.path; !t.v2 && g.host.mkdir(t, dir) == nil && !contains(g.others, dir) {
+			g.others = append(g.others, dir)
+		}
+	}
 }
 
 func contains(list []string, s string) bool {

@@ -195,12 +195,7 @@ func (h *Host) findV1(found *hierarchy, base string) (used bool) {
 			if t = writable(found, base); t == nil {
 				return false
 			}
-			if found.has("memory") {
-				// Before Linux 5.11 a v1 memory cgroup counts what is below it only where this is set.
-				if n, err := readInt(t.mount + t.base + "/memory.use_hierarchy"); err == nil && n == 0 {
-					_ = write(t.mount+t.base+"/memory.use_hierarchy", "1")
-				}
-			}
+			t.sum()
 		}
 		h.v1[c] = t
 	}
@@ -211,12 +206,37 @@ func (h *Host) findV1(found *hierarchy, base string) (used bool) {
 func writable(found *hierarchy, base string) *tree {
 	for _, at := range []string{"/", found.own} {
 		p := path.Join(at, base)
-		if err := os.Mkdir(found.mount+p, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if unix.Access(found.mount+p, unix.W_OK|unix.X_OK) == nil {
+		if makeBase(found.mount + p) {
 			return &tree{hierarchy: *found, base: p}
 		}
 	}
 	return nil
+}
+
+// baseTries bounds how often a base is made anew that others have removed.
+const baseTries = 100
+
+// makeBase makes a directory, if it is not there, and reports whether this process can make others in it. Another berth that ends may remove
+// it at any time as long as it is empty.
+func makeBase(dir string) bool {
+	for range baseTries {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return false
+		}
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); !errors.Is(err, fs.ErrNotExist) {
+			return err == nil
+		}
+	}
+	return false
+}
+
+// sum has the memory of a v1 group count what is below it, as before Linux 5.11 it does only where this is set.
+func (t *tree) sum() {
+	if t.v2 || !t.has("memory") {
+		return
+	}
+	file := t.mount + t.base + "/memory.use_hierarchy"
+	if n, err := readInt(file); err == nil && n == 0 {
+		_ = write(file, "1")
+	}
 }

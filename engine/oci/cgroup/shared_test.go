@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -49,6 +50,34 @@ func TestGroupsAreMadeWhileOthersRemoveTheSharedDirectory(t *testing.T) {
 		})
 	}
 	work.Wait()
+	stop.Store(true)
+	others.Wait()
+}
+
+// TestFoundWhileOthersRemoveTheSharedDirectory: what a host offers does not depend on which berths end meanwhile.
+func TestFoundWhileOthersRemoveTheSharedDirectory(t *testing.T) {
+	h := host(t)
+	var stop atomic.Bool
+	var others sync.WaitGroup
+	for _, tr := range h.trees() {
+		others.Go(func() {
+			for !stop.Load() {
+				_ = os.Remove(tr.mount + tr.base)
+			}
+		})
+	}
+	for range 200 {
+		again, err := Find(t.Context(), Options{Base: "berth-test", Adopt: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.v2has != h.v2has || again.killer != h.killer || again.counts != h.counts || !slices.Equal(again.Controllers(), h.Controllers()) || len(again.Lacks()) != len(h.Lacks()) {
+			t.Fatalf("it has %v, %v, and lacks %+v; before it had %v, %v", again.Controllers(), again.v2has, again.Lacks(), h.Controllers(), h.v2has)
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	stop.Store(true)
 	others.Wait()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -24,8 +25,13 @@ func (h *Host) findV2(ctx context.Context, found *hierarchy, opts Options) {
 		return
 	}
 	dir := h.v2.mount + h.v2.base
-	h.killer = exists(dir + "/cgroup.kill")
-	h.counts = exists(dir + "/cpu.stat")
+	for range baseTries {
+		before := exists(dir + "/cgroup.procs")
+		h.killer, h.counts = exists(dir+"/cgroup.kill"), exists(dir+"/cpu.stat")
+		if h.killer && h.counts || before && exists(dir+"/cgroup.procs") || !makeBase(dir) {
+			return
+		}
+	}
 }
 
 // findUnified looks for a place that has all controllers: at the root; in what the user's systemd gives; in our
@@ -94,10 +100,7 @@ func managed(at string) bool {
 // all that is needed for limits.
 func (h *Host) consider(found *hierarchy, at string, opts Options) (complete bool) {
 	t := &tree{hierarchy: *found, base: path.Join(at, opts.Base)}
-	if err := os.Mkdir(t.mount+t.base, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return false
-	}
-	if unix.Access(t.mount+t.base, unix.W_OK|unix.X_OK) != nil {
+	if !makeBase(t.mount + t.base) {
 		return false
 	}
 	dir := t.mount + at
@@ -127,7 +130,7 @@ func (h *Host) look(t *tree, dir string) (complete bool) {
 	if h.usable(dir) {
 		has = named(dir + "/cgroup.controllers")
 	} else {
-		has = named(t.mount + t.base + "/cgroup.controllers") // what it gives already
+		has = named(dir + "/cgroup.subtree_control") // what it gives already
 	}
 	if h.v2 != nil && count(has) <= count(h.promised) {
 		_ = os.Remove(t.mount + t.base)
@@ -159,8 +162,15 @@ func (h *Host) give(t *tree, dir string) (has [controllers]bool, back func()) {
 			}
 		}
 	}
-	_ = enable(t.mount + t.base) // what could not be enabled is not in the list below
-	return named(t.mount + t.base + "/cgroup.subtree_control"), back
+	base := t.mount + t.base
+	for range baseTries {
+		err := enable(base) // what could not be enabled is not in the list below
+		has = named(base + "/cgroup.subtree_control")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) || has == named(dir+"/cgroup.subtree_control") || !makeBase(base) {
+			break
+		}
+	}
+	return has, back
 }
 
 // usable reports whether dir can be made to give the controllers that it has. What keeps it from that is
@@ -234,7 +244,7 @@ func (h *Host) enableAll(t *tree, dir string) error {
 			continue
 		}
 		if dir == t.mount || contains(fields(dir+"/cgroup.controllers"), name) {
-			return fmt.Errorf("%w: %s does not give the %s controller to its children: %w", berth.ErrDenied, dir, name, err)
+			return withheld(dir, name, err)
 		}
 		// What lies above does not give it.
 		if err := h.enableAll(t, path.Dir(dir)); err != nil {
@@ -243,10 +253,18 @@ func (h *Host) enableAll(t *tree, dir string) error {
 		err = enable(dir)
 		on = fields(dir + "/cgroup.subtree_control")
 		if !contains(on, name) {
-			return fmt.Errorf("%w: %s does not give the %s controller to its children: %w", berth.ErrDenied, dir, name, err)
+			return withheld(dir, name, err)
 		}
 	}
 	return nil
+}
+
+// withheld is the error of a directory that lacks a controller for its children, after enable has answered err.
+func withheld(dir, name string, err error) error {
+	if err == nil { // others have removed it, and made it anew, since
+		err = fs.ErrNotExist
+	}
+	return fmt.Errorf("%w: %s does not give the %s controller to its children: %w", berth.ErrDenied, dir, name, err)
 }
 
 func fields(file string) []string {

@@ -367,6 +367,7 @@ type fakeCgroup struct {
 func (c *fakeCgroup) JoinV1() []*os.File { return c.v1 }
 func (c *fakeCgroup) DirV2() *os.File    { return c.dir }
 func (c *fakeCgroup) Path() string       { return "" }
+func (c *fakeCgroup) Spread()            {}
 func (c *fakeCgroup) PathV1(controllers string) (where string, known bool) {
 	for _, f := range c.v1 {
 		if name, ok := strings.CutPrefix(f.Name(), "/sys/fs/cgroup/"+strings.TrimPrefix(controllers, "name=")+"/"); ok {

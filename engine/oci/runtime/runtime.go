@@ -14,7 +14,6 @@ import (
 	"maps"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -99,6 +98,7 @@ func (r *Runtime) Start(ctx context.Context, b *bundle.Bundle) (_ bundle.Process
 	p := &process{rt: r, client: r.client(b.Dir), id: containerID(b), dir: b.Dir, init: b.Init, spec: b.Spec, execFailed: make(chan struct{})}
 	if b.Cgroup != nil && !r.cfg.NoCgroup {
 		p.cgroup = b.Cgroup.Path()
+		b.Cgroup.Spread()
 	}
 	defer func() {
 		if err != nil {
@@ -269,28 +269,6 @@ func (s stdio) Set(c *exec.Cmd) {
 }
 
 func (p *process) create(ctx context.Context, b *bundle.Bundle, report *os.File) error {
-	for try := 1; ; try++ {
-		err := p.createOnce(ctx, b, report)
-		if err == nil || try == createTries || !lostCgroup(err, p.cgroup) {
-			return err
-		}
-		_ = p.call(func() error { return p.client.Delete(ctx, p.id, &runc.DeleteOpts{Force: true}) })
-		_ = os.Truncate(p.client.Log, 0)
-	}
-}
-
-// createTries is how often a container is made for which there was no cgroup: see lostCgroup.
-const createTries = 10
-
-// lostCgroup reports whether the runtime could not make its cgroup as what is above that was gone: another berth of the host
-// has removed it when it ended, as it was empty. In hierarchies that berth itself does not use, nothing of ours keeps it.
-func lostCgroup(err error, cgroup string) bool {
-	text := strings.ToLower(err.Error())
-	making := strings.Contains(text, "mkdir") || strings.Contains(text, "creating cgroup directory") // runc's words, and crun's
-	return cgroup != "" && making && strings.Contains(text, strings.ToLower(path.Dir(cgroup))) && strings.Contains(text, "no such file or directory")
-}
-
-func (p *process) createOnce(ctx context.Context, b *bundle.Bundle, report *os.File) error {
 	opts := &runc.CreateOpts{IO: stdio{b.Stdin, b.Stdout, b.Stderr}, PidFile: filepath.Join(p.dir, "pid")}
 	if report != nil {
 		opts.ExtraFiles = []*os.File{report}
