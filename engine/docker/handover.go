@@ -136,6 +136,7 @@ func (e *Engine) giveAway() {
 			if h == nil {
 				return
 			}
+			l.endInput()
 			err := out.closeLogs() // the keeper writes to them next
 			h.lock = lock
 			if err = errors.Join(err, e.keeper.hand(l, h)); err != nil {
@@ -144,6 +145,16 @@ func (e *Engine) giveAway() {
 		})
 	}
 	done.Wait()
+}
+
+// endInput ends a container's standard input, as it ends with this process: the keeper would keep it open with the connection.
+func (l *life) endInput() {
+	l.mu.Lock()
+	in := l.stdin
+	l.mu.Unlock()
+	if in != nil {
+		_ = in.Close()
+	}
 }
 
 func (kc *keeperClient) connected() bool {
@@ -196,10 +207,10 @@ func (kc *keeperClient) hand(l *life, h *handed) error {
 	return err
 }
 
-// handReader reads a connection on which descriptors come, too.
+// handReader reads a connection on which descriptors come, too: of one message at a time, since each has its answer before the next.
 type handReader struct {
 	c   *net.UnixConn
-	fds []int
+	fds []int // of the last message that had any
 }
 
 func (r *handReader) Read(p []byte) (int, error) {
@@ -208,7 +219,8 @@ func (r *handReader) Read(p []byte) (int, error) {
 	if all, perr := unix.ParseSocketControlMessage(oob[:have]); perr == nil {
 		for _, m := range all {
 			if fds, err := unix.ParseUnixRights(&m); err == nil {
-				r.fds = append(r.fds, fds...)
+				r.close()
+				r.fds = fds
 			}
 		}
 	}
@@ -218,13 +230,14 @@ func (r *handReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// next is the connection and the lock that came first; nil where none did.
+// next is the connection and the lock that came; nil where not both did, as the limit of open files was reached.
 func (r *handReader) next() *handed {
-	if len(r.fds) < 2 {
+	if len(r.fds) != 2 {
+		r.close()
 		return nil
 	}
 	f, lock := os.NewFile(uintptr(r.fds[0]), "connection"), os.NewFile(uintptr(r.fds[1]), lockFile)
-	r.fds = r.fds[2:]
+	r.fds = nil
 	defer func() { _ = f.Close() }()
 	c, err := net.FileConn(f)
 	if err != nil {
@@ -238,6 +251,7 @@ func (r *handReader) close() {
 	for _, fd := range r.fds {
 		_ = unix.Close(fd)
 	}
+	r.fds = nil
 }
 
 // take has what was handed over be there for the goroutine that sees the step to its end, for a while.

@@ -83,6 +83,7 @@ type tended struct {
 	users  int             // connections that have named it
 	kick   chan struct{}   // somebody who named it is gone
 	failed int             // workers that brought nothing about
+	ending bool            // it is closed by a goroutine
 }
 
 // KeeperMain runs the keeper and ends the process, if that is what this process was started for: by the name
@@ -217,6 +218,7 @@ func (k *keeper) endWhenIdle(ctx context.Context, end func()) {
 			end()
 			return
 		}
+		k.closeUnclosed(ctx)
 	}
 }
 
