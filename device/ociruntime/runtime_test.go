@@ -266,7 +266,7 @@ func TestRuntimeKilled(t *testing.T) {
 	p := newPlace(t, devicetest.Options{NVIDIA: 1}, "runc")
 	gpu, id := p.host.NVIDIA[0], p.id()
 	dir := p.bundle("sleep 1000", "NVIDIA_VISIBLE_DEVICES=0")
-	p.become([]string{"sh", "-c", `echo $$ >` + p.dir + `/pid; sleep 1000`})
+	p.become([]string{"sh", "-c", `echo $$ >` + p.dir + `/pid; exec sleep 1000`})
 	cmd := exec.Command(p.self, "oci-runtime", flagConfig, p.config, "--root", filepath.Join(p.dir, "state"), "create", "--bundle", dir, id)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
