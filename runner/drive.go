@@ -168,7 +168,21 @@ func (d *drive) finish() (berth.Result, error) {
 		return res, err
 	}
 	d.at("final")
+	if d.rec.Sandbox != "" && !d.rec.Task.Keep && !closed {
+		d.closeLater(ctx)
+	}
 	return res, nil
+}
+
+// closeLater leaves a sandbox that could not be closed to the engine.
+func (d *drive) closeLater(ctx context.Context) {
+	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)
+	if s, ok := sandbox.(Unclosed); ok && err == nil {
+		err = s.CloseLater()
+	}
+	if err != nil && !errors.Is(err, berth.ErrNotFound) {
+		d.r.cfg.Logger.Warn("sandbox not left to the engine to be closed", "task", d.rec.Task.ID, "err", err)
+	}
 }
 
 // keepSandbox has the sandbox stay when this process ends, and says where it is.

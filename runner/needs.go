@@ -61,6 +61,11 @@ type Stayer interface {
 	Keep(ctx context.Context) error
 }
 
+// Unclosed is a berth.Sandbox that may be closed later by the engine itself, where Close has failed when its task had ended.
+type Unclosed interface {
+	CloseLater() error
+}
+
 // Placed is a berth.Sandbox that says in which directory of this host what its containers write lies.
 type Placed interface {
 	Dir() string

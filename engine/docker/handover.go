@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"slices"
@@ -96,11 +97,14 @@ func (o *output) given(err error) bool {
 // give stops the reading and answers what goes on with it; nil where it cannot be given away.
 func (o *output) give() *handed {
 	o.mu.Lock()
-	conn, ok := o.conn.(interface {
-		net.Conn
-		syscall.Conn
-	})
-	if !ok || !o.reading || o.giving != nil || conn.SetReadDeadline(time.Unix(1, 0)) != nil {
+	var conn net.Conn
+	switch c := o.conn.(type) { // not what embeds one, such as a connection by ssh, whose other end is a child of this process
+	case *net.UnixConn:
+		conn = c
+	case *net.TCPConn:
+		conn = c
+	}
+	if conn == nil || !o.reading || o.giving != nil || conn.SetReadDeadline(time.Unix(1, 0)) != nil {
 		o.mu.Unlock()
 		return nil
 	}
@@ -132,14 +136,18 @@ func (e *Engine) giveAway() {
 			continue
 		}
 		done.Go(func() {
+			out.ease() // who holds a log would have us wait for ever
 			h := out.give()
 			if h == nil {
 				return
 			}
 			l.endInput()
-			err := out.closeLogs() // the keeper writes to them next
 			h.lock = lock
-			if err = errors.Join(err, e.keeper.hand(l, h)); err != nil {
+			err := out.closeLogs() // the keeper writes to them next
+			if err == nil {        // else they lack what was read, and the daemon's log may have it
+				err = e.keeper.hand(l, h)
+			}
+			if err != nil {
 				e.cfg.Logger.Warn("a container's output is read on from the daemon's log", "container", l.String(), "error", err)
 			}
 		})
@@ -183,13 +191,31 @@ func (kc *keeperClient) hand(l *life, h *handed) error {
 	}
 	kc.mu.Lock()
 	defer kc.mu.Unlock()
-	if kc.c == nil {
-		return errNoKeeper
+	err = errNoKeeper
+	for range 2 { // another one may run meanwhile
+		if kc.c == nil {
+			if _, aerr := kc.ask(""); aerr != nil {
+				kc.drop()
+				return aerr
+			}
+		}
+		if err = kc.send(line, raw, rawLock); err == nil {
+			return nil
+		}
+		kc.drop()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
 	}
+	return err
+}
+
+// send needs mu.
+func (kc *keeperClient) send(line []byte, raw, rawLock syscall.RawConn) error {
 	_ = kc.c.SetDeadline(time.Now().Add(giveMax))
 	var n int
 	var serr error
-	err = raw.Control(func(fd uintptr) {
+	err := raw.Control(func(fd uintptr) {
 		lerr := rawLock.Control(func(lock uintptr) {
 			n, _, serr = kc.c.WriteMsgUnix(line, unix.UnixRights(int(fd), int(lock)), nil)
 		})
@@ -200,9 +226,6 @@ func (kc *keeperClient) hand(l *life, h *handed) error {
 	}
 	if err == nil {
 		_, err = kc.r.ReadString('\n')
-	}
-	if err != nil {
-		kc.drop()
 	}
 	return err
 }
@@ -300,13 +323,19 @@ func (k *keeper) lock(ctx context.Context, l *life) (*os.File, error) {
 			l.setHanded(h)
 			return lock, nil
 		}
-		if f, err := l.tryLock(); f != nil || err != nil {
+		f, err := l.tryLock()
+		if f != nil || errors.Is(err, fs.ErrNotExist) {
 			return f, err
+		}
+		pause := lockPoll
+		if err != nil { // out of descriptors, say: others may free some
+			k.e.cfg.Logger.Error("lock of a step", "container", l.String(), "err", err)
+			pause = closeAgain
 		}
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-time.After(lockPoll):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -229,7 +229,7 @@ func (k *keeper) idle() bool {
 		if len(t.steps) == 0 && !exists(k.e.sandboxDir(id)) {
 			delete(k.tended, id)
 		}
-		if len(t.steps) > 0 || t.sb.spec.Bound {
+		if len(t.steps) > 0 || t.sb.spec.Bound || t.ending {
 			k.quiet = time.Now()
 		}
 	}

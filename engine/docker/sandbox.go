@@ -119,7 +119,6 @@ func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbo
 		if !bytes.Equal(a, b) {
 			return nil, fmt.Errorf("sandbox %s: %w: it is open with another spec", spec.ID, berth.ErrConflict)
 		}
-		_ = os.Remove(e.unclosedFile(spec.ID))
 		return e.Attach(ctx, spec.ID)
 	}
 	s := &Sandbox{e: e, spec: spec}
@@ -340,16 +339,8 @@ func (s *Sandbox) Volume(_ context.Context, p string) (*os.Root, error) {
 
 // Close ends what runs and removes everything of the sandbox. What lies on the disk is taken away at once, and its room is
 // free a little later: to remove files takes time. ErrConflict where all is gone but a volume that the daemon takes for mounted,
-// which Purge removes later: see removeVolume. One that fails is tried again by the keeper, of a sandbox with LabelResume.
+// which Purge removes later: see removeVolume.
 func (s *Sandbox) Close(ctx context.Context) error {
-	err := s.close(ctx)
-	if err != nil && !errors.Is(err, errHeld) {
-		s.noteUnclosed()
-	}
-	return err
-}
-
-func (s *Sandbox) close(ctx context.Context) error {
 	steps, err := os.ReadDir(s.stepsDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("close %s: %w: %w", s.spec.ID, kindOf(err), err)

@@ -3,24 +3,29 @@ package docker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 )
 
-// A sandbox that was to be closed, and could not be, as the daemon did not answer, may have containers that run on: of a task that was
-// canceled and is told as Lost. The keeper closes it once the daemon answers, unless another process drives the task.
+// A task that has ended, and whose sandbox could not be closed, as the daemon did not answer, may have a container that runs on. The keeper closes
+// the sandbox once the daemon answers.
 
-// unclosedFile says that a sandbox was to be closed, and that this failed.
+// unclosedFile says that the task of a sandbox has ended, and that this was not closed.
 func (e *Engine) unclosedFile(id string) string { return filepath.Join(e.sandboxDir(id), "unclosed") }
 
-func (s *Sandbox) noteUnclosed() {
-	if !s.kept() || s.spec.Bound || !exists(s.e.sandboxDir(s.spec.ID)) {
-		return
+// CloseLater has the keeper close the sandbox when it can, if it looks after it: of one with LabelResume that is not bound. Nobody may go on with
+// it: it is for one whose Close has failed when all else of its task is over.
+func (s *Sandbox) CloseLater() error {
+	if !s.kept() || s.spec.Bound {
+		return nil
 	}
-	if err := os.WriteFile(s.e.unclosedFile(s.spec.ID), nil, 0o600); err != nil {
-		s.e.cfg.Logger.Error("it is not noted that a sandbox is to be closed", "sandbox", s.spec.ID, "error", err)
+	if err := os.WriteFile(s.e.unclosedFile(s.spec.ID), nil, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) { // else it was closed meanwhile
+		return fmt.Errorf("close %s later: %w: %w", s.spec.ID, kindOf(err), err)
 	}
+	return nil
 }
 
 // closeUnclosed begins to close what others could not.

@@ -36,6 +36,9 @@ func TestClosedOnceItAnswers(t *testing.T) {
 	if err := s.Close(t.Context()); err == nil {
 		t.Fatal("closed without a daemon")
 	}
+	if err := s.(*docker.Sandbox).CloseLater(); err != nil {
+		t.Fatal(err)
+	}
 	if err := d.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}

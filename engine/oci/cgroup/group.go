@@ -34,9 +34,9 @@ type Group struct {
 	spent  atomic.Bool // by Kill: see there
 	base   counters    // what was used before it was given out
 
-	beneath Spec      // it was made with; see Host.leave
-	left    sync.Once // of Host.leave
-	others  []string  // directories that Spread has made
+	beneath Spec                     // it was made with; see Host.leave
+	left    sync.Once                // of Host.leave
+	others  atomic.Pointer[[]string] // directories that Spread has made
 
 	held  held // files that the pool has it keep open
 	mu    sync.Mutex
@@ -287,7 +287,7 @@ func (h *Host) mkdir(t *tree, dir string) error {
 		if err == nil {
 			err = os.Mkdir(dir, 0o755)
 		}
-		if try < 100 && errors.Is(err, fs.ErrNotExist) {
+		if try < 100 && vanished(err) {
 			h.forget()
 			continue
 		}
@@ -380,7 +380,10 @@ func (g *Group) dirs() []string {
 	if g.v2 != "" {
 		dirs = append(dirs, g.v2)
 	}
-	return append(dirs, g.others...)
+	if others := g.others.Load(); others != nil {
+		dirs = append(dirs, *others...)
+	}
+	return dirs
 }
 
 // Spread makes the group in the v1 hierarchies that berth has no need of as well, for an OCI runtime, which uses all: berths that end remove what is
@@ -389,11 +392,37 @@ func (g *Group) Spread() {
 	if g.path == "" {
 		return
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	var made []string
+	if others := g.others.Load(); others != nil {
+		made = slices.Clone(*others)
+	}
 	for _, t := range append(g.host.trees(), g.host.others...) {
-		if dir := t.mount + g.path; !t.v2 && g.host.mkdir(t, dir) == nil && !contains(g.others, dir) {
-			g.others = append(g.others, dir)
+		dir := t.mount + g.path
+		if t.v2 || g.host.mkdir(t, dir) != nil {
+			continue
+		}
+		if !contains(made, dir) {
+			made = append(made, dir)
+		}
+		if t.has("cpuset") {
+			fillCpuset(t.mount, g.path)
+		}
+	}
+	g.others.Store(&made)
+}
+
+// fillCpuset gives the cpusets down to a path what those above them have: new ones have nothing, and nothing may join them.
+func fillCpuset(mount, to string) {
+	at := mount
+	for name := range strings.SplitSeq(strings.Trim(to, "/"), "/") {
+		above := at
+		at += "/" + name
+		for _, file := range []string{"/cpuset.cpus", "/cpuset.mems"} {
+			if have, err := read(at + file); err == nil && strings.TrimSpace(string(have)) == "" {
+				if from, err := read(above + file); err == nil {
+					_ = write(at+file, strings.TrimSpace(string(from)))
+				}
+			}
 		}
 	}
 }

@@ -220,15 +220,19 @@ const baseTries = 100
 // it at any time as long as it is empty.
 func makeBase(dir string) bool {
 	for range baseTries {
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return false
+		err := os.Mkdir(dir, 0o755)
+		if err == nil || errors.Is(err, fs.ErrExist) {
+			err = unix.Access(dir, unix.W_OK|unix.X_OK)
 		}
-		if err := unix.Access(dir, unix.W_OK|unix.X_OK); !errors.Is(err, fs.ErrNotExist) {
+		if !vanished(err) {
 			return err == nil
 		}
 	}
 	return false
 }
+
+// vanished reports whether an error is that of a cgroup which was removed meanwhile: of a file that was open by then it is ENODEV.
+func vanished(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // sum has the memory of a v1 group count what is below it, as before Linux 5.11 it does only where this is set.
 func (t *tree) sum() {

@@ -166,7 +166,7 @@ func (h *Host) give(t *tree, dir string) (has [controllers]bool, back func()) {
 	for range baseTries {
 		err := enable(base) // what could not be enabled is not in the list below
 		has = named(base + "/cgroup.subtree_control")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) || has == named(dir+"/cgroup.subtree_control") || !makeBase(base) {
+		if err != nil && !vanished(err) || has == named(dir+"/cgroup.subtree_control") || !makeBase(base) {
 			break
 		}
 	}
