@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -123,27 +127,113 @@ func (b *bench) within(most time.Duration, what string, is func() bool) {
 	}
 }
 
-// TestDockerAwayAtTheEnd: what a daemon has of a detached task that ended with it is removed once it is back, however long that took,
-// and nobody has to ask for it.
+// TestDockerAwayAtTheEnd: what a daemon has of a detached task that ended with it, or as it went, is removed once it is back, however long that
+// took, and nobody has to ask for it.
 func TestDockerAwayAtTheEnd(t *testing.T) {
 	d := ownDockerd(t, dockertest.Options{})
-	b := newBench(t, "DOCKER_HOST="+d.Host(), "BERTH_ENGINE=docker")
-	if out, code := b.output("run", "--detach", "--name", "job", "--output", "out/:/w/", "bb", "sh", "-c", "echo x >/w/f; echo up; sleep 300", b.word()); code != 0 {
-		t.Fatalf("exit code %d: %s", code, out)
+	for _, row := range []struct {
+		name string
+		end  func(b *bench, way *cutWay)
+	}{
+		{"with the daemon", func(b *bench, _ *cutWay) {
+			if err := d.Stop(); err != nil {
+				b.t.Fatal(err)
+			}
+			time.Sleep(12 * time.Second) // in which a worker has given up, if the daemon has told of the end before it went
+			b.workersEnd()
+			if err := d.Run(context.Background()); err != nil {
+				b.t.Fatal(err)
+			}
+		}},
+		{"as it goes", func(b *bench, way *cutWay) {
+			way.armed.Store(true)
+			if out, code := b.output("exec", "job", "touch", "/end"); code != 0 {
+				b.t.Fatalf("exit code %d: %s", code, out)
+			}
+			b.await("could not be removed", "inspect", "job") // a worker has given up
+			b.workersEnd()
+			way.open()
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			way := &cutWay{t: t, to: strings.TrimPrefix(d.Host(), "unix://"), at: filepath.Join(t.TempDir(), "sock")}
+			way.open()
+			t.Cleanup(way.cut)
+			b := newBench(t, "DOCKER_HOST=unix://"+way.at, "BERTH_ENGINE=docker")
+			if out, code := b.output("run", "--detach", "--name", "job", "--output", "out/:/w/", "bb", "sh", "-c", "echo x >/w/f; echo up; until [ -e /end ]; do sleep 0.1; done", b.word()); code != 0 {
+				t.Fatalf("exit code %d: %s", code, out)
+			}
+			b.await("up", "logs", "job")
+			b.workersEnd()
+			row.end(b, way)
+			b.goneFrom(d)
+			b.gone(daemonsTime)
+			if out, code := b.output("rm", "job"); code != 0 {
+				t.Errorf("rm: exit code %d: %s", code, out)
+			}
+		})
 	}
-	b.await("up", "logs", "job")
-	b.workersEnd()
-	if err := d.Stop(); err != nil {
-		t.Fatal(err)
+}
+
+// cutWay is the way to a daemon, which is cut, once it is armed, by whoever asks for something to be removed.
+type cutWay struct {
+	t      *testing.T
+	at, to string // sockets
+	armed  atomic.Bool
+	mu     sync.Mutex
+	l      net.Listener
+	conns  []net.Conn
+}
+
+func (w *cutWay) open() {
+	l, err := new(net.ListenConfig).Listen(w.t.Context(), "unix", w.at)
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	b.await("could not be removed", "inspect", "job") // a worker has given up
-	b.workersEnd()
-	if err := d.Run(context.Background()); err != nil {
-		t.Fatal(err)
+	w.mu.Lock()
+	w.l = l
+	w.mu.Unlock()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := new(net.Dialer).DialContext(context.Background(), "unix", w.to)
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			w.mu.Lock()
+			w.conns = append(w.conns, c, to)
+			w.mu.Unlock()
+			go w.pass(c, to)
+			go w.pass(to, c)
+		}
+	}()
+}
+
+func (w *cutWay) pass(from, to net.Conn) {
+	defer func() { _ = to.Close() }()
+	b := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(b)
+		if bytes.HasPrefix(b[:n], []byte("DELETE ")) && w.armed.CompareAndSwap(true, false) {
+			w.cut()
+			return
+		}
+		if _, werr := to.Write(b[:n]); err != nil || werr != nil {
+			return
+		}
 	}
-	b.goneFrom(d)
-	b.gone(daemonsTime)
-	if out, code := b.output("rm", "job"); code != 0 {
-		t.Errorf("rm: exit code %d: %s", code, out)
+}
+
+func (w *cutWay) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_ = w.l.Close()
+	for _, c := range w.conns {
+		_ = c.Close()
 	}
+	w.conns = nil
 }
