@@ -12,7 +12,10 @@ const (
 	lentTo  = "it is lent to "
 )
 
-const noSource = "bind source path does not exist: "
+const (
+	noSource     = "bind source path does not exist: "
+	unseenSource = `invalid mount config for type "bind": stat /`
+)
 
 // sharedPath is the path of this machine that a daemon's error means, where it says that a bind's source is not there.
 // Docker Desktop's daemon runs in a virtual machine, which has this machine's paths below /host_mnt.
@@ -34,6 +37,9 @@ func hint(msg string) string {
 	if _, said, ok := strings.Cut(msg, ownHook); ok && strings.Contains(said, lentTo) {
 		return "the daemon takes berth's own hook for NVIDIA's, which lends GPUs to containers by itself, and does not know those of berth's tasks: " +
 			"put NVIDIA's hook in its place, or run the task with --engine oci"
+	}
+	if strings.Contains(msg, unseenSource) && strings.HasSuffix(msg, ": permission denied") {
+		return "the daemon runs as a user who may not see that path, as a rootless one does: run berth as that user, or with a --data-dir that it may enter"
 	}
 	p := sharedPath(msg)
 	if p == "" {

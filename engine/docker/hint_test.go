@@ -32,6 +32,17 @@ func TestHint(t *testing.T) {
 	}
 }
 
+// TestHintOfUnseenPath: a rootless daemon is another user's.
+func TestHintOfUnseenPath(t *testing.T) {
+	const said = `create: invalid: invalid mount config for type "bind": stat /var/lib/berth/docker/x/volume-0: permission denied`
+	if got := hint(said); !strings.Contains(got, "run berth as that user") {
+		t.Errorf("it says %q", got)
+	}
+	if got := hint(`invalid mount config for type "bind": stat /x: no space left on device`); got != "" {
+		t.Errorf("of another error: %q", got)
+	}
+}
+
 // TestHintOfOwnHook: a daemon that has berth's hook for NVIDIA's refuses what berth has lent; nothing else that hooks say is explained.
 func TestHintOfOwnHook(t *testing.T) {
 	const said = "OCI runtime create failed: error running hook #0: exit status 1, stderr: berth: error: oci-hook: GPU nvidia 0: unavailable: it is lent to "

@@ -91,6 +91,10 @@ func (a *app) info(ctx context.Context, format string) error {
 
 // rootlessDetails tells how this user becomes root of a namespace, and what that lacks.
 func (a *app) rootlessDetails(d *hostDetails) {
+	if a.global.engine == engineDocker { // which has no need of a namespace of berth's
+		d.User = "not root"
+		return
+	}
 	d.User = "not root; root of a user namespace"
 	if !a.rootless {
 		d.User = "not root, and without a user namespace"
