@@ -40,7 +40,10 @@ type Exit struct {
 	// Unverified says why it was not seen whether the container held what it was lent; "" where it was seen, or
 	// nothing was lent.
 	Unverified string `json:"unverified,omitempty"`
-	Runtime    string `json:"runtime,omitempty"` // what started it: "direct", "runc 1.1.5", …
+	// Unfilled says which files of StepSpec.Stdout and Stderr lack some of what was written, and why, as where a disk was full;
+	// "" where none does.
+	Unfilled string `json:"unfilled,omitempty"`
+	Runtime  string `json:"runtime,omitempty"` // what started it: "direct", "runc 1.1.5", …
 }
 
 // OK reports whether the command ran and exited with 0.

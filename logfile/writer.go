@@ -38,6 +38,7 @@ type Writer struct {
 	markAt   int64 // time of the record at idxPos; 0 where none is open
 	spliceOK bool
 	copyLost bool
+	copyErr  error // of Copy; under mu
 	lost     bool
 
 	mu      sync.Mutex
@@ -230,8 +231,8 @@ func (w *Writer) move(fd int, tee *teePipe) (int64, error) {
 			return 0, err
 		}
 		if err := tee.drain(w.opts.Copy, n); err != nil {
-			tee.broken, w.copyLost = true, true
-			_ = w.setErr(fmt.Errorf("copy of the output: %w", err))
+			tee.broken = true
+			w.loseCopy(err)
 		}
 		want = int(n)
 	}
@@ -289,8 +290,7 @@ func (w *Writer) splice(fd, want int) (int64, error) {
 	}
 	if w.opts.Copy != nil && !w.copyLost {
 		if _, err := w.opts.Copy.Write(buf[:n]); err != nil {
-			w.copyLost = true
-			_ = w.setErr(fmt.Errorf("copy of the output: %w", err))
+			w.loseCopy(err)
 		}
 	}
 	_, err = w.file.WriteAt(buf[:n], w.end)
@@ -448,6 +448,24 @@ func (w *Writer) setErr(err error) error {
 		w.err = err
 	}
 	return w.err
+}
+
+// loseCopy ends the copy where it stands.
+func (w *Writer) loseCopy(err error) {
+	w.copyLost = true
+	if st, serr := w.opts.Copy.Stat(); serr == nil {
+		err = fmt.Errorf("it ends after byte %d: %w", st.Size(), err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.copyErr = err
+}
+
+// CopyErr says why Options.Copy lacks some of the output, and from where on; nil where it does not.
+func (w *Writer) CopyErr() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.copyErr
 }
 
 func (w *Writer) failure() error {

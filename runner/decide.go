@@ -55,6 +55,9 @@ func (d *drive) decide(err error, got collected) berth.Result {
 			res.Reason = ""
 		}
 		d.aside(got.err)
+	case d.unfilled() != "":
+		res.State, res.Detail = berth.SystemError, d.unfilled()
+		d.aside(got.err)
 	case got.err != nil && errors.Is(got.err, berth.ErrCanceled):
 		res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for while outputs were collected"
 	case got.err != nil:
@@ -81,6 +84,20 @@ func (d *drive) notes() string {
 		all = append(all, note)
 	}
 	return strings.Join(all, "; ")
+}
+
+// unfilled tells of files that lack some of what steps wrote that ended well.
+func (d *drive) unfilled() string {
+	for i, s := range d.rec.Steps {
+		if s.Exit == nil || s.Exit.Unfilled == "" || !d.goesOn(i, *s.Exit) {
+			continue
+		}
+		if n := len(d.rec.Task.Steps); n > 1 {
+			return fmt.Sprintf("step %d of %d: %s", i+1, n, s.Exit.Unfilled)
+		}
+		return s.Exit.Unfilled
+	}
+	return ""
 }
 
 // aside tells of an error that does not decide how the task ended.

@@ -174,6 +174,16 @@ func (d *drive) finish() (berth.Result, error) {
 	return res, nil
 }
 
+// closesLater reports whether the engine closes by itself what could not be closed.
+func (d *drive) closesLater() bool {
+	sandbox, err := d.r.cfg.Engine.Attach(context.WithoutCancel(d.alive), d.rec.Task.ID)
+	if err != nil {
+		return false
+	}
+	_, ok := sandbox.(Unclosed)
+	return ok
+}
+
 // closeLater leaves a sandbox that could not be closed to the engine.
 func (d *drive) closeLater(ctx context.Context) {
 	sandbox, err := d.r.cfg.Engine.Attach(ctx, d.rec.Task.ID)

@@ -445,6 +445,9 @@ func supervise(dir string) {
 			if err := copyFile(filepath.Join(spec.LogDir, p.stream), filepath.Join(root, p.path)); err != nil {
 				panic(err)
 			}
+			if filepath.Base(p.path) == "full" {
+				exit.Unfilled = fmt.Sprintf("file %s of %s: it ends after byte 2: no space left on device", p.path, p.stream)
+			}
 		}
 	}
 	exit.Ended = time.Now()

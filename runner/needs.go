@@ -61,7 +61,8 @@ type Stayer interface {
 	Keep(ctx context.Context) error
 }
 
-// Unclosed is a berth.Sandbox that may be closed later by the engine itself, where Close has failed when its task had ended.
+// Unclosed is a berth.Sandbox that is closed later by the engine itself, where Close has failed when its task had ended: a bound one
+// once its opener is gone, another when it is told to.
 type Unclosed interface {
 	CloseLater() error
 }

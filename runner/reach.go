@@ -91,7 +91,10 @@ func (d *drive) closeSandbox(ctx context.Context) error {
 
 // unclosed tells of what is left of the task. One of which a container may still run is not canceled.
 func (d *drive) unclosed(res *berth.Result, err error) {
-	const remedy = "`berth system cleanup` tries again"
+	remedy := "`berth system cleanup` tries again"
+	if d.closesLater() {
+		remedy = "berth tries again"
+	}
 	if res.State != berth.Canceled || !d.rec.unended() {
 		d.warn("the sandbox could not be removed; " + remedy + ": " + err.Error())
 		return

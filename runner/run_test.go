@@ -99,6 +99,28 @@ func TestRun(t *testing.T) {
 			runs:  1,
 		},
 		{
+			name: "a file of a stream that lacks something is no success, and what was to read it does not run",
+			task: berth.Task{
+				Steps:   []berth.Step{{Image: "i", Command: []string{"echo one"}, Stdout: "/out/full"}, sh(`echo no > $R/out/a`)},
+				Outputs: []berth.Output{out("a", "/out/full")},
+			},
+			want: berth.Result{
+				State: berth.SystemError, Reason: berth.Exited,
+				Detail:  "step 1 of 2: file /out/full of stdout: it ends after byte 2: no space left on device",
+				Outputs: []berth.OutputFile{file("a", "/out/full", 4)},
+			},
+			code: 125, files: map[string]string{"a": "one\n"}, runs: 1,
+		},
+		{
+			name: "of a step that failed it is said beside",
+			task: berth.Task{Steps: []berth.Step{{Image: "i", Command: []string{"echo one; exit 3"}, Stdout: "/out/full"}}, Outputs: []berth.Output{out("a", "/out/full")}},
+			want: berth.Result{
+				State: berth.ExecutorError, Reason: berth.Exited, ExitCode: 3, Detail: "exited with 3",
+				Outputs: []berth.OutputFile{file("a", "/out/full", 4)},
+			},
+			code: 3, runs: 1, warning: "step 1: file /out/full of stdout: it ends after byte 2: no space left on device",
+		},
+		{
 			name: "the first failure ends the row, outputs are collected, missing ones only warned of",
 			task: berth.Task{
 				Steps:   []berth.Step{sh(`echo part > $R/out/a; exit 3`), sh(`echo no > $R/out/a`)},

@@ -265,7 +265,9 @@ func (r *Runner) Remove(ctx context.Context, id string) error {
 		return fmt.Errorf("remove task %s: %w", id, err)
 	}
 	defer func() { _ = lock.Close() }()
-	if err := r.closeKept(ctx, rec); err != nil {
+	if err := r.closeKept(ctx, rec); errors.Is(err, berth.ErrUnavailable) {
+		return fmt.Errorf("remove task %s: %w; remove it again once the engine answers", id, err)
+	} else if err != nil {
 		return fmt.Errorf("remove task %s: %w", id, err)
 	}
 	if err := r.dir(id).removeWork(); err != nil {

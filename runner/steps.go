@@ -82,7 +82,7 @@ func (d *drive) runSteps(sandbox berth.Sandbox) error {
 		if !exit.OK() && d.faulty && d.mayAgain() {
 			return errElsewhere
 		}
-		if !d.goesOn(i, exit) {
+		if !d.goesOn(i, exit) || exit.Unfilled != "" {
 			return nil
 		}
 		i++
@@ -158,6 +158,9 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 	d.at("step recorded")
 	if !exit.OK() {
 		d.tellFaults()
+	}
+	if exit.Unfilled != "" && !d.goesOn(i, exit) {
+		d.warn(fmt.Sprintf("step %d: %s", i+1, exit.Unfilled))
 	}
 	return exit, d.tidyStep(sandbox, i)
 }

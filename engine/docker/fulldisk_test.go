@@ -92,6 +92,44 @@ func TestFullDataDirectory(t *testing.T) {
 	}
 }
 
+// TestFileOfStreamOnFullDisk: a file of standard output that a full disk has cut short is told of, with where it ends.
+func TestFileOfStreamOnFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	e, img := newEngine(t, docker.Config{Dir: dir})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID(), Volumes: []berth.Volume{{Path: "/v"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Start(t.Context(), berth.StepSpec{ID: berth.NewID(), Image: img, Stdout: "/v/out", Command: []string{"sh", "-c", "seq 1 2000000; exit 3"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit := wait(t, c)
+	if exit.Reason != berth.Exited || exit.Code != 3 || !strings.HasPrefix(exit.Unfilled, "file /v/out of stdout: it ends after byte ") || !strings.HasSuffix(exit.Unfilled, "no space left on device") {
+		t.Errorf("%+v", exit)
+	}
+	root, err := s.Volume(t.Context(), "/v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	if st, err := root.Stat("out"); err != nil || !strings.Contains(exit.Unfilled, fmt.Sprintf(" byte %d:", st.Size())) {
+		t.Errorf("%q; it has %d bytes, %v", exit.Unfilled, st.Size(), err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // fillDisk takes every byte that there is, and that becomes free, until stop is called, which gives all back.
 func fillDisk(t *testing.T, name string) (stop func()) {
 	t.Helper()

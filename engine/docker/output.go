@@ -176,6 +176,19 @@ func (o *output) closeLogs() error {
 	return o.closed
 }
 
+// unfilled tells of files that lack something of the streams.
+func (o *output) unfilled(r *record) error {
+	var all []error
+	files := streamFiles(&r.Spec)
+	for _, s := range o.sinks() {
+		stream := filepath.Base(s.w.Path())
+		if err := s.w.CopyErr(); err != nil {
+			all = append(all, fmt.Errorf("file %s of %s: %w", files[stream], stream, err))
+		}
+	}
+	return errors.Join(all...)
+}
+
 // initSays is what may be the word of the daemon's init.
 func (o *output) initSays() []byte {
 	if o.err == nil {

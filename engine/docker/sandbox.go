@@ -352,6 +352,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		l := s.e.life(s.spec.ID, d.Name())
 		if err := l.takeAway(ctx, l.docker()); err != nil {
 			_, lerr := rest()
+			if unconnected(lerr) { // which says the same
+				lerr = nil
+			}
 			return errors.Join(fmt.Errorf("close %s: %w", s.spec.ID, err), lerr)
 		}
 	}

@@ -163,7 +163,7 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	if err == nil && late == nil && !away.since.IsZero() && !whole {
 		late = errors.New("the daemon was away when the container ended: what it wrote last may be missing")
 	}
-	late = errors.Join(late, out.marksIn(), out.tornIn(), out.holesIn(), unfilled, out.close())
+	late = errors.Join(late, out.marksIn(), out.tornIn(), out.holesIn(), out.close())
 	if err := out.gapsIn(); err != nil {
 		late = errors.Join(late, err)
 	}
@@ -172,6 +172,9 @@ func (l *life) follow(ctx context.Context, out *output) error {
 	}
 	if late != nil {
 		exit.Detail = appendDetail(exit.Detail, "output: "+late.Error())
+	}
+	if unfilled = errors.Join(unfilled, out.unfilled(r)); unfilled != nil {
+		exit.Unfilled = strings.ReplaceAll(unfilled.Error(), "\n", "; ")
 	}
 	if err := l.conclude(exit, r); err != nil {
 		return err

@@ -510,6 +510,29 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestFileOfStreamOnFullDisk: a file of standard output that a full disk has cut short is told of, with where it ends.
+func TestFileOfStreamOnFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=48m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	e, img := engineIn(t, dir)
+	sb := openSandbox(t, e, berth.SandboxSpec{ID: "t1", Volumes: []berth.Volume{{Path: "/v"}}})
+	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Stdout: "/v/out", Command: []string{"sh", "-c", "seq 1 10000000; exit 3"}})
+	exit, err := c.Wait(t.Context())
+	if err != nil || exit.Reason != berth.Exited || exit.Code != 3 || !strings.HasPrefix(exit.Unfilled, "file /v/out of stdout: it ends after byte ") || !strings.HasSuffix(exit.Unfilled, "no space left on device") {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	c = start(t, sb, berth.StepSpec{ID: "s2", Image: img, Command: []string{"sh", "-c", "wc -c < /v/out"}})
+	if exit, err := c.Wait(t.Context()); err != nil || !exit.OK() || exit.Unfilled != "" {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	if size := strings.TrimSpace(logs(t, c, false)); !strings.Contains(exit.Unfilled, " byte "+size+":") {
+		t.Errorf("%q; it has %s bytes", exit.Unfilled, size)
+	}
+}
+
 // Many short containers, several at once, leave the monitor with no descriptor, goroutine's stack or record more.
 func TestManyShortContainers(t *testing.T) {
 	e, img := newEngine(t, "direct")

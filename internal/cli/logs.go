@@ -32,10 +32,10 @@ func (a *app) logsCommand() *cobra.Command {
 		Long: `Print what the steps of a task wrote, in their order: standard output to standard output, standard error to
 standard error, exact to the byte. Of each stream of a step the last 64 MiB are kept (at times up to 72 MiB): what was
 dropped before is told on standard error. What berth run shows in the foreground is whole, and so is what --stdout and
---stderr of berth run write to files, however much it is; but for what a full disk of the data directory, by which all
-of it goes, has no room for: a warning says so. On Docker, what detached tasks write goes by the daemon's log, which
-keeps 128 MiB of a container: a Docker before 23 reads that more slowly than it writes it, and of a flood that is
-ahead by more than that some is missing, of which the task's exit tells.`,
+--stderr of berth run write to files, however much it is; a file that a full disk has cut short is no success
+(SYSTEM_ERROR, which says where it ends). On Docker, the output of a task whose berth was killed, or whose daemon is
+reached by TLS or SSH, goes by the daemon's log, which keeps 128 MiB of a container: a Docker before 23 reads that
+more slowly than it writes it, and of a flood that is ahead by more than that some is missing, of which the exit tells.`,
 		Example: `  berth logs -f align
   berth logs --tail 20 --stream stderr align`,
 		Args: argCount(1, 1),

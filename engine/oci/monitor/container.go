@@ -293,7 +293,22 @@ func (c *container) watch() {
 	if note := c.drain(); note != "" {
 		exit.Detail = strings.TrimPrefix(exit.Detail+"; "+note, "; ")
 	}
+	exit.Unfilled = c.unfilled()
 	c.finish(exit)
+}
+
+// unfilled tells of files that lack something of the streams.
+func (c *container) unfilled() string {
+	var all []string
+	for stream, file := range map[string]string{"stdout": c.step.Stdout, "stderr": c.step.Stderr} {
+		if w := c.logs[stream]; w != nil && file != "" {
+			if err := w.CopyErr(); err != nil {
+				all = append(all, fmt.Sprintf("file %s of %s: %v", file, stream, err))
+			}
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, "; ")
 }
 
 // drain waits for the streams to end, and says what is missing of them.
