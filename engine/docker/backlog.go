@@ -46,6 +46,8 @@ type backlog struct {
 	asked  string                        // since when, of such a daemon: it may answer as if what it rotated away last were not there
 	follow bool                          // of such a daemon
 	most   int64                         // from here on some may be gone
+	re     *relook                       // of Podman, whose log is not followed
+	looks  [2]*look                      // of it, at standard output and error
 	late   func() (io.ReadCloser, error) // reads what was logged after ours, with a terminal; nil where nothing is ours
 }
 
@@ -64,6 +66,11 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	}
 	if o.err != nil {
 		b.err = newResumer(o.err, host.mend)
+	}
+	if host.podman {
+		b.short = follow
+		b.lookAt(o, follow)
+		follow = false
 	}
 	ask := func(since, until string, follow bool) (io.ReadCloser, error) {
 		res, err := o.l.e.stream(ctx, "logs of "+o.l.String(), 0, func(ctx context.Context) (io.ReadCloser, error) {
@@ -99,7 +106,9 @@ func (o *output) openLog(ctx context.Context, follow bool) error {
 	}
 	b.Reader = conn
 	is := sight{anew: b.now, born: o.l.e.born()}
-	b.goOnFrom(o.log)
+	if b.re == nil {
+		b.goOnFrom(o.log)
+	}
 	if b.turn.near() {
 		b.together(since)
 	}
@@ -200,13 +209,45 @@ func (o *output) attachAgain(ctx context.Context, follow bool) error {
 	return nil
 }
 
+// lookAt has the log of Podman be read from its beginning. live: the container runs.
+func (b *backlog) lookAt(o *output, live bool) {
+	if o.re == nil {
+		o.re = &relook{before: map[*sink]int64{}, find: map[*sink]bool{}}
+	}
+	b.re = o.re
+	b.re.began, b.re.came = time.Now(), false
+	b.looks[0] = b.re.look(b.out, live)
+	if b.err != nil {
+		b.looks[1] = b.re.look(b.err, live)
+	}
+}
+
 // read reads the log to its end.
 func (b *backlog) read() error {
+	if b.re != nil {
+		return b.readPodman()
+	}
 	if b.err == nil {
 		return b.readRaw()
 	}
 	out, errs := &message{b: b, to: b.out}, &message{b: b, to: b.err}
 	return demuxFrames(b.Reader, out, errs, func(w io.Writer) error { return w.(*message).end() })
+}
+
+// readPodman is read for a log that is read from its beginning.
+func (b *backlog) readPodman() error {
+	var err error
+	if b.err == nil {
+		err = copyAll(b.looks[0], b.Reader)
+	} else {
+		err = demux(b.Reader, b.looks[0], b.looks[1])
+	}
+	for _, c := range b.looks {
+		if c != nil && err == nil {
+			err = c.finish()
+		}
+	}
+	return err
 }
 
 // readRaw reads the log of a container with a terminal.

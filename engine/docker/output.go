@@ -44,6 +44,7 @@ type output struct {
 	closed  error
 	log     *backlog   // what was read of the daemon's log last; of who reads
 	in      io.Closer  // the connection of the input, where that is another; nil else
+	re      *relook    // of Podman
 	turn    *rotation  // of that log's files; nil where it is not followed, or need not be known
 	disk    *logDisk   // of the daemon's log, once that is followed; nil where it is another machine's
 	turns   int        // of the disk, before
@@ -251,6 +252,8 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 				pause = endMax
 			}
 			switch {
+			case polls && b.re != nil:
+				pause = b.re.next()
 			case polls && b.follow:
 				pause = 0
 			case polls:
@@ -354,6 +357,15 @@ func (o *output) catchUp(ctx context.Context) error {
 		return io.ErrUnexpectedEOF
 	}
 	err := o.copy(r)
+	for try := 1; errors.Is(err, errAnew) && try < anewTries; try++ {
+		if err := o.openLog(ctx, false); err != nil {
+			return err
+		}
+		o.mu.Lock()
+		r = o.r
+		o.mu.Unlock()
+		err = o.copy(r)
+	}
 	if errors.Is(err, errRotated) {
 		if err := o.openLog(ctx, false); err != nil {
 			return err

@@ -68,7 +68,7 @@ func (t *rotation) begin() { t.last, t.began, t.before, t.took = t.began, time.N
 
 // end ends it.
 func (t *rotation) end() {
-	if t.took != 0 || t.began.IsZero() {
+	if t == nil || t.took != 0 || t.began.IsZero() {
 		return
 	}
 	t.took = max(1, time.Since(t.began))
@@ -95,6 +95,9 @@ func (t *rotation) pause() time.Duration {
 
 // polls reports whether what ended a reading of the log was only that it is not followed.
 func (b *backlog) polls(err error) bool {
+	if b != nil && b.re != nil {
+		return b.short && (err == nil || errors.Is(err, errAnew))
+	}
 	return b != nil && b.turn.near() && (err == nil || errors.Is(err, errNear) || errors.Is(err, errRotated))
 }
 
