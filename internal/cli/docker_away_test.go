@@ -73,7 +73,7 @@ func TestDockerAway(t *testing.T) {
 				_ = cmd.Process.Kill()
 				t.Fatalf("it does not end: %s", said())
 			}
-			if code := cmd.ProcessState.ExitCode(); code != exitOwn || !strings.Contains(said(), "may still run; `berth system cleanup`") {
+			if code := cmd.ProcessState.ExitCode(); code != exitOwn || !strings.Contains(said(), "may still run; berth tries again once the engine answers") {
 				t.Errorf("exit code %d: %s", code, said())
 			}
 			for line := range strings.Lines(said()) {
