@@ -55,13 +55,12 @@ func (d *drive) decide(err error, got collected) berth.Result {
 			res.Reason = ""
 		}
 		d.aside(got.err)
-	case d.unfilled() != "":
-		res.State, res.Detail = berth.SystemError, d.unfilled()
-		d.aside(got.err)
 	case got.err != nil && errors.Is(got.err, berth.ErrCanceled):
 		res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for while outputs were collected"
 	case got.err != nil:
 		res.State, res.Detail = berth.SystemError, got.err.Error()
+	case d.unfilled() != "":
+		res.State, res.Detail = berth.SystemError, d.unfilled()
 	default:
 		res.State = berth.Complete
 		res.ExitCode, res.Signal, res.Reason = 0, 0, berth.Exited

@@ -127,6 +127,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	out, code = b.output("run", "--stdout", filepath.Join(disk, "out"), "bb", "sh", "-c", "head -c 30000000 /dev/zero")
 	one("while collecting standard output", out, code, 125, "berth: --stdout: cannot write "+disk+"/out: the disk is full")
+	out, code = b.output("run", "--stdout", filepath.Join(t.TempDir(), "out"), "bb", "sh", "-c", "head -c 100000000 /dev/zero")
+	if text := strings.ReplaceAll(out, "\x00", ""); code != 125 || !strings.Contains(text, "berth: --stdout: it ends after byte ") || !strings.Contains(text, "no space left on device") {
+		t.Errorf("standard output's file on another disk: exit code %d: %.300q", code, text)
+	}
 
 	// The log fills the disk, and stays. The task's end is recorded nevertheless, and the log can be removed.
 	out, code = b.output("run", "--name", "fills", "bb", "sh", "-c", "head -c 100000000 /dev/zero; echo; echo last; echo last >&2; exit 7")

@@ -123,6 +123,7 @@ func asFlags(text string) string {
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
 		text = strings.ReplaceAll(text, "input "+streamDir+"/"+name+":", "--"+name+":")
 		text = strings.ReplaceAll(text, "output "+streamDir+"/"+name+":", "--"+name+":")
+		text = strings.ReplaceAll(text, "file "+streamDir+"/"+name+" of "+name+":", "--"+name+":")
 	}
 	return text
 }
