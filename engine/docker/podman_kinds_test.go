@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -38,6 +39,38 @@ func podmanAs(t *testing.T, opts dockertest.Podman) *dockertest.Daemon {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// TestPodmanClosed: what Podman runs after a container's end may mount the storage anew while the service's directory is
+// being removed.
+func TestPodmanClosed(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("/var/tmp", "berth-podman-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := dockertest.StartPodman(context.Background(), dir)
+	if err != nil {
+		t.Fatal("needs Podman:", err)
+	}
+	if err := importImage(t.Context(), d); err != nil {
+		t.Fatal(errors.Join(err, d.Close()))
+	}
+	mounter := exec.Command("sh", "-c", "for i in $(seq 1000); do mount --bind $STORE $STORE; done 2>&-; exit 0")
+	mounter.Env = append(os.Environ(), "STORE="+dir+"/root/overlay")
+	if err := mounter.Start(); err != nil {
+		t.Fatal(errors.Join(err, d.Close()))
+	}
+	if err := errors.Join(d.Close(), mounter.Wait()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v", dir, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || bytes.Contains(mounts, []byte(dir+"/")) {
+		t.Errorf("mounts are left in %s; error %v", dir, err)
+	}
 }
 
 // crunSkips are the checks of what Podman does otherwise with crun than with runc.

@@ -314,17 +314,22 @@ func (d *Daemon) Close() error {
 	return errors.Join(err, d.remove())
 }
 
-// remove removes the daemon's directory with what is mounted in it.
+// remove removes the daemon's directory with what is mounted in it, once more where something was mounted meanwhile: the
+// kernel kills a process in its own time.
 func (d *Daemon) remove() error {
-	raw, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	lines := strings.Split(string(raw), "\n")
-	for _, line := range slices.Backward(lines) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.opts.Dir+"/") {
-			_ = unix.Unmount(f[4], unix.MNT_DETACH)
+	for end := time.Now().Add(stopMax); ; time.Sleep(poll) {
+		raw, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(string(raw), "\n")
+		for _, line := range slices.Backward(lines) {
+			if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.opts.Dir+"/") {
+				_ = unix.Unmount(f[4], unix.MNT_DETACH)
+			}
+		}
+		if err = os.RemoveAll(d.opts.Dir); err == nil || !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) || time.Now().After(end) {
+			return err
 		}
 	}
-	return os.RemoveAll(d.opts.Dir)
 }

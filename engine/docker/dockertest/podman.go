@@ -8,8 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -54,8 +52,11 @@ func StartPodmanAs(ctx context.Context, opts Podman) (*Daemon, error) {
 			return nil, err
 		}
 	}
+	if err := os.Mkdir(d.path("home"), 0o700); err != nil {
+		return nil, err
+	}
 	if opts.UID != 0 {
-		if err := errors.Join(os.Chown(opts.Dir, int(opts.UID), int(opts.GID)), os.Mkdir(d.path("home"), 0o700), os.Chown(d.path("home"), int(opts.UID), int(opts.GID))); err != nil {
+		if err := errors.Join(os.Chown(opts.Dir, int(opts.UID), int(opts.GID)), os.Chown(d.path("home"), int(opts.UID), int(opts.GID))); err != nil {
 			return nil, err
 		}
 	}
@@ -109,9 +110,10 @@ func (d *Daemon) podmanCommand(ctx context.Context, args ...string) *exec.Cmd {
 		}, argv...)
 	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env, cmd.Dir = append(os.Environ(), "CONTAINERS_CONF="+d.path("containers.conf"), "CONTAINERS_STORAGE_CONF="+d.path("storage.conf")), d.opts.Dir // conmon leaves a file where it runs
+	// Of an image that it imports Podman leaves its temporary file.
+	cmd.Env, cmd.Dir = append(os.Environ(), "TMPDIR="+d.path("home"), "CONTAINERS_CONF="+d.path("containers.conf"), "CONTAINERS_STORAGE_CONF="+d.path("storage.conf")), d.opts.Dir // conmon leaves a file where it runs
 	if p.UID != 0 {
-		cmd.Env = append(cmd.Env, "HOME="+d.path("home"), "XDG_RUNTIME_DIR="+d.path("home"), "TMPDIR="+d.path("home"))
+		cmd.Env = append(cmd.Env, "HOME="+d.path("home"), "XDG_RUNTIME_DIR="+d.path("home"))
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
@@ -130,35 +132,25 @@ func ulimits() string {
 	return strings.Join(all, ", ")
 }
 
-// endPodman ends what Podman's containers are left.
+// endPodman ends what Podman's containers are left, and its processes: what watches over execs, which stays for five
+// minutes after their end, and what cleans up after a container, which its end has started and nothing waits for.
 func (d *Daemon) endPodman() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if out, err := d.podmanCommand(ctx, "rm", "--all", "--force", "--time", "0").CombinedOutput(); err != nil {
-		return fmt.Errorf("podman rm: %w: %s", err, out)
+	for {
+		out, err := d.podmanCommand(ctx, "rm", "--all", "--force", "--time", "0").CombinedOutput()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil || !bytes.Contains(out, []byte("container not running")) { // it ended while it was being killed
+			return errors.Join(fmt.Errorf("podman rm: %w: %s", err, out), d.KillRest())
+		}
+		time.Sleep(poll)
 	}
 	if d.podman.UID != 0 { // and the process that holds its namespaces
 		if out, err := d.podmanCommand(ctx, "system", "migrate").CombinedOutput(); err != nil {
-			return fmt.Errorf("podman system migrate: %w: %s", err, out)
+			return errors.Join(fmt.Errorf("podman system migrate: %w: %s", err, out), d.KillRest())
 		}
 	}
-	return d.endConmons()
-}
-
-// endConmons ends what watches over execs, which stays for five minutes after their end.
-func (d *Daemon) endConmons() error {
-	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return err
-	}
-	for _, file := range all {
-		raw, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(raw, []byte("conmon\x00")) || !bytes.Contains(raw, []byte(d.opts.Dir+"/")) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	return nil
+	return d.KillRest()
 }
