@@ -34,7 +34,7 @@ func (d *drive) decide(err error, got collected) berth.Result {
 	switch {
 	case failed >= 0:
 		d.endedBy(&res, failed)
-		if exit := d.rec.Steps[failed].Exit; canceled && slices.Contains([]berth.Reason{berth.Lost, berth.Preempted, berth.Stopped}, exit.Reason) {
+		if exit := d.rec.Steps[failed].Exit; canceled && d.endedByCancel(*exit) {
 			res.State, res.Reason, res.Detail = berth.Canceled, berth.Stopped, "an end was asked for"
 		}
 		d.aside(err)
@@ -67,6 +67,15 @@ func (d *drive) decide(err error, got collected) berth.Result {
 		res.Detail = d.notes()
 	}
 	return res
+}
+
+// endedByCancel reports whether a step of a task that was canceled ended so because of that, or would have: where the engine could
+// not be told, as its daemon was away, that has mostly ended the container by the time it is back.
+func (d *drive) endedByCancel(e berth.Exit) bool {
+	if e.Reason == berth.Signaled {
+		return d.rec.Cancel != nil && !e.Ended.Before(d.rec.Cancel.At)
+	}
+	return slices.Contains([]berth.Reason{berth.Lost, berth.Preempted, berth.Stopped}, e.Reason)
 }
 
 // notes are what there is to say of steps that ended well: limits that they met, what is missing of their output.

@@ -2,11 +2,13 @@ package runner
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-project/berth"
 )
 
 // endedEngine has one container, which ended so. Where closes is set, somebody else has closed its sandbox by then.
@@ -64,4 +66,49 @@ func TestLastWords(t *testing.T) {
 			t.Errorf("%s: %v, %s", name, err, diff)
 		}
 	}
+}
+
+// TestSignaledAfterCancel: where an end was asked for and the engine could not be told, what ended the step since is no failure of its
+// own.
+func TestSignaledAfterCancel(t *testing.T) {
+	now := time.Now()
+	for name, row := range map[string]struct {
+		cancel *Cancel
+		ended  time.Time
+		state  berth.State
+	}{
+		"not asked for": {nil, now, berth.ExecutorError},
+		"before":        {&Cancel{At: now.Add(time.Second)}, now, berth.ExecutorError},
+		"after":         {&Cancel{At: now.Add(-time.Second)}, now, berth.Canceled},
+	} {
+		exit := berth.Exit{Reason: berth.Signaled, Code: 137, Signal: 9, Ended: row.ended}
+		rec := &Record{Task: berth.Task{ID: "t", Steps: []berth.Step{{Command: []string{"x"}}}}, Steps: []StepRecord{{Started: true, Exit: &exit}}, Cancel: row.cancel}
+		d := &drive{r: New(Config{}), rec: rec, stop: t.Context(), alive: t.Context()}
+		if got := d.decide(nil, collected{}); got.State != row.state || got.ExitCode != 137 {
+			t.Errorf("%s: %+v; want %s", name, got, row.state)
+		}
+	}
+}
+
+// TestCancelUnheard cancels a task whose engine cannot be told until another has killed it.
+func TestCancelUnheard(t *testing.T) {
+	b := newTestbed(t)
+	back := time.Now().Add(time.Second)
+	b.engine.fault = func(call string) error {
+		if call == "stop" && time.Now().Before(back) {
+			return fmt.Errorf("stop: %w", berth.ErrUnavailable)
+		}
+		return nil
+	}
+	asked := make(chan error, 1)
+	got, err := b.Run(timeout(t), berth.Task{ID: "t", Steps: []berth.Step{sh("sleep 0.5; kill -9 $$")}}, Hooks{Started: func(int, berth.Container) {
+		asked <- b.Cancel(t.Context(), "t", false)
+	}})
+	if err != nil || got.State != berth.Canceled {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+	b.mustBeDone(t, "t", got)
 }

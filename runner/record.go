@@ -85,7 +85,8 @@ type (
 	}
 	// Cancel is the data of KindCancel.
 	Cancel struct {
-		Now bool `json:"now,omitempty"` // without grace, and without collecting outputs
+		Now bool      `json:"now,omitempty"` // without grace, and without collecting outputs
+		At  time.Time `json:"-"`             // of the event
 	}
 )
 
@@ -196,8 +197,9 @@ func (rec *Record) add(se store.Event) error {
 		if err := json.Unmarshal(e.Data, &c); err != nil {
 			return err
 		}
+		c.At = se.Time
 		if rec.Cancel != nil {
-			c.Now = c.Now || rec.Cancel.Now
+			c.Now, c.At = c.Now || rec.Cancel.Now, rec.Cancel.At
 		}
 		rec.Cancel = &c
 	case KindOutcome:
