@@ -75,8 +75,8 @@ func TestTransferFaults(t *testing.T) {
 					t.Errorf("%s: after %v: %v", what, took, err)
 				}
 				select {
-				case err = <-hurt:
-				default:
+				case err = <-hurt: // which may be done a little after the call
+				case <-time.After(20 * time.Second):
 					t.Fatal(what + ": nothing was transferred")
 				}
 				if err := errors.Join(err, row.end()); err != nil {
