@@ -91,6 +91,12 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			return errors.Join(err, ended(r, err))
 		default:
 		}
+		if _, ok := r.(*backlog); r != nil && !ok && err == nil {
+			select {
+			case o.l.silent <- struct{}{}:
+			default:
+			}
+		}
 		if o.turn.near() && o.l.broke.since(o.turn.began) {
 			o.cutBetween()
 		} else if r != nil && pause > 0 && o.turn.near() && o.same(ctx) {

@@ -58,6 +58,7 @@ type life struct {
 	bare     bool          // nothing is left of the step's cgroup
 	ended    chan struct{} // the exit is known
 	removed  chan struct{} // this process has removed the container
+	silent   chan struct{} // holds one where its streams have ended, and nobody has said that it has
 	renewed  chan struct{} // holds one where Podman has made the ended container ready to start anew
 	exit     *berth.Exit
 }
@@ -98,7 +99,7 @@ func (e *Engine) life(sandbox, step string) *life {
 	defer e.mu.Unlock()
 	l := e.lives[name]
 	if l == nil {
-		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{}), removed: make(chan struct{}), renewed: make(chan struct{}, 1)}
+		l = &life{e: e, sandbox: sandbox, step: step, dir: filepath.Join(e.sandboxDir(sandbox), "steps", step), ended: make(chan struct{}), removed: make(chan struct{}), renewed: make(chan struct{}, 1), silent: make(chan struct{}, 1)}
 		e.lives[name] = l
 	}
 	return l
@@ -237,6 +238,12 @@ func (l *life) look(ctx context.Context, id string) (berth.ContainerState, *bert
 	}
 	return berth.ContainerRunning, nil, nil
 }
+
+// stateStopped is Podman's, of a container that has ended and after which it has yet to clean up: mostly for a moment.
+const stateStopped container.ContainerState = "stopped"
+
+// stoppedMax is how long that may take.
+const stoppedMax = 2 * time.Second
 
 // isOver: it has run, or its start has failed for good.
 func isOver(s *container.State) bool {

@@ -8,9 +8,11 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
@@ -70,6 +72,49 @@ func TestPodmanClosed(t *testing.T) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || bytes.Contains(mounts, []byte(dir+"/")) {
 		t.Errorf("mounts are left in %s; error %v", dir, err)
+	}
+}
+
+// TestPodmanUncleaned: a container has ended although what Podman runs after its end fails, and so leaves it "stopped".
+func TestPodmanUncleaned(t *testing.T) {
+	t.Parallel()
+	found, err := exec.LookPath("podman")
+	if err != nil {
+		t.Fatal("needs Podman:", err)
+	}
+	raw, err := os.ReadFile(found)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "podman")
+	if err := os.WriteFile(program, raw, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := podmanAs(t, dockertest.Podman{Program: program})
+	e, img := newEngine(t, docker.Config{Host: d.Host()})
+	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := step(t, s, img, "sleep 1; echo end; exit 3")
+	if err := os.Rename(program, program+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 3 {
+		t.Errorf("%+v", exit)
+	}
+	if took := time.Since(began); took > 20*time.Second { // the watchdog's is two minutes
+		t.Errorf("told after %v", took)
+	}
+	if got := logs(t, c, false); got != "end\n" {
+		t.Errorf("%q", got)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := os.Rename(program+"-away", program); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -303,9 +303,9 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 	if told != nil {
 		died = told.done
 	}
-	var again <-chan time.Time
+	var again, stopped <-chan time.Time
 	for {
-		count := false
+		count, cleaned := false, true
 		select {
 		case <-ctx.Done():
 			return nil, away, context.Cause(ctx)
@@ -332,6 +332,9 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 				continue
 			}
 			// A daemon that is back is seen to be, and not only when the container has ended.
+		case <-l.silent:
+		case <-stopped:
+			stopped, cleaned = nil, false
 		case <-dog.C:
 			count = true
 		}
@@ -342,8 +345,14 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 		if err == nil {
 			l.setID(c.ID)
 		}
-		if err == nil && isOver(c.State) {
+		if err == nil && (isOver(c.State) || c.State.Status == stateStopped && !cleaned) {
 			return c.State, away, nil
+		}
+		if err == nil && c.State.Status == stateStopped {
+			if stopped == nil {
+				stopped = time.After(stoppedMax)
+			}
+			continue
 		}
 		before.forget()
 		switch {

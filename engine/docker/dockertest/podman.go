@@ -2,6 +2,7 @@ package dockertest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 type Podman struct {
 	// Dir is the directory in which everything of it lies.
 	Dir string
+	// Program is the file to run; "" is Podman's. Its containers' clean-up commands run the same one.
+	Program string
 	// Crun has it take crun, and not runc. It must be root's then: crun refuses hosts that have cgroup v1 and, with controllers,
 	// v2, unless it sees no mount of that.
 	Crun bool
@@ -98,7 +101,7 @@ func (d *Daemon) podmanCommand(ctx context.Context, args ...string) *exec.Cmd {
 		runtime = d.path("crun")
 	}
 	argv := []string{
-		"podman", "--root", d.path("root"), "--runroot", d.path("run"), "--tmpdir", d.path("tmp"), "--network-config-dir", d.path("networks"),
+		cmp.Or(p.Program, "podman"), "--root", d.path("root"), "--runroot", d.path("run"), "--tmpdir", d.path("tmp"), "--network-config-dir", d.path("networks"),
 		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", runtime, "--events-backend", "file",
 	}
 	argv = append(argv, args...)
