@@ -69,6 +69,20 @@ func (d *drive) decide(err error, got collected) berth.Result {
 	return res
 }
 
+// hearCancel looks whether a task that a signal has ended was canceled before: another process records that, and this one may have heard
+// of the end first.
+func (d *drive) hearCancel() {
+	i := d.failedStep()
+	if i < 0 || d.rec.Cancel != nil || d.rec.Steps[i].Exit.Reason != berth.Signaled {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.alive, recordTime)
+	defer cancel()
+	if err := d.reload(ctx); err != nil {
+		d.r.cfg.Logger.Warn("whether the task was canceled is not known", "task", d.rec.Task.ID, "err", err)
+	}
+}
+
 // endedByCancel reports whether a step of a task that was canceled ended so because of that, or would have: where the engine could
 // not be told, as its daemon was away, that has mostly ended the container by the time it is back.
 func (d *drive) endedByCancel(e berth.Exit) bool {

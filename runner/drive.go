@@ -130,6 +130,7 @@ func (d *drive) work() (berth.Result, error) {
 			return berth.Result{}, got.err
 		}
 	}
+	d.hearCancel()
 	return d.decide(err, got), nil
 }
 

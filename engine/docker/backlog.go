@@ -192,9 +192,11 @@ func (o *output) attachAgain(ctx context.Context, follow bool) error {
 	}
 	if podman {
 		if c, err := o.l.inspect(ctx, o.l.docker()); err == nil && !c.State.Running && !c.State.Paused && !isOver(c.State) {
-			select {
-			case o.l.renewed <- struct{}{}:
-			default:
+			if c.State.Status != stateStopped { // else it has ended since
+				select {
+				case o.l.renewed <- struct{}{}:
+				default:
+				}
 			}
 			return errNotRunning
 		}

@@ -7,15 +7,17 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
 )
 
 // eventsMax is how many events a daemon remembers.
@@ -159,21 +161,47 @@ func (l *life) sentSignals() int {
 	return strings.Count(string(raw), "\n")
 }
 
+// endingSignal is the signal of somebody else's that may have ended a container which exited with code: one that asks for an end, which
+// a command may answer with any code, or one that the code tells of. Others, like HUP, are mostly there for the command to live on. Of
+// Podman, which does not say which they were, only the code tells; it is 0 then where that tells of none.
+func (l *life) endingSignal(killed []int, code int) (sig int, ended bool) {
+	foreign := slices.Clone(killed)
+	raw, _ := os.ReadFile(filepath.Join(l.dir, signalsFile)) // none: berth has sent none
+	for line := range strings.Lines(string(raw)) {
+		n, _ := strconv.Atoi(strings.TrimSpace(line))
+		i := slices.Index(foreign, n)
+		if i < 0 {
+			i = slices.Index(foreign, 0)
+		}
+		if i >= 0 {
+			foreign = slices.Delete(foreign, i, i+1)
+		}
+	}
+	if n := code - 128; n > 0 && n <= 64 && (slices.Contains(foreign, n) || slices.Contains(foreign, 0)) {
+		return n, true
+	}
+	asks := []int{int(unix.SIGKILL), int(unix.SIGTERM), int(unix.SIGINT), int(unix.SIGQUIT), signalNumber(l.stopSignal())}
+	for _, sig := range slices.Backward(foreign) {
+		if !slices.Contains(asks, sig) {
+			continue
+		}
+		if n := code - 128; n > 0 && n <= 64 { // what followed it, like a daemon's KILL, need not have been told
+			sig = n
+		}
+		return sig, true
+	}
+	return 0, false
+}
+
 // foreign says whether it was another than berth or the command itself that ended the container, and how: somebody by
 // the daemon, or the daemon when it stopped. away is when the daemon was first missed while berth watched; zero if it
 // never was.
 func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
+	sig, signaled := l.endingSignal(h.killed, e.Code)
 	switch {
-	case h.known && len(h.killed) > l.sentSignals():
-		sig := h.killed[len(h.killed)-1]
-		if n := e.Code - 128; n > 0 && n <= 64 {
-			sig = n
-		}
+	case h.known && signaled:
 		e.Reason, e.Signal = berth.Signaled, sig
 		what := fmt.Sprintf("signal %d (%s)", sig, signalName(sig))
-		if sig == 0 { // Podman does not say which
-			what = "a signal"
-		}
 		e.Detail = what + ", which the daemon sent, and not for berth: for somebody else, or as it was stopped"
 		if !live && !away.IsZero() {
 			e.Detail = what + ", which the daemon sent as it was stopped"

@@ -7,9 +7,10 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
 )
 
 // Shells' codes for a command that cannot be run and one that is not there.
@@ -146,12 +147,13 @@ const (
 // initSays reads what the daemon's init (Docker's tini, Podman's catatonit) wrote if it could not execute the command, and the code that this amounts
 // to. Nothing else tells that from a command which ends with the same code.
 func initSays(r *record, code int, says []byte) (string, int) {
-	if r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere {
+	args := argv(&r.Spec)
+	if len(args) == 0 || r.Spec.NoInit || code != 1 && code != cannotRun && code != notThere { // none: its record is gone
 		return "", 0
 	}
 	_, msg, ok := strings.Cut(strings.TrimSpace(string(says)), "): failed to exec pid1: ") // Podman's
 	if !ok || !bytes.HasPrefix(says, []byte(podmanInitFatal)) {
-		_, msg, ok = strings.Cut(strings.TrimSpace(string(says)), ")] exec "+argv(&r.Spec)[0]+" failed: ")
+		_, msg, ok = strings.Cut(strings.TrimSpace(string(says)), ")] exec "+args[0]+" failed: ")
 		ok = ok && bytes.HasPrefix(says, []byte(initFatal))
 	}
 	switch {
@@ -162,5 +164,5 @@ func initSays(r *record, code int, says []byte) (string, int) {
 	default:
 		code = cannotRun
 	}
-	return "exec " + argv(&r.Spec)[0] + ": " + strings.ToLower(msg[:1]) + msg[1:], code
+	return "exec " + args[0] + ": " + strings.ToLower(msg[:1]) + msg[1:], code
 }

@@ -48,10 +48,12 @@ func ownDaemon(t *testing.T, args ...string) *dockertest.Daemon {
 // never the command's own failure; what runs on has its exit and all that it wrote.
 func TestDaemonRestarts(t *testing.T) {
 	t.Parallel()
-	const chat = `i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.05; done; exit 7`
-	whole := ""
-	for i := range 200 {
-		whole += fmt.Sprintln("line", i)
+	const chat, endless = `i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.05; done; exit 7`, `i=0; while :; do echo line $i; i=$((i+1)); sleep 0.05; done`
+	whole, more := "", ""
+	for i := range 4000 {
+		if more += fmt.Sprintln("line", i); i == 199 {
+			whole = more
+		}
 	}
 	for _, mode := range []struct {
 		name string
@@ -66,13 +68,14 @@ func TestDaemonRestarts(t *testing.T) {
 		t.Run(mode.name, func(t *testing.T) {
 			t.Parallel()
 			var args []string
+			script := endless // the daemon ends it
 			if mode.live {
-				args = []string{"--live-restore"}
+				args, script = []string{"--live-restore"}, chat
 			}
 			d := ownDaemon(t, args...)
 			e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 20 * time.Second})
-			_, plain := begin(t, e, img, chat)
-			_, polite := begin(t, e, img, `trap "exit 0" TERM; `+strings.ReplaceAll(chat, "exit 7", "exit 3"))
+			_, plain := begin(t, e, img, script)
+			_, polite := begin(t, e, img, `trap "exit 0" TERM; `+strings.ReplaceAll(script, "exit 7", "exit 3"))
 			time.Sleep(time.Second) // they write
 			if err := mode.stop(d); err != nil {
 				t.Fatal(err)
@@ -86,8 +89,9 @@ func TestDaemonRestarts(t *testing.T) {
 				if one.Reason != berth.Exited || one.Code != 7 || two.Reason != berth.Exited || two.Code != 3 {
 					t.Errorf("exits %+v, %+v", one, two)
 				}
-				if got := logs(t, plain, false); got != whole {
-					t.Errorf("%d bytes, which are not the %d that were written", len(got), len(whole))
+				// What it had in hand when it ended is lost, and told.
+				if got := logs(t, plain, false); got != whole && (missing(got, whole) < 0 || !strings.Contains(one.Detail, "may be missing")) {
+					t.Errorf("not what was written: %s; exit %+v", differ(got, whole), one)
 				}
 				return
 			}
@@ -100,8 +104,8 @@ func TestDaemonRestarts(t *testing.T) {
 				}
 			}
 			got := logs(t, plain, false)
-			if !strings.HasPrefix(whole, got) || len(got) < len("line 0\nline 1\n") {
-				t.Errorf("%d bytes, which are not the beginning of what was written", len(got))
+			if !strings.HasPrefix(more, got) && (missing(got, more) < 0 || !strings.Contains(one.Detail, "may be missing")) || len(got) < len("line 0\nline 1\n") {
+				t.Errorf("not the beginning of what was written: %s; exit %+v", differ(got, more), one)
 			}
 		})
 	}
@@ -407,8 +411,8 @@ func TestEndsWhileTheDaemonIsDead(t *testing.T) {
 func TestDaemonHangs(t *testing.T) {
 	t.Parallel()
 	d := ownDaemon(t)
-	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 500 * time.Millisecond, CallMax: 30 * time.Second, StreamsMax: 2 * time.Second})
-	s, c := begin(t, e, img, "echo up; sleep 8; echo down; exit 7")
+	e, img := newEngine(t, docker.Config{Host: d.Host(), Watchdog: 2 * time.Second, CallMax: 30 * time.Second, StreamsMax: 2 * time.Second})
+	s, c := begin(t, e, img, "echo up; sleep 15; echo down; exit 7")
 	hang := func(pause time.Duration) {
 		t.Helper()
 		if err := d.Signal(syscall.SIGSTOP); err != nil {
@@ -419,7 +423,7 @@ func TestDaemonHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hang(1200 * time.Millisecond) // two or three failures
+	hang(5 * time.Second) // two or three failures
 	if exit := wait(t, c); exit.Reason != berth.Exited || exit.Code != 7 {
 		t.Errorf("after a short pause of the daemon: exit %+v", exit)
 	}
@@ -433,7 +437,7 @@ func TestDaemonHangs(t *testing.T) {
 	if err := d.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if exit.Reason != berth.Lost || !strings.Contains(exit.Detail, "5 failures in a row") || took < 2*time.Second {
+	if exit.Reason != berth.Lost || !strings.Contains(exit.Detail, "5 failures in a row") || took < 8*time.Second {
 		t.Errorf("after %v: exit %+v", took, exit)
 	}
 }
@@ -455,6 +459,8 @@ func killedByOthers(t *testing.T, host string, polite berth.Reason, signal int) 
 		signal             int
 	}{
 		{"killed", "echo up; sleep 1000", "kill?signal=KILL", berth.Signaled, 9},
+		{"hung up", "echo up; sleep 1000", "kill?signal=HUP", berth.Signaled, 1},
+		{"hung up, which it heeds", `trap "exit 0" HUP; echo up; while true; do sleep 0.05; done`, "kill?signal=HUP", berth.Exited, 0},
 		{"stopped, and polite", `trap "exit 0" TERM; echo up; while true; do sleep 0.05; done`, "stop?t=5", polite, signal},
 	} {
 		_, c := begin(t, e, img, row.script)
@@ -631,15 +637,17 @@ func TestLimitWhileTheDaemonIsDead(t *testing.T) {
 	if err := d.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	killed := time.Now()
 	time.Sleep(5 * time.Second)
 	if err := d.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	away := time.Since(killed)
 	if exit := wait(t, c); exit.Reason != berth.TimedOut {
 		t.Errorf("exit %+v", exit)
 	}
 	not, after := log.count("container not ended at its limit, which is tried again"), log.count("container was ended at its limit, late")
-	if not != 1 || after != 1 {
+	if not < 1 || not > 1 && away < 10*time.Second || after != 1 { // a daemon that begins slowly is away for longer than that
 		t.Errorf("logged %d times that it was not ended, and %d times that it is", not, after)
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/berth-project/berth"
 )
 
 // TestForeign: whether a container ended by itself, by what the daemon remembers of it, or why it was not asked.
@@ -68,12 +69,45 @@ func TestSignalWords(t *testing.T) {
 		{"it has not been away", []int{15}, false, time.Time{}, "signal 15 (SIGTERM), which the daemon sent, and not for berth: for somebody else, or as it was stopped"},
 		{"it went away", []int{15}, false, now, "signal 15 (SIGTERM), which the daemon sent as it was stopped"},
 		{"it went away, and leaves containers alone", []int{15}, true, now, "signal 15 (SIGTERM), which the daemon sent, and not for berth: for somebody else, or as it was stopped"},
-		{"Podman", []int{0}, false, time.Time{}, "a signal, which the daemon sent, and not for berth: for somebody else, or as it was stopped"},
 	} {
 		l := &life{dir: t.TempDir(), rec: &record{}}
 		e := berth.Exit{Reason: berth.Exited, Ended: now}
 		if l.foreign(&e, history{known: true, killed: row.sigs}, row.live, row.away); e.Reason != berth.Signaled || e.Detail != row.want {
 			t.Errorf("%s: %s, %q; want %q", row.name, e.Reason, e.Detail, row.want)
+		}
+	}
+}
+
+// TestEndingSignal: a signal of somebody else's that a command has lived through is not how it ended.
+func TestEndingSignal(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		killed []int
+		sent   string // by berth
+		code   int
+		want   int // 0: none has ended it
+	}{
+		{"none", nil, "", 137, 0},
+		{"HUP, to read its configuration anew", []int{1}, "", 0, 0},
+		{"HUP, hours before it failed", []int{1}, "", 3, 0},
+		{"HUP, which ended it", []int{1}, "", 129, 1},
+		{"USR1 for checkpoints, and an end of its own", []int{10, 10, 10}, "", 0, 0},
+		{"TERM, which it obeyed", []int{15}, "", 0, 15},
+		{"TERM and KILL", []int{15, 9}, "", 137, 9},
+		{"TERM, and a window's change", []int{15, 28}, "", 0, 15},
+		{"HUP of another's, TERM of berth's", []int{1, 15}, "15\n", 0, 0},
+		{"TERM of another's, HUP of berth's", []int{1, 15}, "1\n", 0, 15},
+		{"TERM twice, once of berth's", []int{15, 15}, "15\n", 0, 15},
+		{"Podman's, which it lived through", []int{0}, "", 0, 0},
+		{"Podman's, which ended it", []int{0}, "", 143, 15},
+		{"Podman's, of berth's", []int{0}, "15\n", 143, 0},
+	} {
+		l := &life{dir: t.TempDir(), rec: &record{}}
+		if err := os.WriteFile(filepath.Join(l.dir, signalsFile), []byte(row.sent), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if sig, ended := l.endingSignal(row.killed, row.code); sig != row.want || ended != (row.want != 0) {
+			t.Errorf("%s: %d, %v; want %d", row.name, sig, ended, row.want)
 		}
 	}
 }

@@ -18,10 +18,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/companion"
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/companion"
 )
 
 // LabelResume is a label that, set to "1" on a sandbox, has the keeper call Config.Worker when a step of the sandbox
@@ -244,7 +245,7 @@ func (k *keeper) idle() bool {
 // process's id.
 func (k *keeper) handle(ctx context.Context, c *net.UnixConn) {
 	defer func() { _ = c.Close() }()
-	named := map[string]bool{}
+	named := map[string]*tended{}
 	in := &handReader{c: c}
 	defer in.close()
 	lines := bufio.NewScanner(in)
@@ -254,23 +255,26 @@ func (k *keeper) handle(ctx context.Context, c *net.UnixConn) {
 			k.take(ctx, word, in.next())
 			id = ""
 		}
-		if id != "" && k.tend(ctx, id) && !named[id] {
-			named[id] = true
-			k.use(id)
+		if id != "" {
+			// One that was closed and opened anew meanwhile is another.
+			if t := k.tend(ctx, id); t != nil && named[id] != t {
+				named[id] = t
+				k.use(t)
+			}
 		}
 		if _, err := fmt.Fprintln(c, os.Getpid()); err != nil {
 			break
 		}
 	}
-	for id := range named {
-		k.disuse(ctx, id)
+	for _, t := range named {
+		k.disuse(ctx, t)
 	}
 }
 
-// tend looks after a sandbox. It answers whether there is one.
-func (k *keeper) tend(ctx context.Context, id string) bool {
+// tend looks after a sandbox; nil where there is none.
+func (k *keeper) tend(ctx context.Context, id string) *tended {
 	if berth.CheckID(id) != nil {
-		return false
+		return nil
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -281,7 +285,7 @@ func (k *keeper) tend(ctx context.Context, id string) bool {
 			if !errors.Is(err, berth.ErrNotFound) {
 				k.e.cfg.Logger.Error("sandbox cannot be looked after", "sandbox", id, "err", err)
 			}
-			return false
+			return nil
 		}
 		t = &tended{sb: s.(*Sandbox), steps: map[string]bool{}, kick: make(chan struct{}, 1)}
 		k.tended[id] = t
@@ -290,7 +294,7 @@ func (k *keeper) tend(ctx context.Context, id string) bool {
 		}
 	}
 	if t.sb.spec.Bound {
-		return true // it ends with its opener; the opener watches its steps
+		return t // it ends with its opener; the opener watches its steps
 	}
 	steps, _ := os.ReadDir(filepath.Join(k.e.sandboxDir(id), "steps"))
 	for _, d := range steps {
@@ -299,36 +303,27 @@ func (k *keeper) tend(ctx context.Context, id string) bool {
 			k.wg.Go(func() { k.seeToEnd(ctx, t, step) })
 		}
 	}
-	return true
+	return t
 }
 
-func (k *keeper) use(id string) {
+func (k *keeper) use(t *tended) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if t := k.tended[id]; t != nil {
-		t.users++
-	}
+	t.users++
 }
 
 // disuse notes that a process which named the sandbox is gone.
-func (k *keeper) disuse(ctx context.Context, id string) {
+func (k *keeper) disuse(ctx context.Context, t *tended) {
 	k.mu.Lock()
-	t := k.tended[id]
-	last := false
-	if t != nil {
-		t.users--
-		last = t.users == 0
-	}
+	t.users--
+	last := t.users == 0
 	k.mu.Unlock()
-	if t == nil {
-		return
-	}
 	select {
 	case t.kick <- struct{}{}:
 	default:
 	}
 	if last {
-		k.released(ctx, id)
+		k.released(ctx, t.sb.spec.ID)
 	}
 }
 

@@ -12,14 +12,16 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/logfile"
 	"github.com/berth-project/berth/scratch"
-	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/client"
-	"golang.org/x/sys/unix"
 )
 
 // life is one step as this process knows it. Of all processes that know it, the one that holds the lock file
@@ -29,7 +31,7 @@ type life struct {
 	sandbox, step string
 	dir           string
 	starting      sync.Mutex
-	enders        atomic.Int32 // calls of end
+	enders        atomic.Int32 // calls of end that go on
 	// When a connection to the daemon last broke, and when none could be had.
 	broke, refused lastTime
 
@@ -190,15 +192,25 @@ const lockPoll = 50 * time.Millisecond
 func (l *life) lock(ctx context.Context) (*os.File, error) {
 	for {
 		f, err := l.tryLock()
-		if f != nil || err != nil {
+		if f != nil || err != nil && !isShort(err) {
 			return f, err
+		}
+		pause := lockPoll
+		if err != nil {
+			l.e.cfg.Logger.Error("lock of a step", "container", l.String(), "err", err)
+			pause = closeAgain
 		}
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-time.After(lockPoll):
+		case <-time.After(pause):
 		}
 	}
+}
+
+// isShort reports whether an error is of a host that is short of something, which others may give back.
+func isShort(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
 // inspect asks the daemon for the container.
@@ -298,6 +310,7 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 		return nil
 	}
 	l.enders.Add(1)
+	defer l.enders.Add(-1)
 	file := filepath.Join(l.dir, intentFile)
 	why.At = time.Now()
 	ours, err := claimJSON(file, why) // who came first says the reason

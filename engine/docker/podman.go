@@ -21,12 +21,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
 )
 
 // Podman's service speaks Docker's API beside its own. Containers are made by its own, and the rest is asked for as of
@@ -88,17 +89,35 @@ const listPause = 100 * time.Millisecond
 // that was made: it has a record of it then, and no files.
 var halfGone = regexp.MustCompile(`getting container from store "([0-9a-f]{64})"`)
 
-// listContainers lists containers, also while others remove some. One that this process has made and that stays half gone
+// listContainers lists containers, also while others remove some.
+func (e *Engine) listContainers(ctx context.Context, opts client.ContainerListOptions) (res client.ContainerListResult, err error) {
+	err = e.list(ctx, func() error {
+		res, err = e.api().ContainerList(ctx, opts)
+		return err
+	})
+	return res, err
+}
+
+// listNetworks lists networks likewise: Podman looks at all containers for each of them.
+func (e *Engine) listNetworks(ctx context.Context, opts client.NetworkListOptions) (res client.NetworkListResult, err error) {
+	err = e.list(ctx, func() error {
+		res, err = e.api().NetworkList(ctx, opts)
+		return err
+	})
+	return res, err
+}
+
+// list makes a call that fails where somebody removes a container meanwhile. One that this process has made and that stays half gone
 // is removed.
-func (e *Engine) listContainers(ctx context.Context, opts client.ContainerListOptions) (client.ContainerListResult, error) {
+func (e *Engine) list(ctx context.Context, call func() error) error {
 	for try := 1; ; try++ {
-		res, err := e.api().ContainerList(ctx, opts)
+		err := call()
 		if err == nil || try == listTries || ctx.Err() != nil {
-			return res, err
+			return err
 		}
 		id := halfGone.FindStringSubmatch(err.Error())
 		if id == nil && !is(err, berth.ErrNotFound) {
-			return res, err
+			return err
 		}
 		if id != nil && try > listTries/2 {
 			if e.made.has(id[1]) {

@@ -7,9 +7,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+
+	"github.com/berth-project/berth"
 )
 
 // Orphans names the sandboxes of this owner of which the daemon has containers, volumes or networks, or this machine a CDI
@@ -128,7 +129,7 @@ func (e *Engine) labeled(ctx context.Context, f client.Filters) (all []labeled, 
 			return e.removeVolume(ctx, v.Labels[LabelSandbox], v.Name, held)
 		}})
 	}
-	ns, err := e.api().NetworkList(ctx, client.NetworkListOptions{Filters: f})
+	ns, err := e.listNetworks(ctx, client.NetworkListOptions{Filters: f})
 	if err != nil {
 		return nil, wrap(ctx, "list networks", err)
 	}

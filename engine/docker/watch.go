@@ -12,9 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+
+	"github.com/berth-project/berth"
 )
 
 // watch has the step watched by this process, once. lock and out are what Start has taken already; nil where
@@ -234,8 +235,8 @@ func appendDetail(s, more string) string {
 // meanwhile, the daemon has the container still.
 func (l *life) conclude(exit berth.Exit, r *record) error {
 	f, err := putJSON(filepath.Join(l.dir, exitFile), exit)
-	if is(err, berth.ErrExhausted) {
-		// It is told all the same: who comes later asks the daemon again, which has the container until that is removed.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// A full disk, say, or no descriptor. It is told all the same: who comes later asks the daemon again, which has the container until that is removed.
 		l.e.cfg.Logger.Error("the end of a container is not recorded", "container", l.String(), "error", err)
 		l.mu.Lock()
 		l.setExit(exit)
@@ -244,8 +245,6 @@ func (l *life) conclude(exit berth.Exit, r *record) error {
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("its record was removed as it ended, which is not recorded: %w", berth.ErrNotFound)
-	} else if err != nil {
-		return fmt.Errorf("record the exit of %s: %w: %w", l, kindOf(err), err)
 	}
 	l.mu.Lock()
 	l.setExit(exit)
