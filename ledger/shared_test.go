@@ -140,7 +140,7 @@ func TestStoppedTicketIsPassedOverUntilItComesBack(t *testing.T) {
 	a.release()
 	c.say("lent") // though b is before it
 	b.signal(syscall.SIGCONT)
-	time.Sleep(100 * time.Millisecond) // b gives a sign of life
+	time.Sleep(time.Second) // b gives a sign of life
 	d := start(t, 0, order{Config: cfg, Task: "d", CPU: 2})
 	if why := d.say("waiting"); !strings.Contains(why, "1 task is before this one: b") {
 		t.Errorf("b has lost its place: %q", why)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -80,6 +81,8 @@ func TestCancel(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(timeout(t))
 				defer cancel(nil)
 				asked := false
+				heard := make(chan struct{})
+				hear := sync.OnceFunc(func() { close(heard) })
 				at := func(point string) {
 					if point != c.point || asked {
 						return
@@ -95,11 +98,14 @@ func TestCancel(t *testing.T) {
 							time.Sleep(time.Millisecond)
 						}
 					} else if by == "Cancel" {
-						time.Sleep(50 * time.Millisecond) // until the bell is heard
+						select {
+						case <-heard:
+						case <-ctx.Done():
+						}
 					}
 				}
 				task := berth.Task{Grace: 5 * time.Second, Steps: c.steps, Outputs: []berth.Output{{URL: "a", Path: "/out/a"}}}
-				got, err := b.Run(ctx, b.at(task), Hooks{At: at})
+				got, err := b.Run(ctx, b.at(task), Hooks{At: at, Ending: hear})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -260,10 +266,16 @@ func TestContainerHolds(t *testing.T) {
 	var pid int
 	var running, ended []int
 	_, err := b.Run(timeout(t), berth.Task{
-		ID: "t", Steps: []berth.Step{sh("sleep 0.1")}, Resources: berth.Resources{Limits: berth.Limits{CPU: 1}},
+		ID: "t", Steps: []berth.Step{sh("until [ -e $R/v/looked ]; do sleep 0.02; done")}, Volumes: []berth.Volume{{Path: "/v"}},
+		Resources: berth.Resources{Limits: berth.Limits{CPU: 1}},
 	}, Hooks{
-		Started: func(_ int, c berth.Container) { pid, running = c.(Process).Pid(), b.holders() },
-		Ended:   func(int, berth.Exit) { ended = b.holders() },
+		Started: func(_ int, c berth.Container) {
+			pid, running = c.(Process).Pid(), b.holders()
+			if err := os.WriteFile(filepath.Join(b.engine.dir, "sandboxes", "t", "vol", "v", "looked"), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+		},
+		Ended: func(int, berth.Exit) { ended = b.holders() },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -116,6 +116,9 @@ func (b busy) Wait(ctx context.Context) (berth.Exit, error) {
 	for most := b.most.Load(); now > most && !b.most.CompareAndSwap(most, now); most = b.most.Load() {
 		continue
 	}
+	for i := 0; b.most.Load() < 2 && i < 1000; i++ { // there is room for a second one
+		time.Sleep(10 * time.Millisecond)
+	}
 	time.Sleep(20 * time.Millisecond)
 	return b.nothing.Wait(ctx)
 }

@@ -30,15 +30,22 @@ func TestSample(t *testing.T) {
 	if got := a.Enforcement(); got != berth.DiskSampled {
 		t.Fatalf("enforcement %q", got)
 	}
-	look := func() (out []scratch.Over) {
-		ctx, cancel := context.WithTimeoutCause(t.Context(), 60*time.Millisecond, berth.ErrShutdown)
+	look := func(want int) (out []scratch.Over) {
+		most := 60 * time.Millisecond
+		if want > 0 {
+			most = 20 * time.Second
+		}
+		ctx, cancel := context.WithTimeoutCause(t.Context(), most, berth.ErrShutdown)
 		defer cancel()
+		ctx, enough := context.WithCancelCause(ctx)
 		seen := map[string]bool{}
 		err := a.Sample(ctx, 10*time.Millisecond, func(o scratch.Over) {
 			if !seen[o.What] {
 				out = append(out, o)
 			}
-			seen[o.What] = true
+			if seen[o.What] = true; len(seen) == want {
+				enough(berth.ErrShutdown)
+			}
 		})
 		if !errors.Is(err, berth.ErrShutdown) {
 			t.Errorf("sampling ended with %v", err)
@@ -48,20 +55,20 @@ func TestSample(t *testing.T) {
 	if err := write(filepath.Join(volume(t, a, "free"), "f"), mib); err != nil {
 		t.Fatal(err)
 	}
-	if got := look(); len(got) != 0 {
+	if got := look(0); len(got) != 0 {
 		t.Errorf("over: %v", got)
 	}
 	if err := write(filepath.Join(volume(t, a, "v"), "f"), 2*mib); err != nil {
 		t.Fatal(err)
 	}
-	got := look()
+	got := look(1)
 	if len(got) != 1 || got[0].What != "volume v" || got[0].Limit != mib || got[0].Used < 2*mib {
 		t.Errorf("over: %v", got)
 	}
 	if err := write(filepath.Join(a.Dir(), "f"), 3*mib); err != nil {
 		t.Fatal(err)
 	}
-	got = look()
+	got = look(2)
 	if len(got) != 2 || got[1].What != "disk limit" || got[1].Limit != 4*mib || got[1].Used < 6*mib || got[1].Used > 6*mib+200<<10 {
 		t.Errorf("over: %v", got)
 	}
@@ -98,7 +105,9 @@ func TestFullIsRemembered(t *testing.T) {
 	if full := a.FullNow(); len(full) != 1 || full[0].What != "disk limit" || full[0].Limit != 4*mib {
 		t.Errorf("full is %+v", full)
 	}
-	time.Sleep(100 * time.Millisecond)
+	if err := a.Look(); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Remove(f); err != nil {
 		t.Fatal(err)
 	}

@@ -8,9 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/moby/moby/client"
+
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
-	"github.com/moby/moby/client"
 )
 
 // TestCDI: Podman injects CDI devices, hooks too, where the spec on disk has what was lent, and so does dockerd of today.
@@ -76,7 +77,7 @@ func injectsCDI(t *testing.T, host string, onDisk bool) {
 		t.Fatal(err)
 	}
 	defer func() { _ = sb.Close(context.Background()) }()
-	c, err := sb.Start(t.Context(), berth.StepSpec{ID: "s", Image: img, Command: []string{"sh", "-c", "(exec 9</dev/nvidia0) && echo opened $FROM_CDI $NVIDIA_VISIBLE_DEVICES; sleep 1"}})
+	c, err := sb.Start(t.Context(), berth.StepSpec{ID: "s", Image: img, Command: []string{"sh", "-c", "(exec 9</dev/nvidia0) && echo opened $FROM_CDI $NVIDIA_VISIBLE_DEVICES; sleep 5"}})
 	if err != nil {
 		t.Fatal(err)
 	}

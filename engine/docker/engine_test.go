@@ -17,10 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/device/cdi/grant"
-	"github.com/berth-project/berth/engine/docker"
-	"github.com/berth-project/berth/engine/docker/dockertest"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -29,6 +25,11 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/docker/dockertest"
 )
 
 // begin starts a script in a sandbox of its own, with a volume at /vol.
@@ -437,7 +438,7 @@ func TestLentDevices(t *testing.T) {
 	for name, tt := range map[string]struct {
 		command string
 		seen    bool
-	}{"long": {"sleep 2; exit 3", true}, "short": {"exit 3", false}} {
+	}{"long": {"sleep 5; exit 3", true}, "short": {"exit 3", false}} {
 		c, err := sb.Start(t.Context(), berth.StepSpec{ID: name, Image: img, Command: []string{"sh", "-c", tt.command}})
 		if err != nil {
 			t.Fatal(err)

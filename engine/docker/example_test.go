@@ -119,7 +119,7 @@ func Example_wait() {
 
 	s, _ := e.Open(ctx, berth.SandboxSpec{ID: "wait"})
 	defer func() { _ = s.Close(ctx) }()
-	c, err := s.Start(ctx, berth.StepSpec{ID: "one", Image: img, Command: []string{"sh", "-c", "sleep 1; exit 5"}})
+	c, err := s.Start(ctx, berth.StepSpec{ID: "one", Image: img, Command: []string{"sh", "-c", "sleep 5; exit 5"}})
 	if err != nil {
 		log.Fatal(err)
 	}

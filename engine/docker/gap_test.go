@@ -159,7 +159,7 @@ func ephemeral(t *testing.T, host string) {
 	c = run("echo one; while ! [ -e /vol/go ]; do sleep 0.05; done; echo two; exit 4")
 	until(t, "the first line has come", func() bool { return logs(t, c, false) == "one\n" })
 	cut.cut()
-	time.Sleep(2 * time.Second) // it attaches again
+	time.Sleep(6 * time.Second) // it attaches again
 	root, err := s.Volume(t.Context(), "/vol")
 	if err != nil {
 		t.Fatal(err)

@@ -17,12 +17,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/engine/docker"
-	"github.com/berth-project/berth/image"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/image"
 )
 
 // hanger passes a daemon's API on, but for calls that it leaves without an answer, or without the rest of one.
@@ -160,7 +161,7 @@ type hung struct {
 // TestDeadlines: a call that the daemon does not answer ends, and says so; so does an answer that stops short.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
-	const callMax, stall = 3 * time.Second, 2 * time.Second
+	const callMax, stall = 8 * time.Second, 6 * time.Second
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
 	repo := strings.TrimPrefix(server.URL, "http://") + "/hung/image"

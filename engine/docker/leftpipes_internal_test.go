@@ -7,13 +7,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/berth-project/berth"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth"
 )
 
 // standIn stands in for a container's shim: it has the pipes as that has, and a child that is the container, which ends when a file
@@ -151,9 +153,20 @@ func TestLeftPipes(t *testing.T) {
 // reader has another process read a container's pipe until it is stopped.
 func reader(t *testing.T, dir string) (stop func()) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "cat", filepath.Join(dir, filepath.Base(dir)+"-stdout"))
+	pipe := filepath.Join(dir, filepath.Base(dir)+"-stdout")
+	cmd := exec.CommandContext(t.Context(), "cat", pipe)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmd.Process.Pid))
+		if slices.ContainsFunc(files, func(f string) bool { to, _ := os.Readlink(f); return to == pipe }) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Error("it never opened " + pipe)
+			break
+		}
 	}
 	time.Sleep(2 * restPoll)
 	return func() {

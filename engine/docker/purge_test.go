@@ -7,10 +7,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/engine/docker"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/engine/docker"
 )
 
 // TestPurge: what is left of a sandbox goes by its labels, containers, volumes and networks, and nothing else of this owner's
@@ -187,10 +188,15 @@ func named(t *testing.T, api *client.Client, prefix string) (all []string) {
 			all = append(all, kind+" "+rest)
 		}
 	}
-	cs, err := api.ContainerList(t.Context(), client.ContainerListOptions{All: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	// Podman's lists fail where another test's container is being removed.
+	var cs client.ContainerListResult
+	var ns client.NetworkListResult
+	until(t, "Podman lists", func() (ok bool) {
+		var cerr, nerr error
+		cs, cerr = api.ContainerList(t.Context(), client.ContainerListOptions{All: true})
+		ns, nerr = api.NetworkList(t.Context(), client.NetworkListOptions{})
+		return cerr == nil && nerr == nil
+	})
 	for _, c := range cs.Items {
 		add("container", c.Names[0])
 	}
@@ -200,10 +206,6 @@ func named(t *testing.T, api *client.Client, prefix string) (all []string) {
 	}
 	for _, v := range vs.Items {
 		add("volume", v.Name)
-	}
-	ns, err := api.NetworkList(t.Context(), client.NetworkListOptions{})
-	if err != nil {
-		t.Fatal(err)
 	}
 	for _, n := range ns.Items {
 		add("network", n.Name)

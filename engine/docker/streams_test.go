@@ -73,7 +73,7 @@ func TestInputCutOff(t *testing.T) {
 	if err := os.WriteFile(input, make([]byte, 8<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
+	dir, gate := t.TempDir(), t.TempDir()
 	e, img := newEngine(t, docker.Config{Dir: dir})
 	s, err := e.Open(t.Context(), berth.SandboxSpec{ID: berth.NewID()})
 	if err != nil {
@@ -82,7 +82,8 @@ func TestInputCutOff(t *testing.T) {
 	defer func() { _ = s.Close(t.Context()) }()
 	start := func(id, script string) berth.Container {
 		c, err := s.Start(t.Context(), berth.StepSpec{
-			ID: id, Image: img, Stdin: "/in", Command: []string{"sh", "-c", script}, Mounts: []berth.Mount{{Source: input, Target: "/in", ReadOnly: true}},
+			ID: id, Image: img, Stdin: "/in", Command: []string{"sh", "-c", script},
+			Mounts: []berth.Mount{{Source: input, Target: "/in", ReadOnly: true}, {Source: gate, Target: "/gate", ReadOnly: true}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -92,14 +93,14 @@ func TestInputCutOff(t *testing.T) {
 	if exit := wait(t, start("some", "head -c 10 >/dev/null; exec <&-; sleep 0.5; exit 3")); exit.Reason != berth.Exited || exit.Code != 3 {
 		t.Errorf("one that wants no more: exit %+v", exit)
 	}
-	c := start("all", "echo up; sleep 2; wc -c")
+	c := start("all", "echo up; until [ -e /gate/open ]; do sleep 0.05; done; wc -c")
 	until(t, "it runs", func() bool { return logs(t, c, false) == "up\n" })
 	select {
 	case <-c.(*docker.Container).Fed():
 		t.Error("a pipe has taken all of it")
 	default:
 	}
-	if err := e.Close(); err != nil {
+	if err := errors.Join(e.Close(), os.WriteFile(filepath.Join(gate, "open"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	again, _ := newEngine(t, docker.Config{Dir: dir})
@@ -128,7 +129,7 @@ func TestLateDelivery(t *testing.T) {
 	defer func() { _ = s.Close(t.Context()) }()
 	run := func(id string) berth.Container {
 		t.Helper()
-		c, err := s.Start(t.Context(), berth.StepSpec{ID: id, Image: img, Stdout: "/v/" + id, Command: []string{"sh", "-c", "echo up; sleep 1; echo " + id}})
+		c, err := s.Start(t.Context(), berth.StepSpec{ID: id, Image: img, Stdout: "/v/" + id, Command: []string{"sh", "-c", "echo up; sleep 4; echo " + id}})
 		if err != nil {
 			t.Fatal(err)
 		}

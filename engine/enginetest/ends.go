@@ -415,14 +415,17 @@ func signal(t *trial) error {
 	return errors.Join(o.exited(6), kind("signal to an ended container", s.Signal(t.ctx, hup), berth.ErrConflict))
 }
 
+// shellTime is ample for a shell to begin, in which it sets its traps.
+const shellTime = 2 * time.Second
+
 func timeout(t *trial) error {
 	start := time.Now()
-	o, err := t.sh(`trap 'echo term' TERM; echo ready; `+loop, step(func(s *berth.StepSpec) { s.Timeout = 500 * time.Millisecond }))
+	o, err := t.sh(`trap 'echo term' TERM; echo ready; `+loop, step(func(s *berth.StepSpec) { s.Timeout = shellTime }))
 	if err != nil {
 		return err
 	}
-	if took := time.Since(start); took < 500*time.Millisecond || took > patience {
-		return fmt.Errorf("a limit of 0.5 s took %v", took)
+	if took := time.Since(start); took < shellTime || took > patience {
+		return fmt.Errorf("a limit of %v took %v", shellTime, took)
 	}
 	if o.Reason != berth.TimedOut || o.Detail == "" || o.Out != "ready\n" || o.OK() {
 		return fmt.Errorf("over its time limit it ended with %s; want TimedOut, and a detail", o)
@@ -432,7 +435,7 @@ func timeout(t *trial) error {
 
 func timeoutWithGrace(t *trial) error {
 	o, err := t.sh(`trap 'echo term; exit 0' TERM; echo ready; `+loop, step(func(s *berth.StepSpec) {
-		s.Timeout, s.Grace = 500*time.Millisecond, patience
+		s.Timeout, s.Grace = shellTime, patience
 	}))
 	if err != nil {
 		return err

@@ -132,7 +132,7 @@ func cpuLimit(t *trial) error {
 }
 
 func pidsLimit(t *trial) error {
-	o, err := t.sh("i=0; while [ $i -lt 60 ]; do sleep 2 & i=$((i+1)); done; echo all", limited(berth.Limits{PIDs: 20}))
+	o, err := t.sh("i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo all", limited(berth.Limits{PIDs: 20}))
 	if err != nil {
 		return err
 	}

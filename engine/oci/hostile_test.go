@@ -412,7 +412,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 func TestMonitorStandsStill(t *testing.T) {
 	e, img := newEngine(t, "direct")
 	sb := openSandbox(t, e, berth.SandboxSpec{ID: "t1"})
-	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Timeout: time.Hour, Command: []string{"sh", "-c", "sleep 0.2; echo done; exit 5"}})
+	c := start(t, sb, berth.StepSpec{ID: "s1", Image: img, Timeout: time.Hour, Command: []string{"sh", "-c", "sleep 3; echo done; exit 5"}})
 	pid := monitorPid(t, e.Dir())
 	if pid == 0 {
 		t.Fatal("no monitor found")

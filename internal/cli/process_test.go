@@ -177,9 +177,9 @@ func TestInterruptOnce(t *testing.T) {
 
 func TestInterruptTwice(t *testing.T) {
 	b := newBench(t)
-	cmd, rest, stderr := b.start("--grace", "1h", "bb", "sh", "-c", `trap "echo told" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
+	cmd, rest, stderr := b.start("--name", "twice", "--grace", "1h", "bb", "sh", "-c", `trap "echo told" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
 	b.signal(cmd, syscall.SIGINT)
-	time.Sleep(500 * time.Millisecond) // the second must not come before the first was acted on
+	b.await("told", "logs", "twice") // the second must not come before the first was acted on
 	began := time.Now()
 	b.signal(cmd, syscall.SIGINT)
 	if got := rest(); got != "told\n" {
@@ -208,11 +208,12 @@ func TestGraceEnds(t *testing.T) {
 // TestStopInterrupted: who no longer waits for the end of a detached task leaves it to its end.
 func TestStopInterrupted(t *testing.T) {
 	b := newBench(t)
-	out, code := b.output("run", "--detach", "--grace", "4s", "bb", "sh", "-c", `trap "echo told" TERM; while true; do sleep 0.05; done`, "in-the-task")
+	out, code := b.output("run", "--detach", "--grace", "4s", "bb", "sh", "-c", `trap "echo told" TERM; echo up; while true; do sleep 0.05; done`, "in-the-task")
 	if code != 0 {
 		t.Fatal(out)
 	}
 	id := strings.TrimSpace(out)
+	b.await("up", "logs", id)
 	cmd := b.berth("stop", id)
 	said := &bytes.Buffer{}
 	cmd.Stdout, cmd.Stderr = said, said
@@ -220,7 +221,7 @@ func TestStopInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if out, _ := b.output("logs", id); out == "told\n" {
+		if out, _ := b.output("logs", id); out == "up\ntold\n" {
 			break
 		}
 	}
@@ -522,12 +523,16 @@ func TestReviveOnlyWhatIsAdrift(t *testing.T) {
 	if ids := adrift(); len(ids) != 0 {
 		t.Errorf("adrift: %v", ids)
 	}
+	monitors := processes("berth-monitor\x00--data-dir\x00" + b.data + "\x00")
+	for _, pid := range monitors { // else it has a worker put things right by itself
+		_ = syscall.Kill(pid, syscall.SIGSTOP)
+	}
 	b.signal(cmd, syscall.SIGKILL)
 	_ = cmd.Wait()
 	if ids := adrift(); len(ids) != 1 {
 		t.Errorf("of one killed in the foreground, adrift: %v", ids)
 	}
-	for _, pid := range processes("berth-monitor\x00--data-dir\x00" + b.data + "\x00") {
+	for _, pid := range monitors {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && watched(place{engine: engineOCI}, b.data); time.Sleep(10 * time.Millisecond) {

@@ -25,7 +25,7 @@ cat >/check <<'end'
 berth info | grep -E '^(user|engine)|(CPU|memory|pids) limits'
 berth run --memory 48MiB --result r.json bb dd if=/dev/zero of=/dev/null bs=200M count=1; echo exit $?
 grep -o '"reason": *"[A-Za-z]*"' r.json | head -1
-berth run --pids 20 bb sh -c 'i=0; while [ $i -lt 60 ]; do sleep 1 & i=$((i+1)); done; echo all' 2>/dev/null | grep all
+berth run --pids 20 bb sh -c 'i=0; while [ $i -lt 60 ]; do sleep 100 & i=$((i+1)); done; echo all' 2>/dev/null | grep all
 berth run --cpus 0.5 --memory 100MiB bb sh -c 'cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.swap.max; touch f; chown 5:6 f; stat -c %u:%g f'
 end
 given() { # a cgroup of the user's, made by hand

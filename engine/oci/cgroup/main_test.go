@@ -90,14 +90,23 @@ func helper(what string, args []string) error {
 	case "read": // PATH
 		_, err := os.ReadFile(args[0])
 		return err
-	case "write": // PATH BYTES, synced
+	case "write": // PATH BYTES, to the next page, synced
 		n, _ := strconv.Atoi(args[1])
-		f, err := os.Create(args[0])
+		// By itself, where that can be: of what the kernel writes back some may be on others' account.
+		f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|unix.O_DIRECT, 0o600)
+		if errors.Is(err, unix.EINVAL) {
+			f, err = os.Create(args[0])
+		}
 		if err != nil {
 			return err
 		}
-		for chunk := []byte(strings.Repeat("x", 1<<20)); n > 0; n -= len(chunk) {
-			if _, err := f.Write(chunk[:min(n, len(chunk))]); err != nil {
+		page := os.Getpagesize()
+		chunk, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return err
+		}
+		for ; n > 0; n -= len(chunk) {
+			if _, err := f.Write(chunk[:min((n+page-1)/page*page, len(chunk))]); err != nil {
 				return err
 			}
 		}

@@ -30,13 +30,14 @@ func user(args []string) error {
 		return err
 	}
 	defer n.Close()
+	most := 20 * time.Second // the helper's loop may begin after its route is there
 	for _, addr := range args[2:] {
 		answer := "nothing"
 		err := inThread(func() error {
 			if err := unix.Setns(int(n.NS.Fd()), unix.CLONE_NEWNET); err != nil {
 				return err
 			}
-			c, err := net.DialTimeout("tcp4", addr, time.Second)
+			c, err := net.DialTimeout("tcp4", addr, most)
 			if err != nil {
 				return nil
 			}
@@ -51,6 +52,7 @@ func user(args []string) error {
 			return err
 		}
 		fmt.Println(answer)
+		most = time.Second
 	}
 	resolv, hosts, _ := strings.Cut(string(n.ResolvConf), "\n")
 	fmt.Println(resolv, n.Address.IsValid(), strings.Contains(hosts+string(n.Hosts), "10.0.2.100\ts\n"))
