@@ -12,19 +12,18 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
 )
 
 // Bounds on what others may write, so that nobody can make a look at the ledger slow.
 const (
-	fileMax     = 64 << 10 // bytes of one entry's file
-	entriesMax  = 4096     // entries of one user
-	holdersMax  = 64       // of one entry
-	devicesMax  = 256      // of one entry
-	deviceIDMax = 128      // bytes
-	pathMax     = 1024     // bytes
+	fileMax     = 1 << 20 // bytes of one entry's file
+	entriesMax  = 4096    // entries of one user
+	holdersMax  = 64      // of one entry
+	devicesMax  = 256     // of one entry
+	deviceIDMax = 128     // bytes
+	pathMax     = 1024    // bytes
 	seqMax      = 1 << 60
 )
 

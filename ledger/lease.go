@@ -1,7 +1,9 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -78,8 +80,15 @@ func (ls *Lease) change(ctx context.Context, edit func(*Entry) error) error {
 	if err != nil {
 		return fmt.Errorf("lease %s: %w", ls.ID(), err)
 	}
+	before, err := json.Marshal(&e)
+	if err != nil {
+		return fmt.Errorf("lease %s: %w", ls.ID(), err)
+	}
 	if err := edit(&e); err != nil {
 		return fmt.Errorf("lease %s: %w", ls.ID(), err)
+	}
+	if after, err := json.Marshal(&e); err == nil && bytes.Equal(before, after) {
+		return nil // the file only grows
 	}
 	if err := appendEntry(ls.file, &e); err != nil {
 		return err

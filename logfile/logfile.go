@@ -55,6 +55,22 @@ type Index struct {
 
 type mark struct{ at, end int64 }
 
+// last is the mark of what came last.
+func (ix *Index) last() mark {
+	if n := len(ix.marks); n > 0 {
+		return ix.marks[n-1]
+	}
+	return mark{}
+}
+
+// Last is when the last of what the index knows of arrived; zero if it knows of nothing.
+func (ix *Index) Last() time.Time {
+	if m := ix.last(); m.at != 0 {
+		return time.Unix(0, m.at)
+	}
+	return time.Time{}
+}
+
 // ReadIndex reads the index of a stream's log. A log without one is a log in which nothing arrived.
 func ReadIndex(dir, stream string) (*Index, error) {
 	ix := &Index{Lost: -1}

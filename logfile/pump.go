@@ -165,6 +165,14 @@ func (w *Writer) splice(fd, want int) (int64, error) {
 			w.spliceOK = false // not a pipe, or a file system that cannot
 			break
 		}
+		if errors.Is(err, unix.EIO) { // the file's: of a terminal nothing is spliced
+			w.lose(err)
+			n, err := discard(fd, want)
+			if err == nil && n > 0 {
+				err = errDropped
+			}
+			return n, err
+		}
 		return n, err
 	}
 	buf := make([]byte, min(want, 32<<10))

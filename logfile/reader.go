@@ -43,7 +43,7 @@ func Open(dir, stream string, from From) (*Reader, error) {
 }
 
 func (r *Reader) start(from From) error {
-	if err := r.refresh(); err != nil {
+	if err := r.refresh(0); err != nil {
 		return err
 	}
 	end, err := r.End()
@@ -63,8 +63,8 @@ func (r *Reader) start(from From) error {
 	return nil
 }
 
-// refresh reads the index anew where it has grown.
-func (r *Reader) refresh() error {
+// refresh reads the index anew where it has grown, or does not know of what lies before end: its last mark may have been moved.
+func (r *Reader) refresh(end int64) error {
 	st, err := os.Stat(filepath.Join(r.dir, r.stream+indexExt))
 	if errors.Is(err, fs.ErrNotExist) {
 		r.index = &Index{Lost: -1}
@@ -72,7 +72,7 @@ func (r *Reader) refresh() error {
 	} else if err != nil {
 		return err
 	}
-	if r.index != nil && st.Size() == r.indexSize {
+	if r.index != nil && st.Size() == r.indexSize && end <= r.index.last().end {
 		return nil
 	}
 	ix, err := ReadIndex(r.dir, r.stream)
@@ -105,7 +105,7 @@ func (r *Reader) Index() *Index { return r.index }
 // Skipped.
 func (r *Reader) Read(p []byte) (int, error) {
 	n, err := r.file.ReadAt(p, r.pos)
-	if rerr := r.refresh(); rerr != nil { // after the bytes: what was read may have been dropped meanwhile
+	if rerr := r.refresh(r.pos + int64(n)); rerr != nil { // after the bytes: what was read may have been dropped meanwhile
 		return 0, rerr
 	}
 	if d := r.index.Dropped; d > r.pos {

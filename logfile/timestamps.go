@@ -24,8 +24,11 @@ func (t *Timestamps) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
 		if !t.inLine {
 			at := t.R.Index().At(offset)
+			if at.IsZero() { // its time is written a little after it
+				at = t.R.Index().Last()
+			}
 			if at.IsZero() {
-				at = time.Unix(0, 0)
+				at = time.Now()
 			}
 			out.WriteString(at.UTC().Format(stampLayout) + " ")
 		}

@@ -216,6 +216,36 @@ func (d *drive) keep(c berth.Container) error {
 	return nil
 }
 
+// bridge has the process that keeps the sandbox's containers hold the lease of a detached task until its container does: should this
+// one be killed as it starts that, the container runs on, and what it has must not be lent to others. Where that fails it is as it is
+// without.
+func (d *drive) bridge(sandbox berth.Sandbox) {
+	if !d.rec.Detached || !d.lent() {
+		return
+	}
+	h, ok, err := monitorOf(d.alive, sandbox)
+	if err == nil && ok {
+		err = d.lease.AddHolder(d.alive, h)
+	}
+	if err != nil {
+		d.r.cfg.Logger.Warn("nobody else holds the lease while the step starts", "task", d.rec.Task.ID, "err", err)
+	} else if ok {
+		d.bridged = h
+	}
+}
+
+// unbridge undoes bridge.
+func (d *drive) unbridge() {
+	h := d.bridged
+	if h == (ledger.Holder{}) || !d.lent() {
+		return
+	}
+	d.bridged = ledger.Holder{}
+	if err := d.lease.RemoveHolder(context.WithoutCancel(d.alive), h); err != nil {
+		d.r.cfg.Logger.Warn("the lease is held still by who keeps the containers", "task", d.rec.Task.ID, "err", err)
+	}
+}
+
 // unkeep undoes keep, once the container has ended.
 func (d *drive) unkeep() error {
 	if d.holder == (ledger.Holder{}) || !d.lent() {

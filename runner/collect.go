@@ -3,6 +3,7 @@ package runner
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/logfile"
 	"github.com/berth-project/berth/runner/untar"
 	"github.com/berth-project/berth/staging"
 )
@@ -65,8 +67,15 @@ func (d *drive) saveStreams(i int) {
 		if s.step != i {
 			continue
 		}
-		if err := d.saveStream(s); err != nil {
-			d.warn(fmt.Sprintf("step %d: %s was not saved: %v", i+1, s.path, err))
+		err := d.saveStream(s)
+		if err == nil {
+			continue
+		}
+		text := fmt.Sprintf("step %d: file %s of %s was not saved: %v", i+1, s.path, s.name(), err)
+		if exit := d.rec.Steps[i].Exit; exit != nil && d.goesOn(i, *exit) {
+			d.unsaved = append(d.unsaved, text)
+		} else {
+			d.warn(text)
 		}
 	}
 }
@@ -96,10 +105,9 @@ func (d *drive) saveStream(s stream) error {
 		return kind(err)
 	}
 	defer func() { _ = in.Close() }()
-	if err := root.Remove(rel); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return kind(err)
-	}
-	out, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	// Whole or not at all: what is there of it is no file of that name.
+	tmp := path.Join(path.Dir(rel), ".berth-"+rand.Text()+".tmp")
+	out, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return kind(err)
 	}
@@ -109,7 +117,27 @@ func (d *drive) saveStream(s stream) error {
 	if err == nil {
 		_, err = io.Copy(out, in)
 	}
-	return kind(errors.Join(err, out.Close()))
+	if err = errors.Join(err, out.Close()); err == nil {
+		err = root.Rename(tmp, rel)
+	}
+	if err != nil {
+		return kind(errors.Join(err, root.Remove(tmp)))
+	}
+	return d.lacks(s)
+}
+
+// lacks says what a log that a file was made from has lost on a full disk.
+func (d *drive) lacks(s stream) error {
+	ix, err := logfile.ReadIndex(d.dir.logs(s.step), s.name())
+	switch {
+	case err != nil:
+		return kind(err)
+	case ix.Lost >= 0:
+		return fmt.Errorf("it ends after byte %d: the disk was full", ix.Lost)
+	case ix.Dropped > 0:
+		return fmt.Errorf("its first %d bytes are gone: the disk was full", ix.Dropped)
+	}
+	return nil
 }
 
 // saveRooted reads the outputs that lie in no mount out of the root of a step's container. What is not there is not

@@ -69,11 +69,11 @@ func (d *drive) decide(err error, got collected) berth.Result {
 	return res
 }
 
-// hearCancel looks whether a task that a signal has ended was canceled before: another process records that, and this one may have heard
+// hearCancel looks whether a task that was ended from without was canceled before: another process records that, and this one may have heard
 // of the end first.
 func (d *drive) hearCancel() {
 	i := d.failedStep()
-	if i < 0 || d.rec.Cancel != nil || d.rec.Steps[i].Exit.Reason != berth.Signaled {
+	if i < 0 || d.rec.Cancel != nil || !slices.Contains([]berth.Reason{berth.Signaled, berth.Lost, berth.Preempted}, d.rec.Steps[i].Exit.Reason) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(d.alive, recordTime)
@@ -110,6 +110,9 @@ func (d *drive) notes() string {
 
 // unfilled tells of files that lack some of what steps wrote that ended well.
 func (d *drive) unfilled() string {
+	if len(d.unsaved) > 0 {
+		return strings.Join(d.unsaved, "; ")
+	}
 	for i, s := range d.rec.Steps {
 		if s.Exit == nil || s.Exit.Unfilled == "" || !d.goesOn(i, *s.Exit) {
 			continue
@@ -222,7 +225,11 @@ func (d *drive) abandon() (berth.Result, error) {
 				continue
 			}
 			exit = d.recall(i, exit)
-			if err := d.record(KindEnded, "", fmt.Sprintf("step %d %s", i+1, describe(exit)), Stepped{Index: i, Exit: &exit}); err != nil {
+			state := berth.State("")
+			if d.rec.State == berth.Initializing && !exit.Started.IsZero() {
+				state = berth.Running // which nobody has recorded
+			}
+			if err := d.record(KindEnded, state, fmt.Sprintf("step %d %s", i+1, describe(exit)), Stepped{Index: i, Exit: &exit}); err != nil {
 				return berth.Result{}, err
 			}
 		}

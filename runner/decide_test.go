@@ -6,9 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/berth-project/berth"
+	"github.com/google/go-cmp/cmp"
 )
 
 // endedEngine has one container, which ended so. Where closes is set, somebody else has closed its sandbox by then.

@@ -12,10 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/ledger"
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestCancel ends a task in each of its phases, by its context and by Cancel.
@@ -282,6 +281,45 @@ func TestContainerHolds(t *testing.T) {
 	}
 	if !slices.Equal(running, []int{pid}) || len(ended) > 0 {
 		t.Errorf("held by %v while process %d ran, by %v afterwards", running, pid, ended)
+	}
+}
+
+// TestBridge: while a detached task's step starts, who keeps its container holds the lease, should the driver be killed; then the
+// container does.
+func TestBridge(t *testing.T) {
+	b := newTestbed(t)
+	var starting, running []int
+	var pid int
+	_, err := b.Submit(timeout(t), berth.Task{
+		ID: "t", Steps: []berth.Step{sh("until [ -e $R/v/looked ]; do sleep 0.02; done")}, Volumes: []berth.Volume{{Path: "/v"}},
+		Resources: berth.Resources{Limits: berth.Limits{CPU: 1}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hooks := Hooks{
+		At: func(at string) {
+			if at == "step start" {
+				starting = b.holders()
+			}
+		},
+		Started: func(_ int, c berth.Container) {
+			pid, running = c.(Process).Pid(), b.holders()
+			if err := os.WriteFile(filepath.Join(b.engine.dir, "sandboxes", "t", "vol", "v", "looked"), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+		},
+	}
+	for {
+		if _, err = b.Drive(timeout(t), "t", hooks); !errors.Is(err, ErrParked) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(starting, []int{monitorPID()}) || !slices.Equal(running, []int{pid}) {
+		t.Errorf("held by %v while process %d was started, by %v while it ran; want %d, %[2]d", starting, pid, running, monitorPID())
 	}
 }
 

@@ -400,7 +400,8 @@ func supervise(dir string) {
 	cmd := exec.Command("/bin/sh", "-c", strings.Join(spec.Command, " "))
 	cmd.Env = append([]string{"R=" + root, "PATH=/bin:/usr/bin"}, spec.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	out, err := os.Create(filepath.Join(spec.LogDir, "stdout"))
+	// As of the embedded engine: what lies there is another's.
+	out, err := os.OpenFile(filepath.Join(spec.LogDir, "stdout"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 	if err == nil {
 		cmd.Stdout = out
 		cmd.Stderr, err = os.Create(filepath.Join(spec.LogDir, "stderr"))

@@ -127,6 +127,8 @@ func (l *layout) stream(s stream) (volume string, err error) {
 	dir := path.Dir(s.path)
 	p, ok := l.at(dir)
 	switch {
+	case l.isPlace(s.path):
+		return "", fmt.Errorf("step %d: %s %s: %w: it is itself mounted; name a file in a directory that is", s.step+1, s.name(), s.path, berth.ErrInvalid)
 	case ok && p.kind == placeVolume:
 		return "", nil
 	case ok && p.kind == placeMount && !p.ro:

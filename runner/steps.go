@@ -125,11 +125,13 @@ func (d *drive) runStep(sandbox berth.Sandbox, i int) (berth.Exit, error) {
 	}
 	c, err := d.startStep(sandbox, i, known)
 	if err != nil {
+		d.unbridge()
 		return berth.Exit{}, err
 	}
 	if err := d.keep(c); err != nil {
 		d.r.cfg.Logger.Warn("container does not hold the lease", "task", d.rec.Task.ID, "err", err)
 	}
+	d.unbridge()
 	d.measure(i, c)
 	if d.hooks.Started != nil {
 		d.hooks.Started(i, c)
@@ -180,6 +182,14 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		return nil, err
 	}
 	spec := known.Spec
+	if spec.ID != "" && !d.lent() {
+		// Who was to start it was killed, and what was lent with him is free: unless it was started, it waits again.
+		if _, err := sandbox.Container(d.alive, spec.ID); errors.Is(err, berth.ErrNotFound) {
+			if err := d.admit(true); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if spec.ID == "" {
 		if err := d.admit(true); err != nil {
 			return nil, err
@@ -194,7 +204,8 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		if d.rec.Task.Timeout > 0 && spec.Timeout <= 0 {
 			return nil, berth.ErrDeadline
 		}
-		if err := os.MkdirAll(spec.LogDir, 0o700); err != nil {
+		// Of an attempt before this one, which was lost, the logs are lost with it.
+		if err := errors.Join(os.RemoveAll(spec.LogDir), os.MkdirAll(spec.LogDir, 0o700)); err != nil {
 			return nil, fmt.Errorf("logs of step %d: %w", i+1, kind(err))
 		}
 		// Intent before effect: with the ID recorded, whoever comes next finds the container.
@@ -202,6 +213,7 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		if err != nil {
 			return nil, d.leaving(fmt.Errorf("engine: %w", err))
 		}
+		d.bridge(sandbox)
 		data := Starting{Index: i, Spec: spec, Engine: info.Name, Disk: sandbox.DiskEnforcement()}
 		if err := d.record(KindStarting, "", "", data); err != nil {
 			return nil, err
@@ -226,10 +238,18 @@ func (d *drive) startStep(sandbox berth.Sandbox, i int, known StepRecord) (berth
 		begun.Runtime = r.Runtime()
 	}
 	if err := d.record(KindStarted, state, "", begun); err != nil {
+		d.halt(c)
 		return nil, err
 	}
 	d.at("step started")
 	return c, nil
+}
+
+// halt ends a container that nobody goes on with, as its records cannot be kept: what it would write is not to be collected meanwhile.
+func (d *drive) halt(c berth.Container) {
+	if err := c.Stop(d.alive, 0); err != nil {
+		d.astray = err
+	}
 }
 
 // recall adds to how a lost step ended what the records say of its start: whoever could have told is gone. Its end is
@@ -376,6 +396,7 @@ func (d *drive) stopStep(c berth.Container) error {
 		return err
 	}
 	if err := d.canceling(); err != nil {
+		d.halt(c)
 		return err
 	}
 	soft := grace(&d.rec.Task)

@@ -58,7 +58,7 @@ func TestLinksOfTheTask(t *testing.T) {
 			commands: []string{`rm -r $R/work/sub; ln -s ../secret $R/work/sub; echo evil`},
 			mounts:   [][]berth.Mount{{mount("w", "/work"), mount("w/sub", "/sub")}},
 			stdout:   "/sub/s",
-			warning:  "step 1: /sub/s was not saved", runs: 1,
+			detail:   "step 1: file /sub/s of stdout was not saved: ", runs: 1,
 		},
 		{
 			name:     "where another mount lies that is read",

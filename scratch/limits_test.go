@@ -15,10 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/scratch"
+	"golang.org/x/sys/unix"
 )
 
 func TestSample(t *testing.T) {

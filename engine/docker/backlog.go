@@ -9,9 +9,8 @@ import (
 	"net"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/berth-project/berth"
+	"github.com/moby/moby/client"
 )
 
 const (

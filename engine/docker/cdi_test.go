@@ -8,10 +8,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/moby/moby/client"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
+	"github.com/moby/moby/client"
 )
 
 // TestCDI: Podman injects CDI devices, hooks too, where the spec on disk has what was lent, and so does dockerd of today.

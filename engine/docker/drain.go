@@ -91,7 +91,7 @@ func (o *output) drain(ctx context.Context, over <-chan struct{}) error {
 			return errors.Join(err, ended(r, err))
 		default:
 		}
-		if _, ok := r.(*backlog); r != nil && !ok && err == nil {
+		if _, ok := r.(*backlog); r != nil && !ok && err == nil && o.l.e.isPodman.Load() { // Docker answers who waits
 			select {
 			case o.l.silent <- struct{}{}:
 			default:

@@ -120,7 +120,7 @@ type Engine struct {
 	logDisk logDisk
 
 	mu    sync.Mutex
-	lives map[string]*life    // by container name
+	lives map[string]*life    // by sandbox and step
 	bound map[string]*os.File // locks of sandboxes that end with this process
 	host  *hostInfo
 	// unlimited: the daemon has said that it cannot limit writable layers.

@@ -17,6 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-project/berth"
+	"github.com/berth-project/berth/device/cdi/grant"
+	"github.com/berth-project/berth/engine/docker"
+	"github.com/berth-project/berth/engine/docker/dockertest"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -25,11 +29,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
-
-	"github.com/berth-project/berth"
-	"github.com/berth-project/berth/device/cdi/grant"
-	"github.com/berth-project/berth/engine/docker"
-	"github.com/berth-project/berth/engine/docker/dockertest"
 )
 
 // begin starts a script in a sandbox of its own, with a volume at /vol.

@@ -13,11 +13,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-project/berth"
 )
 
 // eventsMax is how many events a daemon remembers.
@@ -79,7 +78,7 @@ func (l *life) history(ctx context.Context, r *record) history {
 				oldest = time.Unix(0, m.TimeNano).Add(-ahead)
 			}
 		}); err != nil {
-			h.known, h.gone = len(h.killed) > l.sentSignals(), l.e.gone(err)
+			h.known, h.gone = false, l.e.gone(err)
 			return h
 		}
 		if h.restarted = n < eventsMax; !h.restarted {
@@ -153,14 +152,6 @@ func (l *life) noteSignal(sig syscall.Signal) error {
 	return err
 }
 
-func (l *life) sentSignals() int {
-	raw, err := os.ReadFile(filepath.Join(l.dir, signalsFile))
-	if err != nil {
-		return 0
-	}
-	return strings.Count(string(raw), "\n")
-}
-
 // endingSignal is the signal of somebody else's that may have ended a container which exited with code: one that asks for an end, which
 // a command may answer with any code, or one that the code tells of. Others, like HUP, are mostly there for the command to live on. Of
 // Podman, which does not say which they were, only the code tells; it is 0 then where that tells of none.
@@ -199,7 +190,7 @@ func (l *life) endingSignal(killed []int, code int) (sig int, ended bool) {
 func (l *life) foreign(e *berth.Exit, h history, live bool, away time.Time) {
 	sig, signaled := l.endingSignal(h.killed, e.Code)
 	switch {
-	case h.known && signaled:
+	case signaled:
 		e.Reason, e.Signal = berth.Signaled, sig
 		what := fmt.Sprintf("signal %d (%s)", sig, signalName(sig))
 		e.Detail = what + ", which the daemon sent, and not for berth: for somebody else, or as it was stopped"

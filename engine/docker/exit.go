@@ -7,10 +7,9 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-project/berth"
 )
 
 // Shells' codes for a command that cannot be run and one that is not there.

@@ -10,9 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
-
 	"github.com/berth-project/berth"
+	"github.com/moby/moby/api/types/container"
 )
 
 // TestForeign: whether a container ended by itself, by what the daemon remembers of it, or why it was not asked.

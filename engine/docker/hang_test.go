@@ -17,13 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
 	"github.com/berth-project/berth/image"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // hanger passes a daemon's API on, but for calls that it leaves without an answer, or without the rest of one.

@@ -248,14 +248,23 @@ func (p *past) of(ctx context.Context, s *container.State) history {
 	l.e.hearing.forget(id)
 	<-t.done
 	whole := !t.died.IsZero()
-	if whole && (len(t.killed) > l.sentSignals() || ranFor(s, t.died) < l.e.hearing.or(dropTime) && !l.killCode(s.ExitCode)) {
+	_, explained := l.endingSignal(t.killed, codeOf(s))
+	if whole && (explained || ranFor(s, t.died) < l.e.hearing.or(dropTime) && !l.killCode(s.ExitCode)) {
 		return t.history
 	}
 	asked := p.insist(ctx)
-	if (whole || len(t.killed) > l.sentSignals()) && len(asked.killed) <= len(t.killed) { // it may have forgotten some, and all where it was started anew since
+	if (whole || explained) && len(asked.killed) <= len(t.killed) { // it may have forgotten some, and all where it was started anew since
 		return t.history
 	}
 	return asked
+}
+
+// codeOf is the code that a container exited with; 0 where no state is told.
+func codeOf(s *container.State) int {
+	if s == nil {
+		return 0
+	}
+	return s.ExitCode
 }
 
 // ranFor is how long a container ran until then, by the daemon's clock.

@@ -18,11 +18,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/companion"
+	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
 )
 
 // LabelResume is a label that, set to "1" on a sandbox, has the keeper call Config.Worker when a step of the sandbox

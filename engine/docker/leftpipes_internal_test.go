@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
 )
 
 // standIn stands in for a container's shim: it has the pipes as that has, and a child that is the container, which ends when a file

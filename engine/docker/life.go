@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -15,13 +16,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/client"
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/logfile"
 	"github.com/berth-project/berth/scratch"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 )
 
 // life is one step as this process knows it. Of all processes that know it, the one that holds the lock file
@@ -96,7 +96,7 @@ func (e *Engine) containerName(sandbox, step string) string {
 }
 
 func (e *Engine) life(sandbox, step string) *life {
-	name := e.containerName(sandbox, step)
+	name := sandbox + "/" + step // containers' names may be those of several
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	l := e.lives[name]
@@ -110,7 +110,7 @@ func (e *Engine) life(sandbox, step string) *life {
 func (e *Engine) drop(l *life) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if name := e.containerName(l.sandbox, l.step); e.lives[name] == l {
+	if name := l.sandbox + "/" + l.step; e.lives[name] == l {
 		delete(e.lives, name)
 	}
 }
@@ -356,9 +356,14 @@ func (l *life) end(ctx context.Context, why intent, grace time.Duration) error {
 
 // unsent takes back that berth ends the container, where no signal can have come to it: it may end by itself, hours later.
 func (l *life) unsent(err error, ours bool) {
-	if ours && l.enders.Load() == 1 && unconnected(err) {
+	if ours && l.enders.Load() == 1 && unconnected(err) && !brokenOff(err) {
 		_ = os.Remove(filepath.Join(l.dir, intentFile))
 	}
+}
+
+// brokenOff reports whether a connection broke that a request may have gone over.
+func brokenOff(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // easeAfter is how soon a signal is taken by a daemon that nothing holds up.

@@ -16,9 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
 )
 
 // TestEndedWithoutRecord: of a container whose record is gone the daemon's code is told, also one that its init has when it cannot

@@ -11,9 +11,8 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/moby/moby/client"
-
 	"github.com/berth-project/berth/logfile"
+	"github.com/moby/moby/client"
 )
 
 const defaultLogLimit = 64 << 20 // bytes

@@ -223,6 +223,19 @@ func TestToldThenUnknown(t *testing.T) {
 	}
 }
 
+// TestHarmlessThenUnknown: a signal that a container lived through does not keep the daemon from being asked how that ended which was
+// ended since, nor from being believed.
+func TestHarmlessThenUnknown(t *testing.T) {
+	t.Parallel()
+	l := fakeDaemon(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, itStarted+itKilled) })
+	l.told = &told{history: history{known: true, killed: []int{1}}, done: make(chan struct{})}
+	close(l.told.done)
+	e := berth.Exit{Reason: berth.Exited, Ended: time.Now()}
+	if l.foreign(&e, (&past{l: l, r: l.rec}).of(t.Context(), nil), false, time.Time{}); e.Reason != berth.Signaled || e.Signal != 15 {
+		t.Errorf("exit %+v", e)
+	}
+}
+
 // TestOutOfMemoryToldLate: where the daemon alone can say that the memory limit was reached, and says it after it has told of the end,
 // be it of what happened or of the container, that is waited for if the container failed. In what it remembers it is seen in any case.
 func TestOutOfMemoryToldLate(t *testing.T) {

@@ -21,13 +21,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-project/berth"
 )
 
 // Podman's service speaks Docker's API beside its own. Containers are made by its own, and the rest is asked for as of

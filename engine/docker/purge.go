@@ -7,10 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
-
-	"github.com/berth-project/berth"
 )
 
 // Orphans names the sandboxes of this owner of which the daemon has containers, volumes or networks, or this machine a CDI

@@ -7,11 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/client"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/docker"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
 )
 
 // TestPurge: what is left of a sandbox goes by its labels, containers, volumes and networks, and nothing else of this owner's

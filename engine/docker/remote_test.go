@@ -286,13 +286,11 @@ func TestRemoteUsage(t *testing.T) {
 func TestRemoteOpenFails(t *testing.T) {
 	t.Parallel()
 	cfg := remoteConfig(t)
+	cfg.Keeper = []string{"/none"} // which is to be told of it
 	e, _ := newEngine(t, cfg)
 	id := berth.NewID()
 	dir := filepath.Join(cfg.Dir, "sandboxes", id)
-	if err := os.MkdirAll(filepath.Join(dir, "sandbox.json"), 0o700); err != nil { // where its record is to be
-		t.Fatal(err)
-	}
-	if _, err := e.Open(t.Context(), berth.SandboxSpec{ID: id, Volumes: []berth.Volume{{Path: "/vol"}}}); err == nil {
+	if _, err := e.Open(t.Context(), berth.SandboxSpec{ID: id, Bound: true, Volumes: []berth.Volume{{Path: "/vol"}}}); err == nil {
 		t.Fatal("it was opened")
 	}
 	api, err := client.New(client.WithHost(sharedRemote.daemon.Host()))

@@ -120,6 +120,8 @@ func (e *Engine) Open(ctx context.Context, spec berth.SandboxSpec) (berth.Sandbo
 			return nil, fmt.Errorf("sandbox %s: %w: it is open with another spec", spec.ID, berth.ErrConflict)
 		}
 		return e.Attach(ctx, spec.ID)
+	} else if !errors.Is(err, berth.ErrNotFound) { // it may be open
+		return nil, err
 	}
 	s := &Sandbox{e: e, spec: spec}
 	err = s.bind(dir)
@@ -377,13 +379,13 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if held != nil && !errors.Is(held, errHeld) {
 		return held
 	}
-	if s.area != nil {
-		if err := s.area.Close(); err != nil {
+	for _, p := range s.spec.Scratch {
+		if err := scratch.Remove(p); err != nil {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
-	for _, p := range s.spec.Scratch {
-		if err := scratch.Remove(p); err != nil {
+	if s.area != nil { // last: without it the sandbox cannot be attached to, to be closed
+		if err := s.area.Close(); err != nil {
 			return fmt.Errorf("close %s: %w", s.spec.ID, err)
 		}
 	}
@@ -508,6 +510,17 @@ func (e *Engine) trash() string { return filepath.Join(e.cfg.Dir, "trash") }
 // halfAge is how old the directory of a sandbox without a record is, at least, when it is nobody's.
 const halfAge = time.Minute
 
+// isHalf reports whether a sandbox was not made to its end, and has no record, or was not closed to its end, and cannot be attached to,
+// as its volumes are gone.
+func (e *Engine) isHalf(id string) bool {
+	dir := e.sandboxDir(id)
+	if !written(filepath.Join(dir, sandboxFile)) {
+		return true
+	}
+	spec, err := e.readSandbox(id)
+	return err == nil && len(spec.Volumes) > 0 && !exists(filepath.Join(dir, remoteFile)) && !exists(filepath.Join(dir, "scratch"))
+}
+
 // Sweep removes what processes left that were killed while they made or closed a sandbox, and what a daemon left that was
 // killed while it started a container. It leaves alone what is of an open sandbox.
 func (e *Engine) Sweep(ctx context.Context) error {
@@ -517,14 +530,14 @@ func (e *Engine) Sweep(ctx context.Context) error {
 	for _, d := range entries {
 		dir := e.sandboxDir(d.Name())
 		st, err := d.Info()
-		if err != nil || time.Since(st.ModTime()) < halfAge || written(filepath.Join(dir, sandboxFile)) {
+		if err != nil || time.Since(st.ModTime()) < halfAge || !e.isHalf(d.Name()) {
 			continue
 		}
 		lock, err := lockDir(dir)
 		if err != nil {
 			continue
 		}
-		if !written(filepath.Join(dir, sandboxFile)) {
+		if e.isHalf(d.Name()) {
 			s := &Sandbox{e: e, spec: berth.SandboxSpec{ID: d.Name()}, remote: exists(filepath.Join(dir, remoteFile)), half: true}
 			if s.area, err = scratch.Reopen(ctx, filepath.Join(dir, "scratch"), e.cfg.Logger); err != nil {
 				s.area = nil

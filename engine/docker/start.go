@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -194,6 +195,9 @@ func (la *launch) create(ctx context.Context, host *hostInfo, opts client.Contai
 	kind := creating
 	if la.s.copiesUp() && !la.s.filled() {
 		kind = filling
+		if err := la.s.emptyAgain(); err != nil {
+			return fmt.Errorf("%w: %w", kindOf(err), err)
+		}
 	}
 	leave, err := la.s.e.pressure.turn(ctx, kind)
 	if err != nil {
@@ -212,6 +216,10 @@ func (la *launch) create(ctx context.Context, host *hostInfo, opts client.Contai
 		res, err = la.s.e.createContainer(ctx, host, la.l.dir, opts)
 	}
 	for is(err, berth.ErrConflict) {
+		if c, ierr := la.l.inspect(ctx, opts.Name); ierr == nil && c.Config != nil && (c.Config.Labels[LabelSandbox] != la.l.sandbox || c.Config.Labels[LabelStep] != la.l.step) {
+			err = fmt.Errorf("%w: the container %s is not this step's", berth.ErrConflict, opts.Name)
+			break
+		}
 		if _, rerr := la.s.e.api().ContainerRemove(ctx, opts.Name, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); rerr != nil && !is(rerr, berth.ErrNotFound) && !is(rerr, berth.ErrConflict) {
 			err = rerr
 			break
@@ -249,6 +257,50 @@ func (s *Sandbox) copiesUp() bool {
 	return slices.ContainsFunc(s.spec.Volumes, func(v berth.Volume) bool { return v.CopyUp })
 }
 
+// emptyAgain has the volumes be empty that a daemon may have filled in part: it fills no other. Whoever has put something into one before
+// the first time keeps that.
+func (s *Sandbox) emptyAgain() error {
+	if s.area == nil {
+		return nil
+	}
+	var dirs, empty []string
+	for i, v := range s.spec.Volumes {
+		if v.CopyUp {
+			dir, err := s.area.Volume(scratch.VolumeName(i, v.Path))
+			if err != nil {
+				return err
+			}
+			dirs = append(dirs, dir)
+		}
+	}
+	note := filepath.Join(s.e.sandboxDir(s.spec.ID), "filling")
+	err := readJSON(note, &empty)
+	again := err == nil
+	if err != nil && !errors.Is(err, berth.ErrNotFound) && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !again && len(entries) == 0:
+			empty = append(empty, dir)
+		case again && slices.Contains(empty, dir):
+			for _, d := range entries {
+				if err := os.RemoveAll(filepath.Join(dir, d.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if again {
+		return nil
+	}
+	return writeJSON(note, empty)
+}
+
 // filled: a step was created, so that the daemon has copied up what volumes get from the image.
 func (s *Sandbox) filled() bool { return exists(s.filledFile()) }
 
@@ -274,21 +326,24 @@ func (la *launch) connect(ctx context.Context, rec *record, streams bool) error 
 			return fmt.Errorf("standard input %s: %w", la.spec.Stdin, err)
 		}
 	}
+	fed := false
+	defer func() {
+		if input != nil && !fed {
+			_ = input.Close()
+		}
+	}()
 	if la.out == nil {
 		if la.out, err = la.l.openOutput(rec, copies); err != nil {
 			return err
 		}
 	}
 	if !streams {
-		if input != nil {
-			_ = input.Close()
-		}
 		return nil
 	}
 	if err := la.l.attach(ctx, la.out, la.spec.OpenStdin || input != nil); err != nil {
 		return err
 	}
-	if input != nil {
+	if fed = input != nil; fed {
 		la.l.feed(input)
 	}
 	return nil

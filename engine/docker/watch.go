@@ -12,10 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berth-project/berth"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
-
-	"github.com/berth-project/berth"
 )
 
 // watch has the step watched by this process, once. lock and out are what Start has taken already; nil where
@@ -62,16 +61,28 @@ func (l *life) giveUp(err error) {
 
 // follow sees the container to its end: its output, its time, its exit.
 func (l *life) follow(ctx context.Context, out *output) error {
-	r, err := l.readRecord()
-	if err != nil {
-		return err
-	}
+	var r *record
 	var unfilled error
 	resumed := out == nil
-	if resumed {
-		if out, unfilled, err = l.resumeOutput(ctx, r); err != nil {
+	for {
+		var err error
+		if r, err = l.readRecord(); err == nil && resumed {
+			out, unfilled, err = l.resumeOutput(ctx, r)
+		}
+		if err == nil {
+			break
+		}
+		if !isShort(err) {
 			return err
 		}
+		l.e.cfg.Logger.Error("container is not watched yet", "container", l.String(), "err", err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(closeAgain):
+		}
+	}
+	if resumed {
 		l.takeHanded(out)
 	}
 	l.watchOOM(r) // where another process has started it
@@ -304,7 +315,7 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 	}
 	var again, stopped <-chan time.Time
 	for {
-		count, cleaned := false, true
+		count, cleaned, silent := false, true, false
 		select {
 		case <-ctx.Done():
 			return nil, away, context.Cause(ctx)
@@ -332,6 +343,7 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 			}
 			// A daemon that is back is seen to be, and not only when the container has ended.
 		case <-l.silent:
+			silent = true
 		case <-stopped:
 			stopped, cleaned = nil, false
 		case <-dog.C:
@@ -351,6 +363,9 @@ func (l *life) await(whole context.Context, before *past, guard *pipeGuard) (sta
 			if stopped == nil {
 				stopped = time.After(stoppedMax)
 			}
+			continue
+		}
+		if silent { // nobody has said that anything is otherwise
 			continue
 		}
 		before.forget()

@@ -17,12 +17,11 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci"
 	"github.com/berth-project/berth/engine/oci/wire"
 	"github.com/berth-project/berth/image"
+	"golang.org/x/sys/unix"
 )
 
 // ample is how long what depends on how busy the machine is may take.

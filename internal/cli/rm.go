@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/spf13/cobra"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/store"
+	"github.com/spf13/cobra"
 )
 
 type rmOptions struct{ force, all bool }
@@ -48,6 +47,7 @@ func (a *app) rm(ctx context.Context, o *rmOptions, refs []string) error {
 	}
 	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
 		if o.force {
+			defer a.lookAfter(ctx, h)()
 			if err := h.runner.Cancel(ctx, id, true); err != nil {
 				return err
 			}

@@ -7,10 +7,9 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/spf13/cobra"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/store"
+	"github.com/spf13/cobra"
 )
 
 type stopOptions struct{ now bool }
@@ -45,6 +44,7 @@ func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
 		return err
 	}
 	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
+		defer a.lookAfter(ctx, h)()
 		err := h.runner.Cancel(ctx, id, o.now)
 		if err == nil {
 			err = awaitEnd(ctx, h, id)

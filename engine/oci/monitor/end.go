@@ -6,9 +6,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
 )
 
 // end ends the container for the given cause, unless it has ended: its stop signal, then after grace KILL.

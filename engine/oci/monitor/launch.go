@@ -11,14 +11,13 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/cgroup"
 	"github.com/berth-project/berth/engine/oci/groups"
 	"github.com/berth-project/berth/engine/oci/wire"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // defaultLogLimit bounds each stream's log where a step says nothing, in bytes.

@@ -4,11 +4,10 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/engine/oci/rootfs"
 	"github.com/berth-project/berth/engine/oci/wire"
+	"golang.org/x/sys/unix"
 )
 
 // mounting is the mount of a root that is made beside what else a start needs: it takes longer than most of that.

@@ -6,9 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth/logfile"
+	"golang.org/x/sys/unix"
 )
 
 // pipeSize is asked for the output pipes, in bytes: fewer wake-ups at full speed. The kernel gives memory

@@ -9,11 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
 	"github.com/berth-project/berth/engine/oci/bundle"
 	"github.com/berth-project/berth/logfile"
+	"golang.org/x/sys/unix"
 )
 
 // unfilled tells of files that lack something of the streams.

@@ -15,9 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-project/berth"
+	"golang.org/x/sys/unix"
 )
 
 // user is a process of an ordinary user in a user namespace, as berth is without root: it makes a sandbox of
