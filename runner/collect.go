@@ -3,7 +3,6 @@ package runner
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -106,7 +105,10 @@ func (d *drive) saveStream(s stream) error {
 	}
 	defer func() { _ = in.Close() }()
 	// Whole or not at all: what is there of it is no file of that name.
-	tmp := path.Join(path.Dir(rel), ".berth-"+rand.Text()+".tmp")
+	tmp := path.Join(path.Dir(rel), fmt.Sprintf(".berth-%s-%d-%s.tmp", d.rec.Task.ID, s.step, s.name()))
+	if err := root.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a process that was killed here
+		return kind(err)
+	}
 	out, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return kind(err)
