@@ -62,6 +62,8 @@ func (d *drive) tidyStep(sandbox berth.Sandbox, i int) error {
 // saveStreams puts what a step wrote to where its stdout and stderr files are expected, for those that lie
 // in no volume.
 func (d *drive) saveStreams(i int) {
+	delete(d.unsaved, i) // of an attempt before this one
+	var all []string
 	for _, s := range d.lay.streams {
 		if s.step != i {
 			continue
@@ -70,12 +72,18 @@ func (d *drive) saveStreams(i int) {
 		if err == nil {
 			continue
 		}
-		text := fmt.Sprintf("step %d: file %s of %s was not saved: %v", i+1, s.path, s.name(), err)
-		if exit := d.rec.Steps[i].Exit; exit != nil && d.goesOn(i, *exit) {
-			d.unsaved = append(d.unsaved, text)
-		} else {
-			d.warn(text)
+		all = append(all, fmt.Sprintf("step %d: file %s of %s was not saved: %v", i+1, s.path, s.name(), err))
+	}
+	text := strings.Join(all, "; ")
+	switch exit := d.rec.Steps[i].Exit; {
+	case text == "":
+	case exit != nil && d.goesOn(i, *exit):
+		if d.unsaved == nil {
+			d.unsaved = map[int]string{}
 		}
+		d.unsaved[i] = text
+	default:
+		d.warn(text)
 	}
 }
 

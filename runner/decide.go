@@ -110,10 +110,10 @@ func (d *drive) notes() string {
 
 // unfilled tells of files that lack some of what steps wrote that ended well.
 func (d *drive) unfilled() string {
-	if len(d.unsaved) > 0 {
-		return strings.Join(d.unsaved, "; ")
-	}
 	for i, s := range d.rec.Steps {
+		if text := d.unsaved[i]; text != "" {
+			return text
+		}
 		if s.Exit == nil || s.Exit.Unfilled == "" || !d.goesOn(i, *s.Exit) {
 			continue
 		}

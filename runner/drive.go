@@ -36,7 +36,7 @@ type drive struct {
 	lease            *ledger.Lease
 	holder           ledger.Holder    // of the lease: the running container; zero for none
 	bridged          ledger.Holder    // of the lease: who keeps the container that is being started; zero for none
-	unsaved          []string         // what is missing of files of steps that ended well
+	unsaved          map[int]string   // what is missing of files that steps' output was to be saved to, by step
 	full             bool             // the disk was too full to record an event
 	mirror           string           // what was brought here of volumes on another machine; "" before
 	astray           error            // why a container that was to be ended was not; it may still run

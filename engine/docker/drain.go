@@ -174,23 +174,25 @@ func (o *output) catchUp(ctx context.Context) error {
 		return io.ErrUnexpectedEOF
 	}
 	err := o.copy(r)
-	for try := 1; errors.Is(err, errAnew) && try < anewTries; try++ {
-		if err := o.openLog(ctx, false); err != nil {
-			return err
+	onceMore := func() error {
+		if oerr := o.openLog(ctx, false); oerr != nil {
+			return oerr
 		}
 		o.mu.Lock()
 		r = o.r
 		o.mu.Unlock()
 		err = o.copy(r)
+		return nil
+	}
+	for try := 1; errors.Is(err, errAnew) && try < anewTries; try++ {
+		if oerr := onceMore(); oerr != nil {
+			return oerr
+		}
 	}
 	if errors.Is(err, errRotated) {
-		if err := o.openLog(ctx, false); err != nil {
-			return err
+		if oerr := onceMore(); oerr != nil {
+			return oerr
 		}
-		o.mu.Lock()
-		r = o.r
-		o.mu.Unlock()
-		err = o.copy(r)
 	}
 	return errors.Join(err, settle(r))
 }

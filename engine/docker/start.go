@@ -298,7 +298,11 @@ func (s *Sandbox) emptyAgain() error {
 	if again {
 		return nil
 	}
-	return writeJSON(note, empty)
+	f, err := putJSON(note, empty) // which a crash may lose, and then the volumes are as they are
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // filled: a step was created, so that the daemon has copied up what volumes get from the image.

@@ -47,7 +47,6 @@ func (a *app) rm(ctx context.Context, o *rmOptions, refs []string) error {
 	}
 	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
 		if o.force {
-			defer a.lookAfter(ctx, h)()
 			if err := h.runner.Cancel(ctx, id, true); err != nil {
 				return err
 			}

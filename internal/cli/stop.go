@@ -44,7 +44,6 @@ func (a *app) stop(ctx context.Context, o *stopOptions, refs []string) error {
 		return err
 	}
 	return a.each(ctx, tasks, func(ctx context.Context, h *host, id string) error {
-		defer a.lookAfter(ctx, h)()
 		err := h.runner.Cancel(ctx, id, o.now)
 		if err == nil {
 			err = awaitEnd(ctx, h, id)
@@ -146,6 +145,7 @@ func (a *app) each(ctx context.Context, tasks []foundTask, do func(ctx context.C
 			return err
 		}
 		defer h.close()
+		defer a.lookAfter(ctx, h)()
 		hosts[at] = h
 	}
 	var wg sync.WaitGroup
